@@ -1,0 +1,1 @@
+"""Performance, power and cooling as small pure functions, used by the engine's kernels and by people."""

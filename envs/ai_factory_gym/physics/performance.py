@@ -1,0 +1,484 @@
+"""How long prefill and decode take: a roofline per rack type, model, precision and layout, with every term visible.
+
+The form, for a decode worker of ``G = tp x dp`` GPUs with ``B`` requests in flight, ``b = B / dp`` per attention rank
+and ``S`` tokens of context each (L layers, h hidden, k of E experts active, m tokens verified and a kept per iteration):
+
+* memory: ``[W_dense/tp + b S kv / min(tp, kv_heads; 1 for MLA)] / (BW eta_m) + W_experts u / (G BW eta_e)`` with
+  ``u = 1 - (1 - k/E)^B``, the share of the experts that some request touches
+* compute: ``m [2 k P_e B / (G F_e eta_c) + 2 P_dense b / (tp F_d eta_c) + A S b / (tp F_a eta_c)]``
+* communication: ``m L b h / eta_n x [8 (tp-1)/tp / link_tp + 3 min(k, G) (G-1)/G / link_ep  if dp > 1 and experts]``
+* fixed: ``(1 + 0.1 (m-1)) {L [tau + alpha log2 tp + alpha_a2a (dp > 1, experts)] + sigma b}``
+* iteration: ``sqrt(memory^2 + compute^2) + communication + fixed``; ``TPOT = iteration / a``
+
+and for a prefill worker of ``G = tp x dp x pp`` GPUs, per prompt token, ``sqrt(compute^2 + stream^2 + communication^2)``
+with the FLOPs of the weights over ``G F eta_p`` as compute, the weights read once per chunk of ``chunk_tokens`` tokens of
+each attention rank as stream, and attention FLOPs (quadratic in the prompt) over the attention rate on top.
+
+Compute scales with the clock, memory bandwidth does not until clocks are very low, links and host latencies never do.
+Constants are per GPU generation, in the catalogue, with their status. The coefficients fold a fixed layout into a dozen
+floats, so that the kernels need a few operations only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ai_factory_gym.catalogue import PRECISIONS, Architecture, Group, Model, Rack
+from ai_factory_gym.catalogue import model as find_model
+from ai_factory_gym.catalogue import rack as find_rack
+from ai_factory_gym.errors import ConfigError, unknown
+
+MEMORY_KNEE_CLOCK = 0.35
+"""Clock below which memory bandwidth falls: the L2 and fabric then no longer keep the memory busy (hardware_facts: performance
+collapses below 0.3-0.4 of the power range; status derived)."""
+
+CHUNK_TOKENS = 16_384
+"""Prompt tokens an attention rank processes per pass over the weights (status assumed: usual chunked-prefill budgets are 8-32k)."""
+
+MAX_LANES = 4
+"""Most prompts a prefill worker serves at once, one per attention rank (own latency is min(dp, 4) services; status derived)."""
+
+MEMORY_RESERVE = 0.10
+"""Share of GPU memory kept for activations, graphs and fragmentation (status assumed: servers default to 0.85-0.9 for weights and KV)."""
+
+BYTES_PER_WEIGHT = {"fp8": 1.0, "fp4": 0.5625, "bf16": 2.0}
+"""Bytes per weight; fp4 carries one 8-bit scale per 16 weights (NVFP4)."""
+
+BYTES_PER_KV = {"fp8": 1.0, "bf16": 2.0}
+"""Bytes per KV-cache element."""
+
+_KERNELS_PER_LAYER_MLA_MOE = 20.0
+_KERNELS_PER_LAYER_GQA_MOE = 13.0
+
+
+class PrefillCoefficients(NamedTuple):
+    """Prefill on one lane of a replica at clock 1. All floats.
+
+    Attributes:
+        per_token_s: Compute time per new prompt token; scales with 1 / clock.
+        per_token2_s: Attention time per squared prompt token; scales with 1 / clock.
+        stream_per_token_s: Part of weight streaming and communication that compute does not hide, per token; does not scale.
+        overhead_s: Fixed time per request that occupies the lane; does not scale.
+        servers_per_replica: Lanes of the replica, which serve one prompt each.
+        frontend_s: Constant latency added to every TTFT; occupies nothing.
+        kv_bytes_per_token: KV cache handed to decode per prompt token.
+        transfer_bytes_per_s: Scale-out bandwidth of the whole replica.
+        gpus: GPUs of the replica.
+    """
+
+    per_token_s: float
+    per_token2_s: float
+    stream_per_token_s: float
+    overhead_s: float
+    servers_per_replica: float
+    frontend_s: float
+    kv_bytes_per_token: float
+    transfer_bytes_per_s: float
+    gpus: float
+
+
+class DecodeCoefficients(NamedTuple):
+    """Decode on one replica of a fixed layout at clock 1. All floats.
+
+    Attributes:
+        memory_s: Reading the dense weights once.
+        memory_request_s: Reading the constant KV (sliding-window layers) of one request.
+        memory_context_s: Reading one token of KV of one request.
+        experts_s: Reading every expert once.
+        expert_log: ln(1 - k/E), so that experts touched = 1 - exp(expert_log x batch); 0 without experts.
+        compute_request_s: Multiplying one request's new tokens with the weights it uses.
+        compute_context_s: Attention of one request per token of its context.
+        communication_request_s: Collectives per request.
+        latency_s: Fixed time per iteration.
+        latency_request_s: Host time per request.
+        tokens_per_iteration: Tokens each request gains per iteration (a).
+        kv_capacity_tokens: Tokens of KV the replica holds beside the weights and the reserve.
+        kv_request_tokens: KV a request holds besides its context, in tokens (sliding-window layers).
+        gpus: GPUs of the replica.
+    """
+
+    memory_s: float
+    memory_request_s: float
+    memory_context_s: float
+    experts_s: float
+    expert_log: float
+    compute_request_s: float
+    compute_context_s: float
+    communication_request_s: float
+    latency_s: float
+    latency_request_s: float
+    tokens_per_iteration: float
+    kv_capacity_tokens: float
+    kv_request_tokens: float
+    gpus: float
+
+
+PREFILL_PER_TOKEN_S = 0
+PREFILL_PER_TOKEN2_S = 1
+PREFILL_STREAM_PER_TOKEN_S = 2
+PREFILL_OVERHEAD_S = 3
+PREFILL_SERVERS_PER_REPLICA = 4
+PREFILL_FRONTEND_S = 5
+PREFILL_KV_BYTES_PER_TOKEN = 6
+PREFILL_TRANSFER_BYTES_PER_S = 7
+PREFILL_GPUS = 8
+
+DECODE_MEMORY_S = 0
+DECODE_MEMORY_REQUEST_S = 1
+DECODE_MEMORY_CONTEXT_S = 2
+DECODE_EXPERTS_S = 3
+DECODE_EXPERT_LOG = 4
+DECODE_COMPUTE_REQUEST_S = 5
+DECODE_COMPUTE_CONTEXT_S = 6
+DECODE_COMMUNICATION_REQUEST_S = 7
+DECODE_LATENCY_S = 8
+DECODE_LATENCY_REQUEST_S = 9
+DECODE_TOKENS_PER_ITERATION = 10
+DECODE_KV_CAPACITY_TOKENS = 11
+DECODE_KV_REQUEST_TOKENS = 12
+DECODE_GPUS = 13
+
+
+@njit(cache=True, error_model="numpy")
+def compute_rate(clock: float) -> float:
+    """Compute rate relative to clock 1: proportional to the clock.
+
+    Args:
+        clock: SM clock as a fraction of the maximum, in (0, 1].
+    """
+    return clock
+
+
+@njit(cache=True, error_model="numpy")
+def memory_rate(clock: float) -> float:
+    """Memory bandwidth relative to clock 1: flat above the knee, proportional to the clock below it.
+
+    Args:
+        clock: SM clock as a fraction of the maximum, in (0, 1].
+    """
+    return 1.0 if clock >= MEMORY_KNEE_CLOCK else clock / MEMORY_KNEE_CLOCK
+
+
+@njit(cache=True, error_model="numpy")
+def prefill_work_s(coef: NDArray[np.float64], new_tokens: float, token_pairs: float) -> tuple[float, float]:
+    """Work of one prompt on one lane, in its scaling and its fixed part.
+
+    Service time at a clock is ``scaling_s / compute_rate(clock) + fixed_s``.
+
+    Args:
+        coef: ``np.array(PrefillCoefficients)``, shape (9,).
+        new_tokens: Prompt tokens without the cached ones.
+        token_pairs: ``E[prompt^2] - cached^2``.
+
+    Returns:
+        ``(scaling_s, fixed_s)``, seconds at clock 1.
+    """
+    scaling_s = coef[PREFILL_PER_TOKEN_S] * new_tokens + coef[PREFILL_PER_TOKEN2_S] * token_pairs
+    fixed_s = coef[PREFILL_STREAM_PER_TOKEN_S] * new_tokens + coef[PREFILL_OVERHEAD_S]
+    return scaling_s, fixed_s
+
+
+@njit(cache=True, error_model="numpy")
+def decode_iteration_s(
+    coef: NDArray[np.float64], batch: float, context_tokens: float, clock: float
+) -> tuple[float, float, float]:
+    """Time of one decode iteration of a replica.
+
+    ``TPOT = iteration_s / coef[DECODE_TOKENS_PER_ITERATION]``.
+
+    Args:
+        coef: ``np.array(DecodeCoefficients)``, shape (14,).
+        batch: Requests in flight on the replica, at least 1.
+        context_tokens: Mean tokens of KV per request.
+        clock: SM clock as a fraction of the maximum, in (0, 1].
+
+    Returns:
+        ``(iteration_s, compute_s, memory_s)``: the iteration, and how long compute units and memory are busy within it.
+    """
+    tokens = batch * context_tokens
+    touched = 1.0 - math.exp(coef[DECODE_EXPERT_LOG] * batch)
+    memory_s = (
+        coef[DECODE_MEMORY_S]
+        + coef[DECODE_MEMORY_REQUEST_S] * batch
+        + coef[DECODE_MEMORY_CONTEXT_S] * tokens
+        + coef[DECODE_EXPERTS_S] * touched
+    ) / memory_rate(clock)
+    compute_s = (coef[DECODE_COMPUTE_REQUEST_S] * batch + coef[DECODE_COMPUTE_CONTEXT_S] * tokens) / compute_rate(clock)
+    fixed_s = coef[DECODE_LATENCY_S] + (coef[DECODE_COMMUNICATION_REQUEST_S] + coef[DECODE_LATENCY_REQUEST_S]) * batch
+    return math.sqrt(memory_s * memory_s + compute_s * compute_s) + fixed_s, compute_s, memory_s
+
+
+def _kernel_ratio(model: Model) -> float:
+    """Kernels per layer relative to an MLA mixture-of-experts layer: latency follows launches."""
+    return 1.0 if model.attention == "mla" else _KERNELS_PER_LAYER_GQA_MOE / _KERNELS_PER_LAYER_MLA_MOE
+
+
+def _dense_precision(model: Model, precision: str) -> str:
+    """Precision of the non-expert weights: 4-bit mixture-of-experts checkpoints leave them in bf16."""
+    return "bf16" if precision == "fp4" and model.is_moe else precision
+
+
+def _efficiency(architecture: Architecture, phase: str, precision: str) -> float:
+    """Share of peak FLOP/s a phase reaches at a precision; bf16 is taken as fp8 (status assumed: not in the fit)."""
+    if phase == "decode":
+        four, eight = architecture.decode_compute_efficiency_fp4, architecture.decode_compute_efficiency_fp8
+    else:
+        four, eight = architecture.prefill_efficiency_fp4, architecture.prefill_efficiency_fp8
+    return four if precision == "fp4" else eight
+
+
+def _degree(name: str, value: int) -> int:
+    """Return a parallel degree when it is a whole number of at least 1, else refuse it."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ConfigError(f"{name}: {value!r} is not allowed; must be a whole number of at least 1.")
+    return int(value)
+
+
+def _check_precision(model: Model, group: Group, precision: str, kv_precision: str) -> None:
+    """Refuse precisions that are unknown or that the GPU has no units for."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if kv_precision not in BYTES_PER_KV:
+        raise unknown("kv_precision", kv_precision, BYTES_PER_KV)
+    group.flops(precision)
+    group.flops(_dense_precision(model, precision))
+
+
+def weight_bytes_per_gpu(model: Model, precision: str, *, tp: int, dp: int, pp: int = 1) -> float:
+    """Bytes of weights one GPU holds: experts spread over the worker, all else copied per attention rank.
+
+    Args:
+        model: The model.
+        precision: Weight precision of the experts (of everything in a dense model).
+        tp: GPUs an attention rank spans.
+        dp: Attention ranks.
+        pp: Pipeline stages.
+
+    Returns:
+        Bytes, embedding included.
+    """
+    dense = (model.dense_params + model.embedding_params) * BYTES_PER_WEIGHT[_dense_precision(model, precision)]
+    experts = model.experts * model.expert_params * BYTES_PER_WEIGHT[precision]
+    return dense / (tp * pp) + experts / (tp * dp * pp)
+
+
+def _free_bytes_per_gpu(rack: Rack, group: Group, model: Model, precision: str, tp: int, dp: int, pp: int) -> float:
+    """Memory of one GPU beside weights and reserve; refuse a layout that has none."""
+    gpus = tp * dp * pp
+    if gpus > group.gpus and group.gpus != group.link_domain_gpus:
+        raise ConfigError(f"worker of {gpus} GPUs (tp {tp} x dp {dp} x pp {pp}): {rack.id!r} has only {group.gpus} GPUs of that kind.")
+    weights = weight_bytes_per_gpu(model, precision, tp=tp, dp=dp, pp=pp)
+    usable = group.memory_gb * 1e9 * (1.0 - MEMORY_RESERVE)
+    if weights >= usable:
+        raise ConfigError(
+            f"model {model.id!r} at {precision} does not fit a worker of {gpus} GPUs (tp {tp} x dp {dp} x pp {pp}) of {rack.id!r}: "
+            f"{weights / 1e9:.1f} GB of weights per GPU, {usable / 1e9:.1f} GB usable of {group.memory_gb:g} GB; "
+            f"use more GPUs or a smaller precision."
+        )
+    return usable - weights
+
+
+def _link_bytes_per_s(group: Group, gpus: int) -> float:
+    """Bandwidth of one GPU to the others of a set: the link inside its domain, the network beyond it."""
+    return (group.link_gb_s if gpus <= group.link_domain_gpus else group.scaleout_gb_s) * 1e9
+
+
+def _attention_flops(model: Model, *, absorbed: bool) -> float:
+    """FLOPs of one layer's attention per pair of query and key tokens.
+
+    MLA decode works on the compressed KV (absorbed); MLA prefill expands it to full heads, which is cheaper per pair.
+    """
+    if model.attention == "gqa":
+        return 4.0 * model.heads * model.head_dim
+    if absorbed:
+        return 2.0 * model.heads * (2 * model.kv_lora + model.rope)
+    return 2.0 * model.heads * (model.nope_dim + model.rope + model.v_dim)
+
+
+def kv_bytes_per_token(model: Model, kv_precision: str = "fp8") -> float:
+    """Bytes of KV cache per token of context, all layers that keep the whole context.
+
+    Raises:
+        ConfigError: On an unknown precision.
+    """
+    if kv_precision not in BYTES_PER_KV:
+        raise unknown("kv_precision", kv_precision, BYTES_PER_KV)
+    return model.kv_elements_per_token * BYTES_PER_KV[kv_precision]
+
+
+def prefill_coefficients(
+    rack: Rack | str,
+    model: Model | str,
+    *,
+    precision: str,
+    tp: int = 1,
+    dp: int = 1,
+    pp: int = 1,
+    profile: str | None = None,
+    kv_precision: str = "fp8",
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> PrefillCoefficients:
+    """Fold a rack type, a model and a layout into prefill coefficients.
+
+    Args:
+        rack: Rack type or its catalogue name.
+        model: Model or its catalogue name.
+        precision: Weight precision.
+        tp: GPUs an attention rank spans.
+        dp: Attention ranks of a replica (expert parallel over all of its GPUs).
+        pp: Pipeline stages; the layout of GPUs without NVLink, where only activations cross stages.
+        profile: Power profile; None is the default one.
+        kv_precision: Precision of the KV cache.
+        chunk_tokens: Prompt tokens an attention rank processes per pass over the weights.
+
+    Returns:
+        The coefficients of one lane.
+
+    Raises:
+        ConfigError: On an unknown name, a bad layout, or a model that does not fit.
+    """
+    rack, model = find_rack(rack), find_model(model)
+    group = rack.group("prefill")
+    architecture = group.architecture
+    _check_precision(model, group, precision, kv_precision)
+    tp, dp, pp = _degree("tp", tp), _degree("dp", dp), _degree("pp", pp)
+    chunk_tokens = _degree("chunk_tokens", chunk_tokens)
+    _free_bytes_per_gpu(rack, group, model, precision, tp, dp, pp)
+    gpus = tp * dp * pp
+    scale = group.profile(profile).compute_scale
+    dense_precision = _dense_precision(model, precision)
+    # The output head runs for the last token only.
+    dense_params = model.dense_params - model.embedding_params
+    weights_s = (
+        2.0 * dense_params / (group.flops(dense_precision) * scale * _efficiency(architecture, "prefill", dense_precision))
+        + 2.0 * model.top_k * model.expert_params / (group.flops(precision) * scale * _efficiency(architecture, "prefill", precision))
+    ) / gpus
+    attention_rate = group.attention_pflops * 1e15 * scale * architecture.prefill_attention_efficiency * gpus
+    attention = _attention_flops(model, absorbed=False)
+    window_s = attention * model.sliding_layers * model.window / attention_rate
+    per_token2_s = attention * (model.layers - model.sliding_layers) / 2.0 / attention_rate
+
+    bandwidth = group.memory_tb_s * 1e12
+    stream_s = (
+        dense_params * BYTES_PER_WEIGHT[dense_precision] / (tp * pp) / (bandwidth * architecture.memory_efficiency)
+        + model.experts * model.expert_params * BYTES_PER_WEIGHT[precision] / gpus / (bandwidth * architecture.expert_memory_efficiency)
+    ) / (chunk_tokens * dp)
+    communication_s = _communication_s(group, model, tp, dp) * (1.0 / pp)
+    if pp > 1:
+        communication_s += 2.0 * model.hidden / (dp * _link_bytes_per_s(group, gpus) * architecture.link_efficiency)
+    exposed_s = math.sqrt(weights_s**2 + stream_s**2 + communication_s**2) - weights_s
+    overhead_s = model.layers * architecture.prefill_layer_latency_s * _kernel_ratio(model) / (dp * pp) if model.is_moe else 0.0
+    lanes = min(dp * pp, MAX_LANES)
+    return PrefillCoefficients(
+        per_token_s=lanes * (weights_s + window_s),
+        per_token2_s=lanes * per_token2_s,
+        stream_per_token_s=lanes * exposed_s,
+        overhead_s=lanes * overhead_s,
+        servers_per_replica=float(lanes),
+        frontend_s=architecture.frontend_disaggregated_s,
+        kv_bytes_per_token=kv_bytes_per_token(model, kv_precision),
+        transfer_bytes_per_s=gpus * group.scaleout_gb_s * 1e9,
+        gpus=float(gpus),
+    )
+
+
+def _communication_s(group: Group, model: Model, tp: int, dp: int) -> float:
+    """Collectives of all layers per token of the worker: all-reduce within a rank, expert all-to-all across ranks."""
+    gpus = tp * dp
+    per_layer = 8.0 * (tp - 1) / tp / _link_bytes_per_s(group, tp)
+    if dp > 1 and model.is_moe:
+        per_layer += 3.0 * min(model.top_k, gpus) * (gpus - 1) / gpus / _link_bytes_per_s(group, gpus)
+    return model.layers * model.hidden * per_layer / (dp * group.architecture.link_efficiency)
+
+
+def decode_coefficients(
+    rack: Rack | str,
+    model: Model | str,
+    *,
+    precision: str,
+    tp: int = 1,
+    dp: int = 1,
+    ep: int | None = None,
+    mtp: bool = False,
+    profile: str | None = None,
+    kv_precision: str = "fp8",
+) -> DecodeCoefficients:
+    """Fold a rack type, a model and a layout into decode coefficients.
+
+    Args:
+        rack: Rack type or its catalogue name.
+        model: Model or its catalogue name.
+        precision: Weight precision.
+        tp: GPUs an attention rank spans.
+        dp: Attention ranks of a replica.
+        ep: Expert-parallel size; None is the whole worker. Experts are spread over all GPUs either way, so the size changes
+            nothing else here.
+        mtp: Whether multi-token prediction is on.
+        profile: Power profile; None is the default one.
+        kv_precision: Precision of the KV cache.
+
+    Returns:
+        The coefficients of one replica.
+
+    Raises:
+        ConfigError: On an unknown name, a bad layout, or a model that does not fit.
+    """
+    rack, model = find_rack(rack), find_model(model)
+    group = rack.group("decode")
+    architecture = group.architecture
+    _check_precision(model, group, precision, kv_precision)
+    tp, dp = _degree("tp", tp), _degree("dp", dp)
+    gpus = tp * dp
+    if ep is not None and gpus % _degree("ep", ep) != 0:
+        raise ConfigError(f"ep: {ep} is not allowed; must divide the worker's {gpus} GPUs (tp {tp} x dp {dp}).")
+    free_bytes = _free_bytes_per_gpu(rack, group, model, precision, tp, dp, 1)
+    scale = group.profile(profile).compute_scale
+    dense_precision = _dense_precision(model, precision)
+    verified = architecture.mtp_tokens_verified if mtp else 1.0
+    kept = architecture.mtp_tokens_kept if mtp else 1.0
+
+    bandwidth = group.memory_tb_s * 1e12
+    kv_shards = min(tp, model.kv_heads) if model.attention == "gqa" else 1
+    kv_token = kv_bytes_per_token(model, kv_precision)
+    kv_constant = model.kv_elements_constant * BYTES_PER_KV[kv_precision]
+    dense_bandwidth = bandwidth * architecture.memory_efficiency
+    dense_s = model.dense_params * BYTES_PER_WEIGHT[dense_precision] / tp / dense_bandwidth
+    experts = model.experts * model.expert_params
+    experts_s = experts * BYTES_PER_WEIGHT[precision] / (gpus * bandwidth * architecture.expert_memory_efficiency)
+
+    attention = _attention_flops(model, absorbed=True)
+    attention_rate = group.attention_pflops * 1e15 * scale * _efficiency(architecture, "decode", "fp8") * gpus
+    dense_rate = group.flops(dense_precision) * scale * _efficiency(architecture, "decode", dense_precision) * gpus
+    expert_rate = group.flops(precision) * scale * _efficiency(architecture, "decode", precision) * gpus
+    compute_request_s = verified * (
+        2.0 * model.dense_params / dense_rate
+        + 2.0 * model.top_k * model.expert_params / expert_rate
+        + attention * model.sliding_layers * model.window / attention_rate
+    )
+    layer_latency_s = (
+        architecture.layer_latency_moe_s * _kernel_ratio(model) if model.is_moe else architecture.layer_latency_dense_s
+    ) + architecture.tensor_latency_s * math.log2(tp)
+    if dp > 1 and model.is_moe:
+        layer_latency_s += architecture.all_to_all_latency_s
+    stretch = 1.0 + architecture.mtp_latency_factor * (verified - 1.0)
+    return DecodeCoefficients(
+        memory_s=dense_s,
+        memory_request_s=kv_constant / (dp * kv_shards * dense_bandwidth),
+        memory_context_s=kv_token / (dp * kv_shards * dense_bandwidth),
+        experts_s=experts_s,
+        expert_log=math.log1p(-model.top_k / model.experts) if model.experts > model.top_k else -700.0 if model.is_moe else 0.0,
+        compute_request_s=compute_request_s,
+        compute_context_s=verified * attention * (model.layers - model.sliding_layers) / attention_rate,
+        communication_request_s=verified * _communication_s(group, model, tp, dp),
+        latency_s=stretch * model.layers * layer_latency_s,
+        latency_request_s=stretch * architecture.sequence_latency_s / dp,
+        tokens_per_iteration=kept,
+        kv_capacity_tokens=dp * kv_shards * free_bytes / kv_token,
+        kv_request_tokens=kv_constant / kv_token,
+        gpus=float(gpus),
+    )
