@@ -1,0 +1,142 @@
+"""Scenarios: what a day brings. One TOML file each beside this module; users write their own in the same form."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
+from ai_factory_gym.grid.cap import MAX_CAP_EVENTS, CapEventSpec, CapSchedule, draw_schedule
+from ai_factory_gym.workload.demand import MAX_BURSTS, Burst, BurstSpec, draw_bursts
+
+SCENARIO_DIR = Path(__file__).parent
+
+_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What varies in an episode besides the site and its demand; nothing here is drawn yet.
+
+    Attributes:
+        name: Identifier, the file's stem.
+        description: One sentence.
+        daily: Whether demand follows each class's daily curve.
+        overdispersion: Factor on each class's minute-scale overdispersion; 0 makes arrivals Poisson.
+        deferrable: Whether classes marked deferrable may be held back; when false they are served like the others.
+        bursts: Demand bursts, once a day each.
+        cap_events: Curtailments, once a day each.
+    """
+
+    name: str
+    description: str = ""
+    daily: bool = True
+    overdispersion: float = 1.0
+    deferrable: bool = True
+    bursts: tuple[BurstSpec, ...] = ()
+    cap_events: tuple[CapEventSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range(f"scenario {self.name!r}: overdispersion", self.overdispersion, 0.0, 10.0)
+        for key, items, most in (("bursts", self.bursts, MAX_BURSTS), ("cap_events", self.cap_events, MAX_CAP_EVENTS)):
+            if len(items) > most:
+                raise ConfigError(f"scenario {self.name!r}: {key}: {len(items)} given; at most {most} are allowed.")
+
+    @property
+    def lowest_cap_fraction(self) -> float:
+        """Lowest cap of the day over the base cap."""
+        return 1.0 - max((event.depth for event in self.cap_events), default=0.0)
+
+    def draw_bursts(self, rng: np.random.Generator) -> tuple[Burst, ...]:
+        """Draw the bursts of an episode; see ``workload.demand.draw_bursts``."""
+        return draw_bursts(rng, self.bursts)
+
+    def draw_cap(
+        self, rng: np.random.Generator, base_cap_w: float, start_time_s: float, horizon_s: float
+    ) -> CapSchedule:
+        """Draw the cap of an episode; see ``grid.cap.draw_schedule``."""
+        return draw_schedule(rng, self.cap_events, base_cap_w, start_time_s, horizon_s)
+
+
+def _specs(where: str, raw: Any, kind: type[_Spec]) -> tuple[_Spec, ...]:
+    if not isinstance(raw, Sequence) or isinstance(raw, str):
+        raise ConfigError(f"{where}: {raw!r} is not allowed; must be an array of tables ([[...]]).")
+    fields = [field.name for field in dataclasses.fields(kind)]
+    built = []
+    for i, table in enumerate(raw):
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{where}[{i}]: {table!r} is not allowed; must be a table.")
+        check_keys(f"{where}[{i}]", table, required=fields)
+        try:
+            numbers = {key: check_range(key, value, -math.inf, math.inf) for key, value in table.items()}
+            built.append(kind(**numbers))
+        except ConfigError as error:
+            raise ConfigError(f"{where}[{i}].{error}") from None
+    return tuple(built)
+
+
+def _read(path: Path) -> Scenario:
+    where = f"scenario {str(path)!r}"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror or error}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: is not valid TOML ({error}).") from None
+    keys = ("description", "daily", "overdispersion", "deferrable")
+    check_keys(where, table, required=keys, optional=("bursts", "cap_events"))
+    for key in ("daily", "deferrable"):
+        if not isinstance(table[key], bool):
+            raise ConfigError(f"{where}: {key}: {table[key]!r} is not allowed; must be true or false.")
+    return Scenario(
+        name=path.stem,
+        description=str(table["description"]),
+        daily=table["daily"],
+        overdispersion=check_range(f"{where}: overdispersion", table["overdispersion"], 0.0, 10.0),
+        deferrable=table["deferrable"],
+        bursts=_specs(f"{where}: bursts", table.get("bursts", []), BurstSpec),
+        cap_events=_specs(f"{where}: cap_events", table.get("cap_events", []), CapEventSpec),
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _shipped(name: str) -> Scenario:
+    return _read(SCENARIO_DIR / f"{name}.toml")
+
+
+def scenario_names() -> tuple[str, ...]:
+    """Return the names of the shipped scenarios, sorted."""
+    return tuple(sorted(path.stem for path in SCENARIO_DIR.glob("*.toml")))
+
+
+def scenario(name: str | Path | Scenario) -> Scenario:
+    """Return a scenario.
+
+    Args:
+        name: Name of a shipped scenario, path of a TOML file (a ``Path``, or a string that ends in ``.toml``), or a
+            ``Scenario``, which is returned as it is.
+
+    Raises:
+        ConfigError: On an unknown name (with the nearest one), a file that cannot be read, unknown or missing keys, or
+            values out of range.
+    """
+    if isinstance(name, Scenario):
+        return name
+    if isinstance(name, Path) or (isinstance(name, str) and name.endswith(".toml")):
+        return _read(Path(name))
+    names = scenario_names()
+    if name not in names:
+        raise unknown("scenario", name, names)
+    return _shipped(name)
+
+
+__all__ = ["Scenario", "scenario", "scenario_names"]
