@@ -98,7 +98,7 @@ class Architecture(_Sourced):
         layer_latency_moe_s: Fixed time per decode layer of an MLA mixture-of-experts model; other kinds scale with their kernels.
         tensor_latency_s: Extra time per layer per doubling of the tensor-parallel size (alpha).
         all_to_all_latency_s: Extra time per layer of the expert all-to-all (alpha_a2a).
-        sequence_latency_s: Host time per sequence and iteration (sigma).
+        sequence_latency_s: Time per sequence and iteration that nothing hides (sigma).
         prefill_layer_latency_s: Fixed time per prefill layer of an MLA mixture-of-experts model (tau_p).
         frontend_disaggregated_s: Latency of everything before and after the workers, disaggregated (T0).
         frontend_aggregated_s: The same, aggregated.
