@@ -138,6 +138,24 @@ def _table(
     return {key: _number(where, key, raw[key], unit, out) for key, unit in units.items() if key in raw}
 
 
+def _lengths(where: str, raw: Any, out: list[Provenance]) -> LengthDistribution:
+    numbers = _table(where, raw, _LENGTH_UNITS, (), out)
+    try:
+        return LengthDistribution(**numbers)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+
+
+def _demand(where: str, raw: Any, out: list[Provenance]) -> DemandProfile:
+    numbers = _table(where, raw, _DEMAND_UNITS, tuple(_DEMAND_UNITS), out)
+    if "overdispersion_tau" in numbers:
+        numbers["overdispersion_tau_s"] = numbers.pop("overdispersion_tau")
+    try:
+        return DemandProfile(**numbers)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+
+
 def _build(name: str, raw: Any) -> RequestClass:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{name}: {raw!r} is not allowed; must be a table describing a request class.")
@@ -148,36 +166,29 @@ def _build(name: str, raw: Any) -> RequestClass:
     if not isinstance(deferrable, bool):
         raise ConfigError(f"{name}.deferrable: {deferrable!r} is not allowed; must be true or false.")
     notes: list[Provenance] = []
-    try:
-        prompt = LengthDistribution(**_table(f"{name}.prompt", raw["prompt"], _LENGTH_UNITS, (), notes))
-        output = LengthDistribution(**_table(f"{name}.output", raw["output"], _LENGTH_UNITS, (), notes))
-        slo = _table(f"{name}.slo", raw["slo"], _SLO_UNITS, ("deadline", "attainment_target"), notes)
-        demand = _table(f"{name}.demand", raw.get("demand", {}), _DEMAND_UNITS, tuple(_DEMAND_UNITS), notes)
-        requests_per_task = 1.0
-        if "requests_per_task" in raw:
-            requests_per_task = _number(name, "requests_per_task", raw["requests_per_task"], "1", notes)
-        if "overdispersion_tau" in demand:
-            demand["overdispersion_tau_s"] = demand.pop("overdispersion_tau")
-        return RequestClass(
-            name=name,
-            description=str(raw["description"]),
-            prompt=prompt,
-            output=output,
-            ttft_a_s=slo["ttft_a"],
-            ttft_b_s_per_token=slo["ttft_b"],
-            ttft_c_s_per_token2=slo["ttft_c"],
-            tpot_s=slo["tpot"],
-            patience_s=slo["patience"],
-            deferrable=deferrable,
-            deadline_s=slo.get("deadline", 0.0),
-            attainment_target=slo.get("attainment_target", 0.95),
-            requests_per_task=requests_per_task,
-            demand=DemandProfile(**demand),
-            provenance=tuple(notes),
-        )
-    except ConfigError as error:
-        message = str(error)
-        raise ConfigError(message if name in message else f"class {name!r}: {message}") from None
+    prompt = _lengths(f"{name}.prompt", raw["prompt"], notes)
+    output = _lengths(f"{name}.output", raw["output"], notes)
+    slo = _table(f"{name}.slo", raw["slo"], _SLO_UNITS, ("deadline", "attainment_target"), notes)
+    requests_per_task = 1.0
+    if "requests_per_task" in raw:
+        requests_per_task = _number(name, "requests_per_task", raw["requests_per_task"], "1", notes)
+    return RequestClass(
+        name=name,
+        description=str(raw["description"]),
+        prompt=prompt,
+        output=output,
+        ttft_a_s=slo["ttft_a"],
+        ttft_b_s_per_token=slo["ttft_b"],
+        ttft_c_s_per_token2=slo["ttft_c"],
+        tpot_s=slo["tpot"],
+        patience_s=slo["patience"],
+        deferrable=deferrable,
+        deadline_s=slo.get("deadline", 0.0),
+        attainment_target=slo.get("attainment_target", 0.95),
+        requests_per_task=requests_per_task,
+        demand=_demand(f"{name}.demand", raw.get("demand", {}), notes),
+        provenance=tuple(notes),
+    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -146,14 +146,19 @@ def burst_factor(bursts: Sequence[Burst], start_s: float, minutes: int) -> Float
     of it. Overlapping bursts multiply.
     """
     factor = np.ones(minutes)
-    begin = start_s + MINUTE_S * np.arange(minutes)
     first_day = math.floor(start_s / DAY_S) - 1
     last_day = math.floor((start_s + MINUTE_S * minutes) / DAY_S)
     for burst in bursts:
+        excess = np.zeros(minutes)
         for day in range(first_day, last_day + 1):
-            onset = day * DAY_S + burst.onset_s
-            covered = np.minimum(begin + MINUTE_S, onset + burst.duration_s) - np.maximum(begin, onset)
-            factor *= 1.0 + (burst.multiplier - 1.0) * np.clip(covered / MINUTE_S, 0.0, 1.0)
+            # In minutes since start_s; only the minutes the burst touches are worked on, resets are frequent.
+            onset = (day * DAY_S + burst.onset_s - start_s) / MINUTE_S
+            end = onset + burst.duration_s / MINUTE_S
+            low, high = max(math.floor(onset), 0), min(math.ceil(end), minutes)
+            if low < high:
+                begin = np.arange(low, high)
+                excess[low:high] += np.minimum(begin + 1.0, end) - np.maximum(begin, onset)
+        factor *= 1.0 + (burst.multiplier - 1.0) * excess
     return factor
 
 

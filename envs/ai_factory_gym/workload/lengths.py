@@ -154,7 +154,7 @@ class LengthDistribution:
             The partial moment in tokens^order.
         """
         if self.sigma == 0.0:
-            inside = low < self.median <= high or (low <= self.minimum == self.median <= high)
+            inside = low < self.median <= high
             return self.median**order if inside else 0.0
         a = max(low, self.minimum)
         b = min(high, self.maximum)

@@ -18,8 +18,8 @@ from ai_factory_gym.errors import ConfigError, check_range
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.lengths import LengthDistribution
 
-# A quantile cut this close (in probability) to a group edge or to the end of the support is left out: it would
-# add a cohort per tick that carries next to nothing.
+# A quantile cut this close (in probability) to another cut or to the end of the support is left out: it would add a
+# cohort per tick that carries next to nothing.
 MINIMUM_CELL = 0.005
 
 
@@ -31,7 +31,8 @@ class Strata(NamedTuple):
         prompt: Mean prompt in the cell, tokens.
         prompt_sq: Mean squared prompt in the cell, tokens^2 (attention work).
         output: Mean output in the cell, tokens.
-        group: Index of the prompt-length group the cell lies in, int64: the number of group edges at or below it.
+        group: Index of the prompt-length group the cell lies in, int64: the number of group edges below its prompts, so
+            a prompt exactly at an edge is in the lower group.
         prompt_max: Longest prompt of the cell, tokens.
     """
 
@@ -69,13 +70,14 @@ def build_strata(
 ) -> Strata:
     """Cut a class into cells with exact weights and conditional means.
 
-    Prompt and output lengths are taken as independent: they correlate by -0.11 to 0.07 in the Azure and Mooncake traces.
+    Prompt and output lengths are taken as independent: in the Azure and Mooncake traces their correlation lies between
+    -0.11 and 0.07.
 
     Args:
         cls: The request class.
         group_edges: Prompt lengths in tokens that separate routing groups, increasing; a cell never straddles one.
         prompt_quantiles: Probabilities in (0, 1), increasing, at which prompts are cut as well. A cut within
-            ``MINIMUM_CELL`` of a group edge is left out.
+            ``MINIMUM_CELL`` of another cut is left out.
         output_quantiles: Probabilities in (0, 1), increasing, at which outputs are cut.
 
     Returns:

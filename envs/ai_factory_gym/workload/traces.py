@@ -130,10 +130,11 @@ class Trace:
 
 
 class _Rows:
-    """Columns of a trace file as read, with the line each row came from."""
+    """Columns of a trace file as read, with the line each row came from (``line_offset`` lines were skipped before)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, line_offset: int) -> None:
         self.name = name
+        self.line_offset = line_offset
         self.line: list[int] = []
         self.time: list[Any] = []
         self.prompt: list[Any] = []
@@ -142,7 +143,7 @@ class _Rows:
         self.class_names: list[str] = []
 
     def error(self, row: int, message: str) -> ConfigError:
-        return ConfigError(f"{self.name}, line {self.line[row]}: {message}")
+        return ConfigError(f"{self.name}, line {self.line[row] + self.line_offset}: {message}")
 
 
 def _open_text(path: Path) -> IO[str]:
@@ -153,38 +154,37 @@ def _open_text(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _csv_format(name: str, header: Sequence[str]) -> str:
+def _csv_format(where: str, header: Sequence[str]) -> str:
     """Return the format whose columns the header holds; an error that says what is missing from the closest one."""
     best = max(_CSV_COLUMNS, key=lambda kind: sum(column in header for column in _CSV_COLUMNS[kind]))
     missing = [column for column in _CSV_COLUMNS[best] if column not in header]
     if len(missing) == len(_CSV_COLUMNS[best]):
         known = "; ".join(",".join(columns) for columns in _CSV_COLUMNS.values())
         raise ConfigError(
-            f"{name}, line 1: unknown trace format, header {','.join(header)[:120]!r}; allowed: a CSV with the columns "
+            f"{where}: unknown trace format, header {','.join(header)[:120]!r}; allowed: a CSV with the columns "
             f"{known}; or JSON lines with {', '.join(_MOONCAKE_KEYS)}."
         )
     if missing:
-        raise ConfigError(f"{name}, line 1: missing column(s) {', '.join(missing)} of the {best} format.")
+        raise ConfigError(f"{where}: missing column(s) {', '.join(missing)} of the {best} format.")
     if best == "generic":
         allowed = (*_CSV_COLUMNS["generic"], "class")
         for column in header:
             if column not in allowed:
                 guess = nearest(column, allowed)
                 hint = f" Did you mean {guess!r}?" if guess else ""
-                raise ConfigError(f"{name}, line 1: unknown column {column!r}; allowed: {', '.join(allowed)}.{hint}")
+                raise ConfigError(f"{where}: unknown column {column!r}; allowed: {', '.join(allowed)}.{hint}")
     duplicate = next((column for column in header if column and header.count(column) > 1), None)
     if duplicate is not None:
-        raise ConfigError(f"{name}, line 1: column {duplicate!r} appears more than once.")
+        raise ConfigError(f"{where}: column {duplicate!r} appears more than once.")
     return best
 
 
-def _read_csv(name: str, lines: Iterator[str]) -> tuple[str, _Rows]:
+def _read_csv(rows: _Rows, lines: Iterator[str]) -> tuple[str, _Rows]:
     reader = csv.reader(lines)
     header = [column.strip() for column in next(reader)]
-    kind = _csv_format(name, header)
+    kind = _csv_format(f"{rows.name}, line {1 + rows.line_offset}", header)
     time_index, prompt_index, output_index = (header.index(column) for column in _CSV_COLUMNS[kind])
     class_index = header.index("class") if kind == "generic" and "class" in header else -1
-    rows = _Rows(name)
     width = len(header)
     for fields in reader:
         if not fields:
@@ -203,8 +203,7 @@ def _read_csv(name: str, lines: Iterator[str]) -> tuple[str, _Rows]:
     return kind, rows
 
 
-def _read_mooncake(name: str, lines: Iterator[str]) -> tuple[str, _Rows]:
-    rows = _Rows(name)
+def _read_mooncake(rows: _Rows, lines: Iterator[str]) -> tuple[str, _Rows]:
     for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
@@ -286,20 +285,11 @@ def load_trace(path: str | Path) -> Trace:
     name = f"trace {str(source)!r}"
     try:
         with _open_text(source) as lines:
-            first = next((line for line in lines if line.strip()), None)
-            if first is None:
+            blank, first = next(((i, line) for i, line in enumerate(lines) if line.strip()), (0, ""))
+            if not first:
                 raise ConfigError(f"{name}: the file is empty.")
-            # Blank lines before the first row are kept in the count, so that errors name the file's own line.
-            lines.seek(0)
-            blank = 0
-            for line in lines:
-                if line.strip():
-                    break
-                blank += 1
             read = _read_mooncake if first.lstrip().startswith("{") else _read_csv
-            rest = itertools.chain([line], lines)
-            kind, rows = read(name, rest)
-            rows.line = [number + blank for number in rows.line]
+            kind, rows = read(_Rows(name, blank), itertools.chain([first], lines))
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read ({error.strerror or error}).") from None
     except (UnicodeDecodeError, EOFError, csv.Error) as error:
