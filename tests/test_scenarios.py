@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.grid.cap import MAX_CAP_EVENTS, CapEvent, CapEventSpec, CapSchedule, draw_schedule
-from ai_factory_gym.scenarios import Scenario, scenario, scenario_names
+from ai_factory_gym.scenarios import SCENARIO_DIR, Scenario, scenario, scenario_names
 
 BASE_W = 2.0e6
 DAY_S = 86_400.0
@@ -139,9 +139,7 @@ def test_the_shipped_scenarios() -> None:
         loaded = scenario(name)
         assert loaded.name == name and loaded.description
         assert scenario(loaded) is loaded
-        assert (
-            scenario(Path(__import__("ai_factory_gym.scenarios").__path__[0]) / "scenarios" / f"{name}.toml") == loaded
-        )
+        assert scenario(SCENARIO_DIR / f"{name}.toml") == loaded
         hash(loaded)
 
 
