@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ai_factory_gym.catalogue.loader import STATUSES as CATALOGUE_STATUSES
 from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
 from ai_factory_gym.workload.demand import DemandProfile
 from ai_factory_gym.workload.lengths import LengthDistribution
 
 CLASSES_PATH = Path(__file__).with_name("classes.toml")
-STATUSES = ("vendor-stated", "measured", "analyst", "derived", "benchmark", "assumed", "user")
+STATUSES = (*CATALOGUE_STATUSES, "benchmark", "user")
+"""The catalogue's, and ``benchmark`` (a limit a benchmark sets), ``user`` (a bare number in a user's file)."""
 
 # Unit of every number of a class table; a file that states another unit is refused, not converted.
 _LENGTH_UNITS = {"median": "token", "sigma": "1", "minimum": "token", "maximum": "token"}
@@ -118,7 +120,7 @@ def _number(where: str, key: str, raw: Any, unit: str, provenance: list[Provenan
     status, source = "user", ""
     value = raw
     if isinstance(raw, Mapping):
-        check_keys(full, raw, required=("value", "unit", "status", "source"))
+        check_keys(full, raw, required=("value", "unit", "status", "source"), optional=("note",))
         value, status, source = raw["value"], str(raw["status"]), str(raw["source"])
         if raw["unit"] != unit:
             raise ConfigError(f"{full}: unit {raw['unit']!r} is not allowed; give the value in {unit!r}.")
