@@ -95,7 +95,8 @@ class Architecture(_Sourced):
         prefill_attention_efficiency: Share of the attention peak reached by prefill attention.
         link_efficiency: Share of the link bandwidth reached by collectives (eta_n).
         layer_latency_dense_s: Fixed time per decode layer of a dense model (tau).
-        layer_latency_moe_s: Fixed time per decode layer of an MLA mixture-of-experts model; other kinds scale with their kernels.
+        layer_latency_moe_s: Fixed time per decode layer of an MLA mixture-of-experts model; other kinds scale with
+            their kernels.
         tensor_latency_s: Extra time per layer per doubling of the tensor-parallel size (alpha).
         all_to_all_latency_s: Extra time per layer of the expert all-to-all (alpha_a2a).
         sequence_latency_s: Time per sequence and iteration that nothing hides (sigma).
@@ -270,7 +271,9 @@ class Group(_Sourced):
             raise unknown("precision", precision, PRECISIONS)
         if peaks[precision] <= 0.0:
             able = [name for name, peak in peaks.items() if peak > 0.0]
-            raise ConfigError(f"precision: {self.id} has no {precision} units; allowed: {', '.join(able)}.")
+            raise ConfigError(
+                f"precision: {self.architecture.id} GPUs have no {precision} units; allowed: {', '.join(able)}."
+            )
         return peaks[precision] * 1e15
 
 
@@ -407,7 +410,9 @@ class Model(_Sourced):
     def dense_params(self) -> float:
         """Parameters every token is multiplied with: attention, dense FFN, shared experts, router, output head."""
         moe_layers = self.layers - self.dense_layers
-        ffn = 3 * self.hidden * (self.dense_layers * self.dense_ffn + moe_layers * self.shared_experts * self.expert_ffn)
+        ffn = (
+            3 * self.hidden * (self.dense_layers * self.dense_ffn + moe_layers * self.shared_experts * self.expert_ffn)
+        )
         return self.attention_params + ffn + moe_layers * self.hidden * self.experts + self.embedding_params
 
     @property
@@ -551,7 +556,9 @@ def _profile(where: str, name: str, value: object, gpus: int, idle_w: float) -> 
     check_keys(where, table, required=list(_PROFILE))
     values, provenance = _numbers(where, table, _PROFILE)
     if not idle_w < values["tdp_w"]:
-        raise ConfigError(f"{where}.tdp_w: {values['tdp_w']:g} W is not allowed; must exceed the idle draw of {idle_w:g} W.")
+        raise ConfigError(
+            f"{where}.tdp_w: {values['tdp_w']:g} W is not allowed; must exceed the idle draw of {idle_w:g} W."
+        )
     order = ("sleep_rack_w", "idle_rack_w", "wake_rack_w", "nameplate_w")
     if not values["sleep_rack_w"] <= values["idle_rack_w"] <= values["wake_rack_w"] <= values["nameplate_w"]:
         drawn = ", ".join(f"{key} = {values[key]:g}" for key in order)
@@ -559,8 +566,9 @@ def _profile(where: str, name: str, value: object, gpus: int, idle_w: float) -> 
     swing_w = gpus * (values["tdp_w"] - idle_w)
     if values["nameplate_w"] - values["idle_rack_w"] < swing_w or values["idle_rack_w"] < gpus * idle_w:
         raise ConfigError(
-            f"{where}: nameplate_w {values['nameplate_w']:g} and idle_rack_w {values['idle_rack_w']:g} W leave nothing for "
-            f"the rack beside its GPUs ({gpus} x {values['tdp_w']:g} W at full load, {gpus} x {idle_w:g} W idle)."
+            f"{where}: nameplate_w {values['nameplate_w']:g} and idle_rack_w {values['idle_rack_w']:g} W leave "
+            f"nothing for the rack beside its GPUs ({gpus} x {values['tdp_w']:g} W at full load, {gpus} x "
+            f"{idle_w:g} W idle)."
         )
     return Profile(id=name, provenance=provenance, **values)
 
@@ -568,7 +576,9 @@ def _profile(where: str, name: str, value: object, gpus: int, idle_w: float) -> 
 def _group(where: str, name: str, value: object, architectures: Mapping[str, Architecture]) -> Group:
     """Read one group of GPUs."""
     table = _table(where, value)
-    check_keys(where, table, required=["architecture", "phases", "profiles", *_required(_GROUP)], optional=_optional(_GROUP))
+    check_keys(
+        where, table, required=["architecture", "phases", "profiles", *_required(_GROUP)], optional=_optional(_GROUP)
+    )
     architecture = _text(f"{where}.architecture", table["architecture"], architectures)
     phases = table["phases"]
     if not isinstance(phases, list) or not phases:
@@ -580,14 +590,16 @@ def _group(where: str, name: str, value: object, architectures: Mapping[str, Arc
         raise ConfigError(f"{where}.profiles: is empty; must hold at least one profile.")
     if values["link_domain_gpus"] > values["gpus"]:
         raise ConfigError(
-            f"{where}.link_domain_gpus: {values['link_domain_gpus']} is not allowed; must be at most gpus = {values['gpus']}."
+            f"{where}.link_domain_gpus: {values['link_domain_gpus']} is not allowed; must be at most gpus = "
+            f"{values['gpus']}."
         )
     return Group(
         id=name,
         architecture=architectures[architecture],
         phases=checked,
         profiles=tuple(
-            _profile(f"{where}.profiles.{key}", key, entry, values["gpus"], values["idle_w"]) for key, entry in profiles.items()
+            _profile(f"{where}.profiles.{key}", key, entry, values["gpus"], values["idle_w"])
+            for key, entry in profiles.items()
         ),
         provenance=provenance,
         **values,
@@ -628,7 +640,9 @@ def load_racks(path: str | Path) -> dict[str, Rack]:
         )
         served = [phase for group in groups for phase in group.phases]
         if not served or len(set(served)) != len(served):
-            raise ConfigError(f"{where}.groups: phases {served!r} are not allowed; each phase at most once, at least one.")
+            raise ConfigError(
+                f"{where}.groups: phases {served!r} are not allowed; each phase at most once, at least one."
+            )
         racks[key] = Rack(
             id=key,
             label=_text(f"{where}.label", table["label"]),
@@ -666,16 +680,22 @@ def load_models(path: str | Path) -> dict[str, Model]:
         layers = _quantity(f"{where}.layers", table["layers"], _SHAPE["layers"]).value
         dense_layers = _quantity(f"{where}.dense_layers", table["dense_layers"], _SHAPE["dense_layers"]).value
         if dense_layers > layers:
-            raise ConfigError(f"{where}.dense_layers: {dense_layers:g} is not allowed; must be at most layers = {layers:g}.")
+            raise ConfigError(
+                f"{where}.dense_layers: {dense_layers:g} is not allowed; must be at most layers = {layers:g}."
+            )
         specs = {**_SHAPE, **(_MLA if attention == "mla" else _GQA)}
         specs |= _DENSE if dense_layers > 0 else {}
         specs |= _MOE if dense_layers < layers else {}
         check_keys(where, table, required=["attention", *_required(specs)], optional=_optional(specs))
         values, provenance = _numbers(where, table, specs)
         if dense_layers < layers and values["top_k"] > values["experts"]:
-            raise ConfigError(f"{where}.top_k: {values['top_k']} is not allowed; must be at most experts = {values['experts']}.")
+            raise ConfigError(
+                f"{where}.top_k: {values['top_k']} is not allowed; must be at most experts = {values['experts']}."
+            )
         if values.get("sliding_layers", 0) > layers:
-            raise ConfigError(f"{where}.sliding_layers: {values['sliding_layers']} is not allowed; must be at most {layers:g}.")
+            raise ConfigError(
+                f"{where}.sliding_layers: {values['sliding_layers']} is not allowed; must be at most {layers:g}."
+            )
         absent = dict.fromkeys([*_MLA, *_GQA, *_DENSE, *_MOE], 0)
         shape = {**absent, **values}
         models[key] = Model(id=key, attention="mla" if attention == "mla" else "gqa", provenance=provenance, **shape)
@@ -687,7 +707,8 @@ def _catalogue_architectures() -> dict[str, Architecture]:
     """Generations of the shipped catalogue."""
     data = _read_toml(_RACKS)
     return {
-        key: _architecture(f"{_RACKS.name}: architectures.{key}", key, entry) for key, entry in data["architectures"].items()
+        key: _architecture(f"{_RACKS.name}: architectures.{key}", key, entry)
+        for key, entry in data["architectures"].items()
     }
 
 

@@ -1,8 +1,8 @@
 """What cooling adds: facility power = IT power x PUE(outdoor temperature, load).
 
-A linear model with the two effects operators see: warmer outdoor air costs compressor and fan power above the temperature
-free cooling reaches, and fixed pumps and fans weigh more at part load. The band of liquid-cooled halls, about 1.05 to 1.25,
-is unverified (no measured NVL72 hall is public), so every value is a parameter.
+A linear model with the two effects operators see: warmer outdoor air costs compressor and fan power above the
+temperature free cooling reaches, and fixed pumps and fans weigh more at part load. The band of liquid-cooled halls,
+about 1.05 to 1.25, is unverified (no measured NVL72 hall is public), so every value is a parameter.
 """
 
 from __future__ import annotations

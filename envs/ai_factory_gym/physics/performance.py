@@ -1,7 +1,7 @@
 """How long prefill and decode take: a roofline per rack type, model, precision and layout, with every term visible.
 
 The form, for a decode worker of ``G = tp x dp`` GPUs with ``B`` requests in flight, ``b = B / dp`` per attention rank
-and ``S`` tokens of context each (L layers, h hidden, k of E experts active, m tokens verified and a kept per iteration):
+and ``S`` tokens of context each (L layers, h hidden, k of E experts active, m tokens verified, a kept per iteration):
 
 * memory: ``[W_dense/tp + b S kv / min(tp, kv_heads; 1 for MLA)] / (BW eta_m) + W_experts u / (G BW eta_e)`` with
   ``u = 1 - (1 - k/E)^B``, the share of the experts that some request touches
@@ -10,9 +10,11 @@ and ``S`` tokens of context each (L layers, h hidden, k of E experts active, m t
 * fixed: ``(1 + 0.1 (m-1)) {L [tau + alpha log2 tp + alpha_a2a (dp > 1, experts)] + sigma b}``
 * iteration: ``sqrt(memory^2 + compute^2) + communication + fixed``; ``TPOT = iteration / a``
 
-and for a prefill worker of ``G = tp x dp x pp`` GPUs, per prompt token, ``sqrt(compute^2 + stream^2 + communication^2)``
-with the FLOPs of the weights over ``G F eta_p`` as compute, the weights read once per chunk of ``chunk_tokens`` tokens of
-each attention rank as stream, and attention FLOPs (quadratic in the prompt) over the attention rate on top.
+and for a prefill worker of ``G = tp x dp x pp`` GPUs, per prompt token,
+
+* ``sqrt(compute^2 + stream^2 + communication^2)``, with the FLOPs of the weights over ``G F eta_p`` as compute and the
+  weights read once per chunk of ``chunk_tokens`` tokens of each attention rank as stream,
+* plus attention FLOPs, quadratic in the prompt, over ``G F_a eta_a``; ``F_a`` is a figure of its own per rack type.
 
 Compute scales with the clock, memory bandwidth does not until clocks are very low, links and host latencies never do.
 Constants are per GPU generation, in the catalogue, with their status. The coefficients fold a fixed layout into a dozen
@@ -34,17 +36,20 @@ from ai_factory_gym.catalogue import rack as find_rack
 from ai_factory_gym.errors import ConfigError, unknown
 
 MEMORY_KNEE_CLOCK = 0.35
-"""Clock below which memory bandwidth falls: the L2 and fabric then no longer keep the memory busy (hardware_facts: performance
-collapses below 0.3-0.4 of the power range; status derived)."""
+"""Clock below which memory bandwidth falls: the L2 and fabric then no longer keep the memory busy (hardware_facts:
+performance collapses below 0.3-0.4 of the power range; status derived)."""
 
 CHUNK_TOKENS = 16_384
-"""Prompt tokens an attention rank processes per pass over the weights (status assumed: usual chunked-prefill budgets are 8-32k)."""
+"""Prompt tokens an attention rank processes per pass over the weights (status assumed: usual chunked-prefill budgets
+are 8-32k)."""
 
 MAX_LANES = 4
-"""Most prompts a prefill worker serves at once, one per attention rank (own latency is min(dp, 4) services; status derived)."""
+"""Most prompts a prefill worker serves at once: own latency is min(dp, 4) services (status derived). Pipeline stages
+count as ranks (status assumed: a prompt is cut into chunks that fill most of the pipeline)."""
 
 MEMORY_RESERVE = 0.04
-"""Share of GPU memory kept for activations, graphs and fragmentation (status derived: DeepSeek-R1 at fp8, 168 GB per GPU, was measured on four B200 of 180 GB)."""
+"""Share of GPU memory kept for activations, graphs and fragmentation (status derived: DeepSeek-R1 at fp8, 168 GB per
+GPU, was measured on four B200 of 180 GB)."""
 
 BYTES_PER_WEIGHT = {"fp8": 1.0, "fp4": 0.5625, "bf16": 2.0}
 """Bytes per weight; fp4 carries one 8-bit scale per 16 weights (NVFP4)."""
@@ -54,6 +59,7 @@ BYTES_PER_KV = {"fp8": 1.0, "bf16": 2.0}
 
 _KERNELS_PER_LAYER_MLA_MOE = 20.0
 _KERNELS_PER_LAYER_GQA_MOE = 13.0
+_ALL_TOUCHED_LOG = -700.0
 
 
 class PrefillCoefficients(NamedTuple):
@@ -62,7 +68,8 @@ class PrefillCoefficients(NamedTuple):
     Attributes:
         per_token_s: Compute time per new prompt token; scales with 1 / clock.
         per_token2_s: Attention time per squared prompt token; scales with 1 / clock.
-        stream_per_token_s: Part of weight streaming and communication that compute does not hide, per token; does not scale.
+        stream_per_token_s: Part of weight streaming and communication that compute does not hide, per token; does not
+            scale.
         overhead_s: Fixed time per request that occupies the lane; does not scale.
         servers_per_replica: Lanes of the replica, which serve one prompt each.
         frontend_s: Constant latency added to every TTFT; occupies nothing.
@@ -198,8 +205,9 @@ def decode_iteration_s(
         clock: SM clock as a fraction of the maximum, in (0, 1].
 
     Returns:
-        ``(iteration_s, compute_s, memory_s)``: the iteration, how long the compute units work within it (matrix products, and
-        the collectives and per-request kernels they run), and how long the memory system does.
+        ``(iteration_s, compute_s, memory_s)``: the iteration, how long the compute units work within it (matrix
+        products, and the collectives and per-request kernels they run), and how long its bytes take the memory at full
+        bandwidth (so that below the knee, where fewer bytes move per second, memory draws less).
     """
     tokens = batch * context_tokens
     touched = 1.0 - math.exp(coef[DECODE_EXPERT_LOG] * batch)
@@ -208,10 +216,11 @@ def decode_iteration_s(
         + coef[DECODE_MEMORY_REQUEST_S] * batch
         + coef[DECODE_MEMORY_CONTEXT_S] * tokens
         + coef[DECODE_EXPERTS_S] * touched
-    ) / memory_rate(clock)
+    )
+    slowed_s = memory_s / memory_rate(clock)
     compute_s = (coef[DECODE_COMPUTE_REQUEST_S] * batch + coef[DECODE_COMPUTE_CONTEXT_S] * tokens) / compute_rate(clock)
     request_s = (coef[DECODE_COMMUNICATION_REQUEST_S] + coef[DECODE_LATENCY_REQUEST_S]) * batch
-    iteration_s = math.sqrt(memory_s * memory_s + compute_s * compute_s) + coef[DECODE_LATENCY_S] + request_s
+    iteration_s = math.sqrt(slowed_s * slowed_s + compute_s * compute_s) + coef[DECODE_LATENCY_S] + request_s
     return iteration_s, compute_s + request_s, memory_s
 
 
@@ -276,7 +285,8 @@ def _free_bytes_per_gpu(rack: Rack, group: Group, model: Model, precision: str, 
     usable = group.memory_gb * 1e9 * (1.0 - MEMORY_RESERVE)
     if weights >= usable:
         raise ConfigError(
-            f"model {model.id!r} at {precision} does not fit a worker of {gpus} GPUs (tp {tp} x dp {dp} x pp {pp}) of {rack.id!r}: "
+            f"model {model.id!r} at {precision} does not fit a worker of {gpus} GPUs (tp {tp} x dp {dp} x pp "
+            f"{pp}) of {rack.id!r}: "
             f"{weights / 1e9:.1f} GB of weights per GPU, {usable / 1e9:.1f} GB usable of {group.memory_gb:g} GB; "
             f"use more GPUs or a smaller precision."
         )
@@ -354,25 +364,26 @@ def prefill_coefficients(
     dense_precision = _dense_precision(model, precision)
     # The output head runs for the last token only.
     dense_params = model.dense_params - model.embedding_params
-    weights_s = (
-        2.0 * dense_params / (group.flops(dense_precision) * scale * _efficiency(architecture, "prefill", dense_precision))
-        + 2.0 * model.top_k * model.expert_params / (group.flops(precision) * scale * _efficiency(architecture, "prefill", precision))
-    ) / gpus
+    dense_rate = group.flops(dense_precision) * scale * _efficiency(architecture, "prefill", dense_precision) * gpus
+    expert_rate = group.flops(precision) * scale * _efficiency(architecture, "prefill", precision) * gpus
+    weights_s = 2.0 * dense_params / dense_rate + 2.0 * model.top_k * model.expert_params / expert_rate
     attention_rate = group.attention_pflops * 1e15 * scale * architecture.prefill_attention_efficiency * gpus
     attention = _attention_flops(model, absorbed=False)
     window_s = attention * model.sliding_layers * model.window / attention_rate
     per_token2_s = attention * (model.layers - model.sliding_layers) / 2.0 / attention_rate
 
     bandwidth = group.memory_tb_s * 1e12
-    stream_s = (
-        dense_params * BYTES_PER_WEIGHT[dense_precision] / (tp * pp) / (bandwidth * architecture.memory_efficiency)
-        + model.experts * model.expert_params * BYTES_PER_WEIGHT[precision] / gpus / (bandwidth * architecture.expert_memory_efficiency)
-    ) / (chunk_tokens * dp)
+    dense_bytes = dense_params * BYTES_PER_WEIGHT[dense_precision] / (tp * pp)
+    expert_bytes = model.experts * model.expert_params * BYTES_PER_WEIGHT[precision] / gpus
+    pass_s = dense_bytes / architecture.memory_efficiency + expert_bytes / architecture.expert_memory_efficiency
+    stream_s = pass_s / (bandwidth * chunk_tokens * dp)
     communication_s = _communication_s(group, model, tp, dp) * (1.0 / pp)
     if pp > 1:
         communication_s += 2.0 * model.hidden / (dp * _link_bytes_per_s(group, gpus) * architecture.link_efficiency)
     exposed_s = math.sqrt(weights_s**2 + stream_s**2 + communication_s**2) - weights_s
-    overhead_s = model.layers * architecture.prefill_layer_latency_s * _kernel_ratio(model) / (dp * pp) if model.is_moe else 0.0
+    overhead_s = 0.0
+    if model.is_moe:
+        overhead_s = model.layers * architecture.prefill_layer_latency_s * _kernel_ratio(model) / (dp * pp)
     lanes = min(dp * pp, MAX_LANES)
     return PrefillCoefficients(
         per_token_s=lanes * (weights_s + window_s),
@@ -416,8 +427,8 @@ def decode_coefficients(
         precision: Weight precision.
         tp: GPUs an attention rank spans.
         dp: Attention ranks of a replica.
-        ep: Expert-parallel size; None is the whole worker. Experts are spread over all GPUs either way, so the size changes
-            nothing else here.
+        ep: Expert-parallel size; None is the whole worker. Experts are spread over all GPUs either way, so the size
+            changes nothing else here.
         mtp: Whether multi-token prediction is on.
         profile: Power profile; None is the default one.
         kv_precision: Precision of the KV cache.
@@ -465,13 +476,17 @@ def decode_coefficients(
     ) + architecture.tensor_latency_s * math.log2(tp)
     if dp > 1 and model.is_moe:
         layer_latency_s += architecture.all_to_all_latency_s
+    expert_log = 0.0
+    if model.is_moe:
+        # With every expert active, one request touches all of them.
+        expert_log = math.log1p(-model.top_k / model.experts) if model.top_k < model.experts else _ALL_TOUCHED_LOG
     stretch = 1.0 + architecture.mtp_latency_factor * (verified - 1.0)
     return DecodeCoefficients(
         memory_s=dense_s,
         memory_request_s=kv_constant / (dp * kv_shards * dense_bandwidth),
         memory_context_s=kv_token / (dp * kv_shards * dense_bandwidth),
         experts_s=experts_s,
-        expert_log=math.log1p(-model.top_k / model.experts) if model.experts > model.top_k else -700.0 if model.is_moe else 0.0,
+        expert_log=expert_log,
         compute_request_s=compute_request_s,
         compute_context_s=verified * attention * (model.layers - model.sliding_layers) / attention_rate,
         communication_request_s=verified * _communication_s(group, model, tp, dp),

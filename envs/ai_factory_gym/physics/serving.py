@@ -4,10 +4,11 @@ This is the part of the physics that measured serving points can be compared wit
 the number of requests in flight constant. With C users, N_p prefill and N_d decode workers, service s of a prompt on a
 prefill worker and B requests per decode worker:
 
-* ``TTFT = T0 + own latency + transfer + beta s (C/N_p - 1)``, at least ``C s / N_p - (output - 1) TPOT`` (prefill-bound)
+* ``TTFT = T0 + own latency + transfer + beta s (C/N_p - 1)``, at least ``C s / N_p - (output - 1) TPOT``
+  (prefill-bound)
 * ``TPOT = iteration(B) / a``, plus ``phi s B / output`` when prefill shares the worker (aggregated)
-* ``X = C / (TTFT + (output - 1) TPOT)`` requests/s and ``B = X (output - 1) TPOT / N_d``, solved by a damped fixed point;
-  where B exceeds the KV memory, requests wait for a slot and TTFT grows by that wait.
+* ``X = C / (TTFT + (output - 1) TPOT)`` requests/s and ``B = X (output - 1) TPOT / N_d``, solved by a damped fixed
+  point; where B exceeds the KV memory, requests wait for a slot and TTFT grows by that wait.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ MODES: tuple[str, ...] = ("disaggregated", "aggregated")
 """Prefill and decode on workers of their own, or sharing one kind of worker."""
 
 MINIMUM_CLOCK = 0.1
-"""Lowest clock a serving point is evaluated at (status assumed: the lowest clock a data-centre GPU can be locked to)."""
+"""Lowest clock a serving point is evaluated at (status assumed)."""
 
 _ITERATIONS = 2000
 _TOLERANCE = 1e-13
@@ -88,7 +89,8 @@ class ServingPoint:
         output_tokens_per_s: Output of all workers.
         output_tokens_per_s_per_gpu: The same over all GPUs.
         batch: Requests in flight per decode worker.
-        prefill_utilisation: Share of the time a prefill worker serves (of a worker's time spent on prefill, aggregated).
+        prefill_utilisation: Share of the time a prefill worker serves (of a worker's time spent on prefill,
+            aggregated).
         gpu_power_w: Mean draw of a GPU.
         power_w_per_gpu: IT power, rack overhead included, over all GPUs.
         output_tokens_per_joule: Output over IT energy.
@@ -218,8 +220,8 @@ def serving_point(
         prompt_tokens: Tokens of every prompt.
         output_tokens: Tokens of every answer, at least 2.
         concurrency: Users, over all workers; each asks again when answered.
-        mode: ``disaggregated`` (prefill workers and decode workers) or ``aggregated`` (``decode_*`` workers do both; ``prefill_*``
-            are 0 or left out).
+        mode: ``disaggregated`` (prefill workers and decode workers) or ``aggregated`` (``decode_*`` workers do both;
+            ``prefill_*`` are 0 or left out).
         prefill_workers: Prefill workers.
         prefill_tp: GPUs an attention rank of a prefill worker spans.
         prefill_dp: Attention ranks of a prefill worker.
@@ -252,8 +254,8 @@ def serving_point(
     check_range("clock", clock, MINIMUM_CLOCK, 1.0)
     if prompt_tokens + output_tokens > model.max_context:
         raise ConfigError(
-            f"prompt_tokens + output_tokens: {prompt_tokens + output_tokens} is not allowed; {model.id!r} has a context of at most "
-            f"{model.max_context} tokens."
+            f"prompt_tokens + output_tokens: {prompt_tokens + output_tokens} is not allowed; {model.id!r} has a "
+            f"context of at most {model.max_context} tokens."
         )
     if aggregated:
         given = {
@@ -264,9 +266,14 @@ def serving_point(
         }
         for name, value in given.items():
             if value not in (0, 1):
-                raise ConfigError(f"{name}: {value!r} is not allowed in aggregated mode, where decode_* is the worker; must be 0 or 1.")
+                raise ConfigError(
+                    f"{name}: {value!r} is not allowed in aggregated mode, where decode_* is the worker; must "
+                    f"be 0 or 1."
+                )
         if prefill_rack is not None or prefill_profile is not None:
-            raise ConfigError("prefill_rack, prefill_profile: not allowed in aggregated mode, which has one kind of worker.")
+            raise ConfigError(
+                "prefill_rack, prefill_profile: not allowed in aggregated mode, which has one kind of worker."
+            )
         front, prefill_profile = rack, decode_profile
         prefill_workers, prefill_tp, prefill_dp, prefill_pp = decode_workers, decode_tp, decode_dp, 1
     else:
@@ -300,8 +307,9 @@ def serving_point(
     slots = decode[DECODE_KV_CAPACITY_TOKENS] / (prompt_tokens + output_tokens + decode[DECODE_KV_REQUEST_TOKENS])
     if slots < 1.0:
         raise ConfigError(
-            f"prompt_tokens + output_tokens: {prompt_tokens + output_tokens} is not allowed; the KV memory of a decode worker of "
-            f"{decode_tp * decode_dp} GPUs of {rack.id!r} holds {int(decode[DECODE_KV_CAPACITY_TOKENS])} tokens beside the weights."
+            f"prompt_tokens + output_tokens: {prompt_tokens + output_tokens} is not allowed; the KV memory of a "
+            f"decode worker of {decode_tp * decode_dp} GPUs of {rack.id!r} holds "
+            f"{int(decode[DECODE_KV_CAPACITY_TOKENS])} tokens beside the weights."
         )
 
     scaling_s, fixed_s = prefill_work_s(prefill, float(prompt_tokens), float(prompt_tokens) ** 2)
@@ -400,7 +408,7 @@ def _worker_layouts(largest: int) -> Iterator[tuple[int, int]]:
 def _prefill_layouts(
     rack: Rack, model: Model, precision: str, prompt_tokens: int, profile: str | None, kv_precision: str
 ) -> list[tuple[int, int, int]]:
-    """Prefill layouts (tp, dp, pp) worth trying: most prompts per GPU first, and the one with the shortest own latency."""
+    """Prefill layouts (tp, dp, pp) worth trying: most prompts per GPU first, then the shortest own latency."""
     group = rack.group("prefill")
     candidates: list[tuple[float, float, tuple[int, int, int]]] = []
     for tp, dp in _worker_layouts(min(group.link_domain_gpus, 16)):
@@ -443,8 +451,8 @@ def serving_frontier(
 ) -> list[ServingPoint]:
     """Search layouts and loads for the best trade-off between speed per user and output per GPU (or per joule).
 
-    Layouts are powers of two within one link domain, one to eight workers per phase, and users in powers of two: a grid, so
-    the frontier is a lower bound of what finer tuning finds.
+    Layouts are powers of two within one link domain, one to eight workers per phase, and users in powers of two: a
+    grid, so the frontier is a lower bound of what finer tuning finds.
 
     Args:
         rack: Rack type or its catalogue name.
@@ -452,8 +460,8 @@ def serving_frontier(
         precision: Weight precision.
         prompt_tokens: Tokens of every prompt.
         output_tokens: Tokens of every answer.
-        tokens_per_s_per_user: Speed targets; the result is then the best point that meets each of them (targets that no point
-            meets are left out). None returns the whole frontier.
+        tokens_per_s_per_user: Speed targets; the result is then the best point that meets each of them (targets that
+            no point meets are left out). None returns the whole frontier.
         tpot_s: The same as one target, as time per output token.
         ttft_limit_s: Points with a longer TTFT are left out.
         objective: What is to be large beside the speed.
@@ -491,11 +499,22 @@ def serving_frontier(
     fits = False
     refusal: ConfigError | None = None
     front_layouts = (
-        _prefill_layouts(front, model, precision, prompt_tokens, prefill_profile, kv_precision) if "disaggregated" in modes else []
+        _prefill_layouts(front, model, precision, prompt_tokens, prefill_profile, kv_precision)
+        if "disaggregated" in modes
+        else []
     )
     for tp, dp in _worker_layouts(largest):
         try:
-            decode_coefficients(rack, model, precision=precision, tp=tp, dp=dp, mtp=mtp, profile=decode_profile, kv_precision=kv_precision)
+            decode_coefficients(
+                rack,
+                model,
+                precision=precision,
+                tp=tp,
+                dp=dp,
+                mtp=mtp,
+                profile=decode_profile,
+                kv_precision=kv_precision,
+            )
         except ConfigError as error:
             refusal = error
             continue
@@ -546,7 +565,9 @@ def serving_frontier(
         raise refusal
     if tokens_per_s_per_user is None:
         return _pareto(points, objective)
-    targets = [tokens_per_s_per_user] if isinstance(tokens_per_s_per_user, (int, float)) else list(tokens_per_s_per_user)
+    targets = (
+        [tokens_per_s_per_user] if isinstance(tokens_per_s_per_user, (int, float)) else list(tokens_per_s_per_user)
+    )
     best: list[ServingPoint] = []
     for target in sorted(targets):
         check_range("tokens_per_s_per_user", target, 1e-3, 1e6)
@@ -560,7 +581,9 @@ def _pareto(points: Sequence[ServingPoint], objective: str) -> list[ServingPoint
     """Points that no other beats in both speed per user and the objective, by rising speed."""
     kept: list[ServingPoint] = []
     best = -math.inf
-    for point in sorted(points, key=lambda entry: (entry.tokens_per_s_per_user, getattr(entry, objective)), reverse=True):
+    for point in sorted(
+        points, key=lambda entry: (entry.tokens_per_s_per_user, getattr(entry, objective)), reverse=True
+    ):
         if getattr(point, objective) > best:
             kept.append(point)
             best = getattr(point, objective)
