@@ -586,7 +586,8 @@ def test_frontier_targets_are_met_by_the_best_point() -> None:
     for target, point in zip((20.0, 60.0), chosen, strict=True):
         assert point.tokens_per_s_per_user >= target
         best = max(p.output_tokens_per_s_per_gpu for p in whole if p.tokens_per_s_per_user >= target)
-        assert point.output_tokens_per_s_per_gpu == best
+        assert best <= point.output_tokens_per_s_per_gpu < 2.0 * best
+        assert point.tokens_per_s_per_user < 1.1 * target
     assert frontier("gb300_nvl72", tpot_s=0.05) == chosen[:1]
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numba import njit
@@ -55,6 +55,7 @@ MINIMUM_CLOCK = 0.1
 _ITERATIONS = 2000
 _TOLERANCE = 1e-13
 
+_LARGEST_EXPONENT = 14
 _FRONTIER_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _WORKER_RATIOS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (8, 1), (2, 3), (3, 2))
 
@@ -451,8 +452,9 @@ def serving_frontier(
 ) -> list[ServingPoint]:
     """Search layouts and loads for the best trade-off between speed per user and output per GPU (or per joule).
 
-    Layouts are powers of two within one link domain, one to eight workers per phase, and users in powers of two: a
-    grid, so the frontier is a lower bound of what finer tuning finds.
+    Layouts are powers of two within one link domain with one to eight workers per phase, and users go to 16,384: a
+    grid, so the frontier is a lower bound of what finer tuning finds. Users are powers of two on the whole frontier and
+    tuned to 1 % where targets are given.
 
     Args:
         rack: Rack type or its catalogue name.
@@ -495,96 +497,118 @@ def serving_frontier(
     check_range("ttft_limit_s", ttft_limit_s, 1e-6, math.inf, "s")
     group = rack.group("decode")
     largest = group.link_domain_gpus if max_worker_gpus is None else _whole("max_worker_gpus", max_worker_gpus, 1, 4096)
-    points: list[ServingPoint] = []
-    fits = False
     refusal: ConfigError | None = None
-    front_layouts = (
-        _prefill_layouts(front, model, precision, prompt_tokens, prefill_profile, kv_precision)
-        if "disaggregated" in modes
-        else []
-    )
+    fits = False
+    front_layouts: list[tuple[int, int, int]] = []
+    if "disaggregated" in modes:
+        front_layouts = _prefill_layouts(front, model, precision, prompt_tokens, prefill_profile, kv_precision)
+
+    def evaluate(layout: dict[str, Any], users: int) -> ServingPoint:
+        return serving_point(
+            rack,
+            model,
+            precision=precision,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            concurrency=users,
+            decode_profile=decode_profile,
+            mtp=mtp,
+            clock=clock,
+            kv_precision=kv_precision,
+            **layout,
+        )
+
+    def score(point: ServingPoint) -> float:
+        return float(getattr(point, objective))
+
+    curves: list[tuple[dict[str, Any], list[ServingPoint]]] = []
     for tp, dp in _worker_layouts(largest):
         try:
             decode_coefficients(
-                rack,
-                model,
-                precision=precision,
-                tp=tp,
-                dp=dp,
-                mtp=mtp,
-                profile=decode_profile,
-                kv_precision=kv_precision,
+                rack, model, precision=precision, tp=tp, dp=dp, profile=decode_profile, kv_precision=kv_precision
             )
         except ConfigError as error:
             refusal = error
             continue
         fits = True
-        trials: list[dict[str, int | str]] = []
-        if "aggregated" in modes and front is rack:
-            trials.append({"mode": "aggregated", "decode_workers": 1})
-        for prefill_tp, prefill_dp, prefill_pp in front_layouts:
-            for prefill_workers, decode_workers in _WORKER_RATIOS:
-                trials.append(
-                    {
-                        "mode": "disaggregated",
-                        "prefill_workers": prefill_workers,
-                        "prefill_tp": prefill_tp,
-                        "prefill_dp": prefill_dp,
-                        "prefill_pp": prefill_pp,
-                        "decode_workers": decode_workers,
-                    }
-                )
-        for trial in trials:
-            for exponent in range(15):
-                disaggregated = trial["mode"] == "disaggregated"
+        for layout in _layouts(front, front_layouts, "aggregated" in modes and front is rack, prefill_profile):
+            layout |= {"decode_tp": tp, "decode_dp": dp}
+            curve: list[ServingPoint] = []
+            for exponent in range(_LARGEST_EXPONENT + 1):
                 try:
-                    point = serving_point(
-                        rack,
-                        model,
-                        precision=precision,
-                        prompt_tokens=prompt_tokens,
-                        output_tokens=output_tokens,
-                        concurrency=2**exponent,
-                        decode_tp=tp,
-                        decode_dp=dp,
-                        prefill_rack=front if disaggregated else None,
-                        prefill_profile=prefill_profile if disaggregated else None,
-                        decode_profile=decode_profile,
-                        mtp=mtp,
-                        clock=clock,
-                        kv_precision=kv_precision,
-                        **trial,  # type: ignore[arg-type]
-                    )
+                    curve.append(evaluate(layout, 2**exponent))
                 except ConfigError as error:
                     refusal = error
                     break
-                if point.ttft_s > ttft_limit_s:
+                if curve[-1].ttft_s > ttft_limit_s:
                     break
-                points.append(point)
-    if not points and refusal is not None and not fits:
+            if curve:
+                curves.append((layout, curve))
+    if refusal is not None and (not curves or not fits):
         raise refusal
     if tokens_per_s_per_user is None:
-        return _pareto(points, objective)
-    targets = (
-        [tokens_per_s_per_user] if isinstance(tokens_per_s_per_user, (int, float)) else list(tokens_per_s_per_user)
-    )
-    best: list[ServingPoint] = []
+        return _pareto([point for _, curve in curves for point in curve if point.ttft_s <= ttft_limit_s], objective)
+
+    targets = [tokens_per_s_per_user] if isinstance(tokens_per_s_per_user, (int, float)) else tokens_per_s_per_user
+    found: list[ServingPoint] = []
     for target in sorted(targets):
         check_range("tokens_per_s_per_user", target, 1e-3, 1e6)
-        meeting = [point for point in points if point.tokens_per_s_per_user >= target]
-        if meeting:
-            best.append(max(meeting, key=lambda point: float(getattr(point, objective))))
-    return best
+        best: ServingPoint | None = None
+        for layout, curve in curves:
+            meeting = [p for p in curve if p.ttft_s <= ttft_limit_s and p.tokens_per_s_per_user >= target]
+            if not meeting:
+                continue
+            # Speed falls and output grows with users, so the best load lies between the last that meets the target
+            # and the next; layouts that cannot beat the best even there are not refined.
+            reach = curve[: len(meeting) + 1]
+            if best is not None and max(score(point) for point in reach) <= score(best):
+                continue
+            low, high = meeting[-1].concurrency, reach[-1].concurrency
+            while high - low > max(1, low // 100):
+                middle = (low + high) // 2
+                point = evaluate(layout, middle)
+                if point.ttft_s <= ttft_limit_s and point.tokens_per_s_per_user >= target:
+                    meeting.append(point)
+                    low = middle
+                else:
+                    high = middle
+            candidate = max(meeting, key=score)
+            if best is None or score(candidate) > score(best):
+                best = candidate
+        if best is not None:
+            found.append(best)
+    return found
+
+
+def _layouts(
+    front: Rack, front_layouts: Sequence[tuple[int, int, int]], aggregated: bool, prefill_profile: str | None
+) -> Iterator[dict[str, Any]]:
+    """Everything of a layout but the decode worker, as keywords of :func:`serving_point`."""
+    if aggregated:
+        yield {"mode": "aggregated", "decode_workers": 1}
+    for tp, dp, pp in front_layouts:
+        for prefill_workers, decode_workers in _WORKER_RATIOS:
+            yield {
+                "mode": "disaggregated",
+                "prefill_workers": prefill_workers,
+                "prefill_tp": tp,
+                "prefill_dp": dp,
+                "prefill_pp": pp,
+                "prefill_rack": front,
+                "prefill_profile": prefill_profile,
+                "decode_workers": decode_workers,
+            }
 
 
 def _pareto(points: Sequence[ServingPoint], objective: str) -> list[ServingPoint]:
     """Points that no other beats in both speed per user and the objective, by rising speed."""
     kept: list[ServingPoint] = []
-    best = -math.inf
+    best = 0.0
     for point in sorted(
         points, key=lambda entry: (entry.tokens_per_s_per_user, getattr(entry, objective)), reverse=True
     ):
-        if getattr(point, objective) > best:
+        # Layouts that differ in nothing but the number of copies of one unit differ by rounding only.
+        if getattr(point, objective) > best * (1.0 + 1e-9):
             kept.append(point)
             best = getattr(point, objective)
     return kept[::-1]
