@@ -12,8 +12,6 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from tests import fake_factory
-from tests.fake_factory import TASK, Jitter, Throttle, make_full_throttle
 
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.evaluation import (
@@ -31,6 +29,8 @@ from ai_factory_gym.evaluation import (
     versus_table,
     write_csv,
 )
+from tests import fake_factory
+from tests.fake_factory import TASK, Jitter, Throttle, make_full_throttle
 
 ROOT = Path(__file__).resolve().parent.parent
 
