@@ -7,7 +7,8 @@ about 1.05 to 1.25, is unverified (no measured NVL72 hall is public), so every v
 
 from __future__ import annotations
 
-from numba import njit
+from ai_factory_gym.jit import kernel
+
 
 FREE_COOLING_C = 20.0
 """Outdoor temperature below which free cooling suffices (status assumed; coolant inlet is 17-45 C)."""
@@ -19,7 +20,7 @@ MINIMUM_LOAD_FRACTION = 0.05
 """Load below which PUE is not extrapolated: fixed draw over no load is no longer a ratio."""
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def pue(
     base: float,
     per_kelvin: float,
@@ -46,7 +47,7 @@ def pue(
     return 1.0 + overhead * (1.0 - fixed_share + fixed_share / load)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def facility_power_w(it_w: float, pue_now: float) -> float:
     """Draw of the facility.
 

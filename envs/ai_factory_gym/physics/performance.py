@@ -27,13 +27,13 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ai_factory_gym.catalogue import PRECISIONS, Architecture, Group, Model, Rack
 from ai_factory_gym.catalogue import model as find_model
 from ai_factory_gym.catalogue import rack as find_rack
 from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.jit import inlined_kernel, kernel
 
 MEMORY_KNEE_CLOCK = 0.35
 """Clock below which memory bandwidth falls: the L2 and fabric then no longer keep the memory busy (hardware_facts:
@@ -151,7 +151,7 @@ DECODE_KV_REQUEST_TOKENS = 12
 DECODE_GPUS = 13
 
 
-@njit(cache=True, error_model="numpy")
+@inlined_kernel
 def compute_rate(clock: float) -> float:
     """Compute rate relative to clock 1: proportional to the clock.
 
@@ -161,7 +161,7 @@ def compute_rate(clock: float) -> float:
     return clock
 
 
-@njit(cache=True, error_model="numpy")
+@inlined_kernel
 def memory_rate(clock: float) -> float:
     """Memory bandwidth relative to clock 1: flat above the knee, proportional to the clock below it.
 
@@ -171,7 +171,7 @@ def memory_rate(clock: float) -> float:
     return 1.0 if clock >= MEMORY_KNEE_CLOCK else clock / MEMORY_KNEE_CLOCK
 
 
-@njit(cache=True, error_model="numpy")
+@inlined_kernel
 def prefill_work_s(coef: NDArray[np.float64], new_tokens: float, token_pairs: float) -> tuple[float, float]:
     """Work of one prompt on one lane, in its scaling and its fixed part.
 
@@ -190,7 +190,7 @@ def prefill_work_s(coef: NDArray[np.float64], new_tokens: float, token_pairs: fl
     return scaling_s, fixed_s
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def decode_iteration_s(
     coef: NDArray[np.float64], batch: float, context_tokens: float, clock: float
 ) -> tuple[float, float, float]:

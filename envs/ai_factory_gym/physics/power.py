@@ -18,11 +18,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ai_factory_gym.catalogue import Rack
 from ai_factory_gym.catalogue import rack as find_rack
+from ai_factory_gym.jit import kernel
 
 
 class PowerCoefficients(NamedTuple):
@@ -71,7 +71,7 @@ POWER_SLEEP_RACK_W = 10
 POWER_WAKE_RACK_W = 11
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def dynamic_power_factor(voltage_floor: float, clock: float) -> float:
     """Dynamic power at a clock relative to clock 1: f V(f)^2.
 
@@ -83,7 +83,7 @@ def dynamic_power_factor(voltage_floor: float, clock: float) -> float:
     return clock * voltage * voltage
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def gpu_power_w(
     coef: NDArray[np.float64], clock: float, busy: float, compute_activity: float, memory_activity: float
 ) -> float:
@@ -111,7 +111,7 @@ def gpu_power_w(
     return drawn_w
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def rack_power_w(coef: NDArray[np.float64], gpu_w: float) -> float:
     """Draw of one awake rack whose GPUs draw ``gpu_w`` each on average.
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from ai_factory_gym.catalogue import Model, Rack
 from ai_factory_gym.catalogue import model as find_model
 from ai_factory_gym.catalogue import rack as find_rack
 from ai_factory_gym.errors import ConfigError, check_range, unknown
+from ai_factory_gym.jit import kernel
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
@@ -130,7 +130,7 @@ class ServingPoint:
     hypothetical: bool
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def _closed_loop(
     decode: NDArray[np.float64],
     clock: float,

@@ -1,0 +1,1 @@
+"""The cohort engine: numba kernels over preallocated arrays, batched over environments; imports no Gymnasium."""

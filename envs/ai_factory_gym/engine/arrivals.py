@@ -1,0 +1,508 @@
+"""New work of one tick: who arrives, how long the prompts are, and which pools they are routed to."""
+
+from __future__ import annotations
+
+import math
+
+from ai_factory_gym.jit import inlined_kernel, kernel
+from ai_factory_gym.engine.layout import (
+    BACKLOG_BIN_S,
+    COHORT,
+    DECODE,
+    NOBODY,
+    PREFILL,
+    Array,
+    Cell,
+    Class,
+    ClassSpec,
+    Cohort,
+    CohortInt,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    Purpose,
+    Site,
+    SiteInt,
+    SiteSpec,
+    Stage,
+    State,
+)
+from ai_factory_gym.engine.heap import pop, push
+from ai_factory_gym.engine.ledger import take_slot
+from ai_factory_gym.engine.prefill import append, server_seconds
+from ai_factory_gym.engine.rng import exponential, normal_pair, poisson, uniform
+from ai_factory_gym.physics.performance import (
+    PREFILL_STREAM_PER_TOKEN_S,
+    compute_rate,
+    prefill_work_s,
+)
+
+
+@inlined_kernel
+def minute_of(state: State, start_s: float, time_s: float) -> int:
+    """Return the column of ``State.rate`` for ``time_s``; the path begins at ``start_s`` and its last minute persists."""
+    minute = int(math.floor((time_s - start_s) / 60.0 + 1e-9))
+    return max(0, min(minute, state.rate.shape[2] - 1))
+
+
+@inlined_kernel
+def group_of(params: Params, prompt: float) -> int:
+    """Return the prompt-length group of a prompt."""
+    group = 0
+    while group < params.group_edges.shape[0] and prompt > params.group_edges[group]:
+        group += 1
+    return group
+
+
+@inlined_kernel
+def route(state: State, row: int, phase: int, group: int, count: float) -> int:
+    """Send a whole cohort to the pool that is owed most, and carry what the others are owed.
+
+    Over many cohorts each pool's share of requests equals its weight, to within one cohort.
+    """
+    weights = state.weight[row, phase, group]
+    carry = state.carry[row, phase, group]
+    best = -1
+    for pool in range(weights.shape[0]):
+        if weights[pool] > 0.0:
+            carry[pool] += count * weights[pool]
+            if best < 0 or carry[pool] > carry[best]:
+                best = pool
+    carry[best] -= count
+    return best
+
+
+@inlined_kernel
+def _enter(
+    params: Params,
+    state: State,
+    row: int,
+    cls: int,
+    group: int,
+    arrival_s: float,
+    count: float,
+    prompt: float,
+    prompt_sq: float,
+    output: float,
+    deadline_s: float,
+) -> int:
+    """Create a cohort, count it as arrived and put it into its prefill pool's inbox; return its slot."""
+    slot = take_slot(state, row)
+    spec = params.cls[cls]
+    scoring = state.site[row, Site.SCORING]
+    prefill = route(state, row, PREFILL, group, count)
+    decode = route(state, row, DECODE, group, count)
+    cohort = state.cohort[row, slot]
+    cohort[Cohort.ARRIVAL_S] = arrival_s
+    cohort[Cohort.COUNT] = count
+    cohort[Cohort.PROMPT] = prompt
+    cohort[Cohort.PROMPT_SQ] = prompt_sq
+    cohort[Cohort.CACHED] = 0.0
+    cohort[Cohort.OUTPUT] = output
+    if deadline_s < math.inf:
+        cohort[Cohort.DEADLINE_S] = deadline_s
+    else:
+        cohort[Cohort.DEADLINE_S] = (
+            arrival_s + spec[ClassSpec.TTFT_A_S] + spec[ClassSpec.TTFT_B] * prompt + spec[ClassSpec.TTFT_C] * prompt_sq
+        )
+    cohort[Cohort.FIRST_TOKEN_S] = math.nan
+    cohort[Cohort.G_ADMIT] = 0.0
+    cohort[Cohort.KEY] = 0.0
+    ints = state.cohort_int[row, slot]
+    ints[CohortInt.STAGE] = Stage.INBOX
+    ints[CohortInt.CLASS] = cls
+    ints[CohortInt.PREFILL_POOL] = prefill
+    ints[CohortInt.DECODE_POOL] = decode
+    ints[CohortInt.SCORED] = 1 if scoring > 0.0 else 0
+    ints[CohortInt.DECIDED] = 0
+    ints[CohortInt.MODEL] = 0
+    ints[CohortInt.SESSION] = 0
+    ints[CohortInt.PRIORITY] = 0
+    append(state, row, prefill, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL, slot)
+    state.pool_int[row, prefill, PoolInt.ASSIGNED] += 1
+    state.pool_int[row, decode, PoolInt.ASSIGNED] += 1
+    numbers = state.pool[row, decode]
+    numbers[Pool.WAITING] += count
+    numbers[Pool.WAITING_TOKENS] += count * (prompt + output)
+    counters = state.cls[row, cls]
+    counters[Class.ARRIVED] += scoring * count
+    counters[Class.STEP_ARRIVED] += count
+    counters[Class.QUEUED] += count
+    state.site_int[row, SiteInt.ROUTED] += 1
+    return slot
+
+
+@inlined_kernel
+def _backlog_bin(state: State, time_s: float) -> int:
+    """Return the ring position of the backlog bin that holds arrivals of ``time_s``."""
+    return int(math.floor(time_s / BACKLOG_BIN_S)) % state.backlog.shape[2]
+
+
+@kernel
+def _release(
+    params: Params, state: State, row: int, cell: int, begin_s: float, tick_s: float, minute: int
+) -> tuple[int, float]:
+    """Release deferrable requests of one cell.
+
+    The built-in rule releases a share of every bin per second (``State.hazard``, higher in the daily valley), and a bin
+    whose deadline is near evenly over the time that is left.
+
+    Returns:
+        Requests released in this tick, and the deadline of the oldest among them, s.
+    """
+    spec = params.cls[int(params.cell[cell, Cell.CLASS])]
+    bins = state.backlog.shape[2]
+    urgent_s = params.site[SiteSpec.URGENT_S]
+    hazard = state.hazard[row, minute]
+    now_bin = int(math.floor(begin_s / BACKLOG_BIN_S))
+    amount = state.released[row, cell]
+    deadline_s = begin_s + spec[ClassSpec.DEADLINE_S]
+    for age in range(bins):
+        place = (now_bin - age) % bins
+        waiting = state.backlog[row, cell, place]
+        if waiting <= 0.0:
+            continue
+        # The oldest request of a bin sets the bin's deadline.
+        left_s = (now_bin - age) * BACKLOG_BIN_S + spec[ClassSpec.DEADLINE_S] - begin_s
+        share = hazard * tick_s
+        if left_s < urgent_s:
+            share = max(share, tick_s / max(tick_s, left_s - 0.5 * urgent_s))
+        out = waiting * min(1.0, share)
+        state.backlog[row, cell, place] = waiting - out
+        amount += out
+        if out > 0.0:
+            deadline_s = min(deadline_s, begin_s + left_s)
+    whole = math.floor(amount + 1e-9)
+    state.released[row, cell] = max(0.0, amount - whole)
+    state.cls[row, int(params.cell[cell, Cell.CLASS]), Class.PENDING] -= whole
+    return int(whole), deadline_s
+
+
+@inlined_kernel
+def _cell_count(
+    params: Params, state: State, row: int, cell: int, begin_s: float, tick_s: float, minute: int
+) -> tuple[int, float]:
+    """Draw how many requests of a cell arrive in a tick; for a deferrable class, how many are released.
+
+    Returns:
+        Count, and the deadline (inf for classes with a TTFT and TPOT promise).
+    """
+    cls = int(params.cell[cell, Cell.CLASS])
+    mean = state.rate[row, cls, minute] * params.cell[cell, Cell.WEIGHT] * tick_s
+    count = poisson(state.rng[row, Purpose.ARRIVALS], mean)
+    if params.cls[cls, ClassSpec.DEFERRABLE] == 0.0:
+        return count, math.inf
+    if count > 0:
+        state.backlog[row, cell, _backlog_bin(state, begin_s)] += count
+        state.cls[row, cls, Class.PENDING] += count
+    return _release(params, state, row, cell, begin_s, tick_s, minute)
+
+
+@inlined_kernel
+def _draw_length(mu: float, sigma: float, low: float, high: float, normal: float) -> float:
+    """Return a log-normal length in whole tokens, or -1 when it lies outside [low, high] and must be drawn again."""
+    value = math.exp(mu + sigma * normal)
+    if value < low or value > high:
+        return -1.0
+    return max(1.0, math.floor(value + 0.5))
+
+
+@inlined_kernel
+def _draw_request(params: Params, state: State, row: int, cls: int) -> tuple[float, float]:
+    """Draw prompt and output tokens of one request (truncated log-normal, independent)."""
+    spec = params.cls[cls]
+    stream = state.rng[row, Purpose.LENGTHS]
+    prompt = -1.0
+    output = -1.0
+    while prompt < 0.0 or output < 0.0:
+        first, second = normal_pair(stream)
+        if prompt < 0.0:
+            prompt = _draw_length(
+                spec[ClassSpec.PROMPT_MU],
+                spec[ClassSpec.PROMPT_SIGMA],
+                spec[ClassSpec.PROMPT_MIN],
+                spec[ClassSpec.PROMPT_MAX],
+                first,
+            )
+        if output < 0.0:
+            output = _draw_length(
+                spec[ClassSpec.OUTPUT_MU],
+                spec[ClassSpec.OUTPUT_SIGMA],
+                spec[ClassSpec.OUTPUT_MIN],
+                spec[ClassSpec.OUTPUT_MAX],
+                second,
+            )
+    return prompt, output
+
+
+@kernel
+def most_arrivals(params: Params, state: State, row: int, begin_s: float, tick_s: float, path_start_s: float) -> int:
+    """Return how many cohort slots a tick can need, with overwhelming probability (ten standard deviations)."""
+    if params.site[SiteSpec.RESOLUTION] == COHORT:
+        return 2 * params.cell.shape[0] + 64
+    if params.trace_time.shape[0] > 0:
+        copies = state.shift.shape[1]
+        most = 0
+        for copy in range(copies):
+            most += _trace_ahead(params, state, row, copy, begin_s, tick_s)
+        return most + 64
+    minute = minute_of(state, path_start_s, begin_s)
+    mean = 0.0
+    for cls in range(params.cls.shape[0]):
+        if params.cls[cls, ClassSpec.DEFERRABLE] == 0.0:
+            mean += state.rate[row, cls, minute] * tick_s
+        else:
+            mean += state.cls[row, cls, Class.PENDING] + state.rate[row, cls, minute] * tick_s
+    return int(mean + 10.0 * math.sqrt(mean) + 64.0)
+
+
+@kernel
+def _trace_ahead(params: Params, state: State, row: int, copy: int, begin_s: float, tick_s: float) -> int:
+    """Count one copy's trace requests in the tick, without moving its cursor."""
+    times = params.trace_time
+    requests = times.shape[0]
+    span_s = params.site[SiteSpec.TRACE_SPAN_S]
+    cursor = state.cursor[row, copy]
+    count = 0
+    while _trace_due_s(times, requests, span_s, cursor, state.shift[row, copy]) < begin_s + tick_s:
+        cursor += 1
+        count += 1
+    return count
+
+
+@inlined_kernel
+def _trace_due_s(times: Array, requests: int, span_s: float, cursor: int, shift_s: float) -> float:
+    """Return when the ``cursor``-th request of a shifted, repeating copy arrives, s."""
+    return float(times[cursor % requests] + (cursor // requests) * span_s + shift_s - span_s)
+
+
+@inlined_kernel
+def _add_inflow(params: Params, state: State, row: int, slot: int, tick_s: float) -> None:
+    """Add a cohort's work to the fluid that flows into its prefill pool during this tick."""
+    pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
+    numbers = state.pool[row, pool]
+    cohort = state.cohort[row, slot]
+    perf = params.perf[pool]
+    rate = compute_rate(numbers[Pool.CLOCK])
+    work = cohort[Cohort.COUNT] * server_seconds(perf, cohort, rate) / tick_s
+    scaling, _ = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
+    compute = cohort[Cohort.COUNT] * scaling / tick_s
+    memory = cohort[Cohort.COUNT] * perf[PREFILL_STREAM_PER_TOKEN_S] * cohort[Cohort.PROMPT] * rate / tick_s
+    # The mix in service is the mix of the backlog and of what flows in.
+    held = numbers[Pool.BACKLOG] / tick_s + numbers[Pool.INFLOW]
+    total = held + work
+    if total > 0.0:
+        numbers[Pool.SHARE_COMPUTE] = (numbers[Pool.SHARE_COMPUTE] * held + compute) / total
+        numbers[Pool.SHARE_MEMORY] = (numbers[Pool.SHARE_MEMORY] * held + memory) / total
+    numbers[Pool.INFLOW] += work
+
+
+@kernel
+def _synthetic_cohorts(params: Params, state: State, row: int, begin_s: float, tick_s: float, minute: int) -> None:
+    """Create one tick's cohorts, one per cell at most, spread evenly over the tick."""
+    cells = params.cell.shape[0]
+    for place in range(cells):
+        count, deadline_s = _cell_count(params, state, row, place, begin_s, tick_s, minute)
+        if count == 0:
+            continue
+        cell = params.cell[place]
+        arrival_s = begin_s + (place + 0.5) / cells * tick_s
+        slot = _enter(
+            params,
+            state,
+            row,
+            int(cell[Cell.CLASS]),
+            int(cell[Cell.GROUP]),
+            arrival_s,
+            float(count),
+            cell[Cell.PROMPT],
+            cell[Cell.PROMPT_SQ],
+            cell[Cell.OUTPUT],
+            deadline_s,
+        )
+        _add_inflow(params, state, row, slot, tick_s)
+
+
+@kernel
+def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, tick_s: float, minute: int) -> None:
+    """Create one tick's requests one by one, in order of arrival, as a Poisson process over all classes."""
+    stream = state.rng[row, Purpose.ARRIVALS]
+    classes = params.cls.shape[0]
+    total = 0.0
+    for cls in range(classes):
+        if params.cls[cls, ClassSpec.DEFERRABLE] == 0.0:
+            total += state.rate[row, cls, minute]
+    for place in range(params.cell.shape[0]):
+        if params.cls[int(params.cell[place, Cell.CLASS]), ClassSpec.DEFERRABLE] > 0.0:
+            count, deadline_s = _cell_count(params, state, row, place, begin_s, tick_s, minute)
+            # Released work of a tick enters together at its start, before the tick's arrivals.
+            for _ in range(count):
+                cell = params.cell[place]
+                _enter(
+                    params,
+                    state,
+                    row,
+                    int(cell[Cell.CLASS]),
+                    int(cell[Cell.GROUP]),
+                    begin_s,
+                    1.0,
+                    cell[Cell.PROMPT],
+                    cell[Cell.PROMPT_SQ],
+                    cell[Cell.OUTPUT],
+                    deadline_s,
+                )
+    time_s = begin_s
+    end_s = begin_s + tick_s
+    while total > 0.0:
+        time_s += exponential(stream) / total
+        if time_s >= end_s:
+            break
+        pick = uniform(stream) * total
+        cls = 0
+        while cls < classes - 1:
+            if params.cls[cls, ClassSpec.DEFERRABLE] == 0.0:
+                pick -= state.rate[row, cls, minute]
+                if pick < 0.0:
+                    break
+            cls += 1
+        prompt, output = _draw_request(params, state, row, cls)
+        _enter(
+            params, state, row, cls, group_of(params, prompt), time_s, 1.0, prompt, prompt * prompt, output, math.inf
+        )
+
+
+@kernel
+def _trace_requests(params: Params, state: State, row: int, begin_s: float, tick_s: float) -> None:
+    """Create one tick's requests of a replayed trace, all shifted copies merged in order of arrival."""
+    times = params.trace_time
+    requests = times.shape[0]
+    span_s = params.site[SiteSpec.TRACE_SPAN_S]
+    copies = state.shift.shape[1]
+    thinned = copies - 1 if params.site[SiteSpec.THIN_FRACTION] < 1.0 else -1
+    # The ready heap of a prefill pool is never used otherwise; here it puts the copies' requests in order.
+    keys = state.heap_key[row, 0, 0]
+    indices = state.heap_slot[row, 0, 0]
+    found = 0
+    for copy in range(copies):
+        shift_s = state.shift[row, copy]
+        while True:
+            cursor = state.cursor[row, copy]
+            due_s = _trace_due_s(times, requests, span_s, cursor, shift_s)
+            if due_s >= begin_s + tick_s:
+                break
+            state.cursor[row, copy] = cursor + 1
+            index = cursor % requests
+            if copy == thinned and not state.kept[row, index]:
+                continue
+            push(keys, indices, found, max(due_s, begin_s), index)
+            found += 1
+    while found > 0:
+        due_s = keys[0]
+        index = pop(keys, indices, found)
+        found -= 1
+        prompt = params.trace_prompt[index]
+        _enter(
+            params,
+            state,
+            row,
+            int(params.cell[params.trace_cell[index], Cell.CLASS]),
+            group_of(params, prompt),
+            due_s,
+            1.0,
+            prompt,
+            prompt * prompt,
+            params.trace_output[index],
+            math.inf,
+        )
+
+
+@kernel
+def _trace_cohorts(params: Params, state: State, row: int, begin_s: float, tick_s: float) -> None:
+    """Create one tick's cohorts of a replayed trace: exact counts and mean lengths per cell."""
+    times = params.trace_time
+    requests = times.shape[0]
+    span_s = params.site[SiteSpec.TRACE_SPAN_S]
+    copies = state.shift.shape[1]
+    thinned = copies - 1 if params.site[SiteSpec.THIN_FRACTION] < 1.0 else -1
+    cells = params.cell.shape[0]
+    sums = state.cell_sums[row]
+    for place in range(cells):
+        for column in range(4):
+            sums[place, column] = 0.0
+    for copy in range(copies):
+        shift_s = state.shift[row, copy]
+        while True:
+            cursor = state.cursor[row, copy]
+            if _trace_due_s(times, requests, span_s, cursor, shift_s) >= begin_s + tick_s:
+                break
+            state.cursor[row, copy] = cursor + 1
+            index = cursor % requests
+            if copy == thinned and not state.kept[row, index]:
+                continue
+            total = sums[params.trace_cell[index]]
+            prompt = params.trace_prompt[index]
+            total[0] += 1.0
+            total[1] += prompt
+            total[2] += prompt * prompt
+            total[3] += params.trace_output[index]
+    for place in range(cells):
+        count = sums[place, 0]
+        if count == 0.0:
+            continue
+        slot = _enter(
+            params,
+            state,
+            row,
+            int(params.cell[place, Cell.CLASS]),
+            int(params.cell[place, Cell.GROUP]),
+            begin_s + (place + 0.5) / cells * tick_s,
+            count,
+            sums[place, 1] / count,
+            sums[place, 2] / count,
+            sums[place, 3] / count,
+            math.inf,
+        )
+        _add_inflow(params, state, row, slot, tick_s)
+
+
+@kernel
+def admit_tick(params: Params, state: State, row: int, begin_s: float, tick_s: float, path_start_s: float) -> None:
+    """Create the work of the tick that begins at ``begin_s`` and put it into the prefill pools' inboxes.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        begin_s: Start of the tick, s.
+        tick_s: Its length, s.
+        path_start_s: Time at which the rate path begins, s.
+    """
+    for pool in range(params.pool.shape[0]):
+        state.pool[row, pool, Pool.INFLOW] = 0.0
+    minute = minute_of(state, path_start_s, begin_s)
+    cohort = params.site[SiteSpec.RESOLUTION] == COHORT
+    if params.trace_time.shape[0] > 0:
+        if cohort:
+            _trace_cohorts(params, state, row, begin_s, tick_s)
+        else:
+            _trace_requests(params, state, row, begin_s, tick_s)
+    elif cohort:
+        _synthetic_cohorts(params, state, row, begin_s, tick_s, minute)
+    else:
+        _synthetic_requests(params, state, row, begin_s, tick_s, minute)
+    if not cohort:
+        for pool in range(params.pool.shape[0]):
+            if params.pool[pool, PoolSpec.PHASE] == PREFILL:
+                state.pool[row, pool, Pool.INFLOW] = _inbox_count(state, row, pool) / tick_s
+
+
+@kernel
+def _inbox_count(state: State, row: int, pool: int) -> float:
+    """Count the requests in a pool's inbox."""
+    count = 0.0
+    slot = state.pool_int[row, pool, PoolInt.INBOX_HEAD]
+    while slot != NOBODY:
+        count += state.cohort[row, slot, Cohort.COUNT]
+        slot = state.cohort_int[row, slot, CohortInt.NEXT]
+    return count

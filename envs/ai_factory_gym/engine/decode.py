@@ -1,0 +1,232 @@
+"""A decode pool over one segment of constant settings: admission by KV memory, processor sharing, completion.
+
+All replicas of a pool share the batch evenly. Time within a request runs on the pool's token clock ``G``, which advances by
+one when every request in flight has received one more token; a cohort's finish is a fixed point on ``G`` however the batch,
+the context or the clock change, so nothing is touched per token.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ai_factory_gym.engine.heap import pop, push
+from ai_factory_gym.jit import inlined_kernel, kernel
+from ai_factory_gym.engine.layout import (
+    NOBODY,
+    Cohort,
+    CohortInt,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    Site,
+    SiteInt,
+    Stage,
+    State,
+)
+from ai_factory_gym.engine.ledger import first_token, last_token, take_slot
+from ai_factory_gym.physics.performance import (
+    DECODE_KV_CAPACITY_TOKENS,
+    DECODE_KV_REQUEST_TOKENS,
+    DECODE_TOKENS_PER_ITERATION,
+    decode_iteration_s,
+)
+
+SPLIT_PARTS = 4
+"""A cohort that does not fit is split only when at least this fraction (1/4) of it does, so that it cannot crumble."""
+
+
+@inlined_kernel
+def _split(state: State, row: int, slot: int, count: float) -> int:
+    """Take ``count`` requests off a cohort into a new one that is equal otherwise, and return its slot."""
+    part = take_slot(state, row)
+    for column in range(state.cohort.shape[2]):
+        state.cohort[row, part, column] = state.cohort[row, slot, column]
+    for column in range(state.cohort_int.shape[2]):
+        state.cohort_int[row, part, column] = state.cohort_int[row, slot, column]
+    state.cohort[row, part, Cohort.COUNT] = count
+    state.cohort[row, slot, Cohort.COUNT] -= count
+    state.pool_int[row, state.cohort_int[row, slot, CohortInt.PREFILL_POOL], PoolInt.ASSIGNED] += 1
+    state.pool_int[row, state.cohort_int[row, slot, CohortInt.DECODE_POOL], PoolInt.ASSIGNED] += 1
+    return part
+
+
+@inlined_kernel
+def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> None:
+    """Add a cohort to the batch; it finishes after its first iteration and output - 1 further tokens."""
+    cohort = state.cohort[row, slot]
+    numbers = state.pool[row, pool]
+    count = cohort[Cohort.COUNT]
+    prompt = cohort[Cohort.PROMPT]
+    output = cohort[Cohort.OUTPUT]
+    span = params.perf[pool, DECODE_TOKENS_PER_ITERATION] + output - 1.0
+    cohort[Cohort.G_ADMIT] = numbers[Pool.G]
+    numbers[Pool.IN_FLIGHT] += count
+    numbers[Pool.EMITTING] += count * output / span
+    numbers[Pool.CONTEXT] += count * prompt
+    numbers[Pool.RESERVED] += count * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
+    numbers[Pool.KV_TOKENS_IN] += count * prompt
+    numbers[Pool.WAITING] -= count
+    numbers[Pool.WAITING_TOKENS] -= count * (prompt + output)
+    numbers[Pool.IN_TRANSIT] -= count
+    state.cohort_int[row, slot, CohortInt.STAGE] = Stage.DECODING
+    size = state.pool_int[row, pool, PoolInt.SERVING]
+    push(state.heap_key[row, pool, 1], state.heap_slot[row, pool, 1], size, numbers[Pool.G] + span, slot)
+    state.pool_int[row, pool, PoolInt.SERVING] = size + 1
+
+
+@inlined_kernel
+def _complete(params: Params, state: State, row: int, pool: int, time_s: float) -> None:
+    """Take the cohort that finishes now out of the batch and decide its fate."""
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    slot = pop(state.heap_key[row, pool, 1], state.heap_slot[row, pool, 1], ints[PoolInt.SERVING])
+    ints[PoolInt.SERVING] -= 1
+    cohort = state.cohort[row, slot]
+    count = cohort[Cohort.COUNT]
+    prompt = cohort[Cohort.PROMPT]
+    output = cohort[Cohort.OUTPUT]
+    span = params.perf[pool, DECODE_TOKENS_PER_ITERATION] + output - 1.0
+    numbers[Pool.IN_FLIGHT] -= count
+    numbers[Pool.EMITTING] -= count * output / span
+    numbers[Pool.CONTEXT] -= count * (prompt + output)
+    numbers[Pool.RESERVED] -= count * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
+    numbers[Pool.KV_TOKENS_OUT] += count * (prompt + output)
+    if ints[PoolInt.SERVING] == 0:
+        # An empty batch is exactly empty: rounding must not accumulate over a day.
+        numbers[Pool.IN_FLIGHT] = 0.0
+        numbers[Pool.EMITTING] = 0.0
+        numbers[Pool.CONTEXT] = 0.0
+        numbers[Pool.RESERVED] = 0.0
+    # Tokens count as good only when they were emitted inside the scored window.
+    begin = max(cohort[Cohort.G_ADMIT], numbers[Pool.G_OPEN])
+    end = min(numbers[Pool.G], numbers[Pool.G_CLOSE])
+    good = count * output * max(0.0, end - begin) / span
+    last_token(params, state, row, slot, time_s, good)
+
+
+@kernel
+def advance_decode(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
+    """Advance a decode pool to ``end_s`` event by event (admissions and completions).
+
+    Args:
+        params: Site parameters.
+        state: Engine state; the pool's clock, duty and racks are constant until ``end_s``.
+        row: Row.
+        pool: A decode pool.
+        end_s: End of the segment, s.
+    """
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    perf = params.perf[pool]
+    spec = params.pool[pool]
+    clock = numbers[Pool.CLOCK]
+    duty = numbers[Pool.DUTY]
+    scoring = state.site[row, Site.SCORING]
+    tokens_per_iteration = perf[DECODE_TOKENS_PER_ITERATION]
+    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
+    admitting = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
+    kv_room = admitting * perf[DECODE_KV_CAPACITY_TOKENS]
+    batch_room = admitting * spec[PoolSpec.MAX_BATCH]
+    ready_keys = state.heap_key[row, pool, 0]
+    ready_slots = state.heap_slot[row, pool, 0]
+    finish_keys = state.heap_key[row, pool, 1]
+    time_s = numbers[Pool.TIME_S]
+    admitted = NOBODY
+    blocked = duty <= 0.0
+    busy = 0.0
+    compute = 0.0
+    memory = 0.0
+    iteration = 0.0
+    speed = 0.0
+    events = 0
+    while True:
+        in_flight = numbers[Pool.IN_FLIGHT]
+        if in_flight > 0.0 and replicas > 0.0:
+            batch = max(1.0, in_flight / replicas)
+            iteration, compute_s, memory_s = decode_iteration_s(perf, batch, numbers[Pool.CONTEXT] / in_flight, clock)
+            speed = duty * tokens_per_iteration / iteration
+            busy = duty * min(1.0, in_flight / replicas)
+            compute = busy * compute_s / iteration
+            memory = busy * memory_s / iteration
+        else:
+            speed = 0.0
+            busy = 0.0
+            compute = 0.0
+            memory = 0.0
+        if admitted != NOBODY:
+            first_token(params, state, row, admitted, time_s + iteration / duty)
+            admitted = NOBODY
+        next_s = end_s
+        kind = 0
+        if ints[PoolInt.READY] > 0 and not blocked and ready_keys[0] < next_s:
+            next_s = max(time_s, ready_keys[0])
+            kind = 1
+        if speed > 0.0:
+            finish_s = max(time_s, time_s + (finish_keys[0] - numbers[Pool.G]) / speed)
+            if finish_s <= next_s and finish_s < end_s:
+                next_s = finish_s
+                kind = 2
+        elapsed = next_s - time_s
+        if elapsed > 0.0:
+            generated = numbers[Pool.EMITTING] * speed * elapsed
+            numbers[Pool.G] += speed * elapsed
+            numbers[Pool.CONTEXT] += generated
+            numbers[Pool.KV_TOKENS_GENERATED] += generated
+            state.site[row, Site.STEP_OUTPUT_TOKENS] += generated
+            state.site[row, Site.OUTPUT_TOKENS] += scoring * generated
+            numbers[Pool.BUSY_S] += busy * elapsed
+            numbers[Pool.COMPUTE_S] += compute * elapsed
+            numbers[Pool.MEMORY_S] += memory * elapsed
+            numbers[Pool.STEP_BATCH_S] += in_flight * elapsed
+        time_s = next_s
+        if kind == 0:
+            break
+        events += 1
+        if kind == 2:
+            numbers[Pool.G] = finish_keys[0]
+            _complete(params, state, row, pool, time_s)
+            blocked = False
+            continue
+        slot = int(ready_slots[0])
+        cohort = state.cohort[row, slot]
+        count = cohort[Cohort.COUNT]
+        need = cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
+        room = min((kv_room - numbers[Pool.RESERVED]) / need, batch_room - in_flight)
+        if room >= count:
+            pop(ready_keys, ready_slots, ints[PoolInt.READY])
+            ints[PoolInt.READY] -= 1
+            admitted = slot
+        elif room >= 1.0 and room * SPLIT_PARTS >= count and state.site_int[row, SiteInt.FREE] > 0:
+            admitted = _split(state, row, slot, math.floor(room))
+        else:
+            blocked = True
+            continue
+        _admit(params, state, row, pool, admitted)
+    numbers[Pool.TPOT_S] = iteration / tokens_per_iteration if numbers[Pool.IN_FLIGHT] > 0.0 else 0.0
+    numbers[Pool.TIME_S] = end_s
+    state.site_int[row, SiteInt.EVENTS] += events
+
+
+@kernel
+def predict_admission_wait(params: Params, state: State, row: int, pool: int) -> None:
+    """Set ``WAIT_S``: how long a request that becomes ready now would wait for KV memory or a batch place.
+
+    By Little's law places free up at (requests in flight) / (mean residence), and a residence is the mean output at the
+    present time per token; the mean output of the batch is its tokens still to emit doubled (uniform ages).
+    """
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    numbers[Pool.WAIT_S] = 0.0
+    in_flight = numbers[Pool.IN_FLIGHT]
+    if ints[PoolInt.READY] == 0 or in_flight <= 0.0 or numbers[Pool.TPOT_S] <= 0.0:
+        return
+    if state.heap_key[row, pool, 0, 0] > numbers[Pool.TIME_S]:
+        return
+    waiting = 0.0
+    for entry in range(ints[PoolInt.READY]):
+        if state.heap_key[row, pool, 0, entry] <= numbers[Pool.TIME_S]:
+            waiting += state.cohort[row, state.heap_slot[row, pool, 0, entry], Cohort.COUNT]
+    extra = params.perf[pool, DECODE_KV_REQUEST_TOKENS] * in_flight
+    residence_s = 2.0 * (numbers[Pool.RESERVED] - extra - numbers[Pool.CONTEXT]) / in_flight * numbers[Pool.TPOT_S]
+    numbers[Pool.WAIT_S] = waiting / in_flight * residence_s

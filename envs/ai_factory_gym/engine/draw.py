@@ -1,0 +1,376 @@
+"""What the site draws, and what keeps it under the cap: clock ceilings, power limits, the power brake."""
+
+from __future__ import annotations
+
+import math
+
+from ai_factory_gym.jit import inlined_kernel, kernel
+from ai_factory_gym.engine.layout import (
+    COHORT,
+    PREFILL,
+    CapStep,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    Site,
+    SiteSpec,
+    State,
+)
+from ai_factory_gym.physics.cooling import pue
+from ai_factory_gym.physics.performance import (
+    DECODE_KV_CAPACITY_TOKENS,
+    compute_rate,
+    decode_iteration_s,
+)
+from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, gpu_power_w, rack_power_w
+
+_BISECTIONS = 24
+_LOWEST_CLOCK = 0.2
+
+
+@inlined_kernel
+def cap_now_w(state: State, row: int, time_s: float) -> float:
+    """Return the facility cap in force at ``time_s``, W."""
+    steps = state.cap_steps[row]
+    cap_w = steps[0, CapStep.CAP_W]
+    for step in range(steps.shape[0]):
+        if steps[step, CapStep.TIME_S] > time_s:
+            break
+        cap_w = steps[step, CapStep.CAP_W]
+    return float(cap_w)
+
+
+@inlined_kernel
+def next_cap_change_s(state: State, row: int, time_s: float) -> float:
+    """Return when the cap changes next, s; inf when it does not."""
+    steps = state.cap_steps[row]
+    for step in range(steps.shape[0]):
+        if steps[step, CapStep.TIME_S] > time_s:
+            return float(steps[step, CapStep.TIME_S])
+    return math.inf
+
+
+@kernel
+def pool_power_w(
+    params: Params, state: State, row: int, pool: int, clock: float, busy: float, compute: float, memory: float
+) -> float:
+    """Return the IT power of a pool, W.
+
+    Args:
+        params: Site parameters.
+        state: Engine state (racks by state).
+        row: Row.
+        pool: Pool.
+        clock: Clock in force.
+        busy: Share of the awake racks' time in which they run, 0 to 1.
+        compute: Share of time compute units work (at most ``busy``).
+        memory: Share of time the memory system works (at most ``busy``).
+    """
+    power = params.power[pool]
+    ints = state.pool_int[row, pool]
+    share_compute = compute / busy if busy > 0.0 else 0.0
+    share_memory = memory / busy if busy > 0.0 else 0.0
+    rack_w = rack_power_w(power, gpu_power_w(power, clock, busy, share_compute, share_memory))
+    return (
+        (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * rack_w
+        + ints[PoolInt.WAKING] * power[POWER_WAKE_RACK_W]
+        + ints[PoolInt.ASLEEP] * power[POWER_SLEEP_RACK_W]
+    )
+
+
+@kernel
+def _decode_power_w(params: Params, state: State, row: int, pool: int, clock: float, duty: float, in_flight: float) -> float:
+    """Return a decode pool's power with ``in_flight`` requests at its present mean context, W."""
+    ints = state.pool_int[row, pool]
+    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    if in_flight <= 0.0 or replicas <= 0.0 or duty <= 0.0:
+        return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
+    numbers = state.pool[row, pool]
+    context = numbers[Pool.CONTEXT] / numbers[Pool.IN_FLIGHT] if numbers[Pool.IN_FLIGHT] > 0.0 else 1.0
+    iteration, compute_s, memory_s = decode_iteration_s(params.perf[pool], max(1.0, in_flight / replicas), context, clock)
+    busy = duty * min(1.0, in_flight / replicas)
+    return pool_power_w(params, state, row, pool, clock, busy, busy * compute_s / iteration, busy * memory_s / iteration)
+
+
+@kernel
+def _most_power_w(params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float) -> float:
+    """Return an upper bound of a pool's mean power over the next ``seconds``, W.
+
+    Prefill: no more can be served than waits, is in service or arrives. Decode: no request finishes and every request
+    bound for the pool joins the batch, as far as its memory holds them.
+    """
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    spec = params.pool[pool]
+    if spec[PoolSpec.PHASE] == PREFILL:
+        servers = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
+        busy = 0.0
+        if servers > 0.0 and duty > 0.0:
+            if params.site[SiteSpec.RESOLUTION] == COHORT:
+                capacity = servers * compute_rate(clock) * duty
+                busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
+                return pool_power_w(
+                    params, state, row, pool, clock, busy, busy * numbers[Pool.SHARE_COMPUTE], busy * numbers[Pool.SHARE_MEMORY]
+                )
+            # A request of any size may start: bound the activities by one.
+            busy = min(1.0, (ints[PoolInt.BUSY] + numbers[Pool.QUEUED] + numbers[Pool.INFLOW] * seconds) / servers) * duty
+        return pool_power_w(params, state, row, pool, clock, busy, busy, 0.0)
+    most = numbers[Pool.IN_FLIGHT] + numbers[Pool.WAITING]
+    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
+    most = min(most, replicas * spec[PoolSpec.MAX_BATCH])
+    if numbers[Pool.IN_FLIGHT] > 0.0:
+        context = numbers[Pool.CONTEXT] / numbers[Pool.IN_FLIGHT]
+        most = max(numbers[Pool.IN_FLIGHT], min(most, replicas * params.perf[pool, DECODE_KV_CAPACITY_TOKENS] / context))
+    return max(
+        _decode_power_w(params, state, row, pool, clock, duty, most),
+        _decode_power_w(params, state, row, pool, clock, duty, numbers[Pool.IN_FLIGHT]),
+    )
+
+
+@inlined_kernel
+def facility_power_w(params: Params, it_w: float) -> float:
+    """Return facility power for an IT power, W: IT times the PUE at this load and outdoor temperature."""
+    return it_w * facility_pue(params, it_w)
+
+
+@inlined_kernel
+def facility_pue(params: Params, it_w: float) -> float:
+    """Return the PUE at an IT power of ``it_w``."""
+    site = params.site
+    return float(
+        pue(
+            site[SiteSpec.PUE_BASE],
+            site[SiteSpec.PUE_KELVIN],
+            site[SiteSpec.OUTDOOR_C],
+            it_w / site[SiteSpec.IT_NAMEPLATE_W],
+            site[SiteSpec.PUE_FREE_COOLING_C],
+            site[SiteSpec.PUE_FIXED_SHARE],
+        )
+    )
+
+
+@kernel
+def _most_site_power_w(
+    params: Params, state: State, row: int, seconds: float, clock_limit: float, prefill_duty: float, decode_duty: float
+) -> float:
+    """Return an upper bound of facility draw over the next ``seconds`` with every clock at most ``clock_limit``, W."""
+    it_w = 0.0
+    for pool in range(params.pool.shape[0]):
+        clock = min(_throttled_clock(params, state, row, pool), clock_limit)
+        duty = prefill_duty if params.pool[pool, PoolSpec.PHASE] == PREFILL else decode_duty
+        it_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
+    return facility_power_w(params, it_w)
+
+
+@kernel
+def _throttled_clock(params: Params, state: State, row: int, pool: int) -> float:
+    """Return the clock the operator's throttles allow: the ceiling, or the highest whose draw obeys the power limit."""
+    numbers = state.pool[row, pool]
+    ceiling = numbers[Pool.CLOCK_CEILING]
+    limit_w = numbers[Pool.POWER_LIMIT_W]
+    ints = state.pool_int[row, pool]
+    awake = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
+    if limit_w == math.inf or awake == 0:
+        return float(ceiling)
+    others_w = pool_power_w(params, state, row, pool, ceiling, 0.0, 0.0, 0.0)
+    power = params.power[pool]
+    others_w -= awake * rack_power_w(power, gpu_power_w(power, ceiling, 0.0, 0.0, 0.0))
+    if _active_rack_w(params, state, row, pool, ceiling, others_w, awake) <= limit_w:
+        return float(ceiling)
+    low = min(_LOWEST_CLOCK, ceiling)
+    high = ceiling
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if _active_rack_w(params, state, row, pool, middle, others_w, awake) <= limit_w:
+            low = middle
+        else:
+            high = middle
+    return float(low)
+
+
+@kernel
+def _active_rack_w(
+    params: Params, state: State, row: int, pool: int, clock: float, others_w: float, awake: float
+) -> float:
+    """Return the draw of one awake rack at a clock with the pool's present work, W."""
+    if params.pool[pool, PoolSpec.PHASE] == PREFILL:
+        watts = _most_power_w(params, state, row, pool, params.site[SiteSpec.TICK_S], clock, 1.0)
+    else:
+        watts = _decode_power_w(params, state, row, pool, clock, 1.0, state.pool[row, pool, Pool.IN_FLIGHT])
+    return (watts - others_w) / awake
+
+
+@kernel
+def _shed_waking(params: Params, state: State, row: int) -> None:
+    """Put every waking rack back to sleep: the brake's last resort."""
+    for pool in range(params.pool.shape[0]):
+        ints = state.pool_int[row, pool]
+        ints[PoolInt.ASLEEP] += ints[PoolInt.WAKING]
+        ints[PoolInt.WAKING] = 0
+        state.transition[row, pool, 0] = math.inf
+
+
+@kernel
+def _brake_fit(params: Params, state: State, row: int, seconds: float, target_w: float) -> None:
+    """Set the brake's clock and duties so that draw stays at or below ``target_w`` for ``seconds``.
+
+    First the clock, down to the brake's floor; where the floor does not fit, decode iterations pause part of the time,
+    then prefill; where even an idle site does not fit, racks that are waking go back to sleep.
+    """
+    site = state.site[row]
+    floor = params.site[SiteSpec.BRAKE_FLOOR]
+    high = params.site[SiteSpec.BRAKE_CLOCK]
+    site[Site.DECODE_DUTY] = 1.0
+    site[Site.PREFILL_DUTY] = 1.0
+    site[Site.BRAKE_CLOCK] = high
+    if _most_site_power_w(params, state, row, seconds, high, 1.0, 1.0) <= target_w:
+        return
+    if _most_site_power_w(params, state, row, seconds, floor, 1.0, 1.0) <= target_w:
+        low = floor
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            if _most_site_power_w(params, state, row, seconds, middle, 1.0, 1.0) <= target_w:
+                low = middle
+            else:
+                high = middle
+        site[Site.BRAKE_CLOCK] = low
+        return
+    site[Site.BRAKE_CLOCK] = floor
+    low_duty = 0.0
+    high_duty = 1.0
+    if _most_site_power_w(params, state, row, seconds, floor, 1.0, 0.0) <= target_w:
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low_duty + high_duty)
+            if _most_site_power_w(params, state, row, seconds, floor, 1.0, middle) <= target_w:
+                low_duty = middle
+            else:
+                high_duty = middle
+        site[Site.DECODE_DUTY] = low_duty
+        return
+    site[Site.DECODE_DUTY] = 0.0
+    if _most_site_power_w(params, state, row, seconds, floor, 0.0, 0.0) > target_w:
+        _shed_waking(params, state, row)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low_duty + high_duty)
+        if _most_site_power_w(params, state, row, seconds, floor, middle, 0.0) <= target_w:
+            low_duty = middle
+        else:
+            high_duty = middle
+    site[Site.PREFILL_DUTY] = low_duty
+
+
+@kernel
+def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: float) -> float:
+    """Set every pool's clock and duty from ``begin_s`` on and return how long they may stand, at most until ``end_s``.
+
+    While draw may exceed the cap the segment is short enough for the brake to react in time; a braked site is planned anew
+    at every segment, so that growing batches cannot push it over the cap.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        begin_s: Start of the segment, s.
+        end_s: Latest end, s.
+
+    Returns:
+        End of the segment, s.
+    """
+    site = state.site[row]
+    spec = params.site
+    cap_w = cap_now_w(state, row, begin_s)
+    site[Site.CAP_W] = cap_w
+    end_s = min(end_s, next_cap_change_s(state, row, begin_s))
+    clock_limit = 1.0
+    prefill_duty = 1.0
+    decode_duty = 1.0
+    if site[Site.BRAKED] > 0.0:
+        seconds = end_s - begin_s
+        release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w
+        held = begin_s - site[Site.BRAKED_AT_S] >= spec[SiteSpec.BRAKE_HOLD_S]
+        if held and _most_site_power_w(params, state, row, seconds, 1.0, 1.0, 1.0) <= release_w:
+            site[Site.BRAKED] = 0.0
+        else:
+            _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w)
+            clock_limit = site[Site.BRAKE_CLOCK]
+            prefill_duty = site[Site.PREFILL_DUTY]
+            decode_duty = site[Site.DECODE_DUTY]
+    if site[Site.BRAKED] == 0.0:
+        if _most_site_power_w(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0) > cap_w:
+            # Stop exactly when the brake would have to act.
+            left_s = spec[SiteSpec.BRAKE_REACTION_S] - site[Site.OVERDRAW_S]
+            end_s = min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, 1e-3)))
+    for pool in range(params.pool.shape[0]):
+        numbers = state.pool[row, pool]
+        numbers[Pool.CLOCK] = min(_throttled_clock(params, state, row, pool), clock_limit)
+        numbers[Pool.DUTY] = prefill_duty if params.pool[pool, PoolSpec.PHASE] == PREFILL else decode_duty
+        numbers[Pool.BUSY_S] = 0.0
+        numbers[Pool.COMPUTE_S] = 0.0
+        numbers[Pool.MEMORY_S] = 0.0
+    return float(end_s)
+
+
+@kernel
+def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s: float) -> None:
+    """Book a finished segment's energy and engage the brake when draw has been above the cap for its reaction time."""
+    elapsed = end_s - begin_s
+    site = state.site[row]
+    spec = params.site
+    scoring = site[Site.SCORING]
+    it_w = 0.0
+    clock_sum = 0.0
+    awake_sum = 0.0
+    for pool in range(params.pool.shape[0]):
+        numbers = state.pool[row, pool]
+        ints = state.pool_int[row, pool]
+        clock = numbers[Pool.CLOCK]
+        watts = pool_power_w(
+            params,
+            state,
+            row,
+            pool,
+            clock,
+            min(1.0, numbers[Pool.BUSY_S] / elapsed),
+            numbers[Pool.COMPUTE_S] / elapsed,
+            numbers[Pool.MEMORY_S] / elapsed,
+        )
+        numbers[Pool.POWER_W] = watts
+        numbers[Pool.ENERGY_J] += scoring * watts * elapsed
+        numbers[Pool.STEP_ENERGY_J] += watts * elapsed
+        numbers[Pool.STEP_BUSY_S] += numbers[Pool.BUSY_S]
+        numbers[Pool.STEP_CLOCK_S] += clock * elapsed
+        awake = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
+        numbers[Pool.STEP_UNIT_S] += awake * params.pool[pool, PoolSpec.UNITS_PER_RACK] * elapsed
+        clock_sum += awake * clock
+        awake_sum += awake
+        it_w += watts
+    facility_w = facility_power_w(params, it_w)
+    over_w = max(0.0, facility_w - site[Site.CAP_W])
+    site[Site.FACILITY_POWER_W] = facility_w
+    site[Site.IT_POWER_W] = it_w
+    site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
+    site[Site.STEP_S] += elapsed
+    site[Site.STEP_ENERGY_J] += facility_w * elapsed
+    site[Site.STEP_IT_ENERGY_J] += it_w * elapsed
+    site[Site.STEP_CAP_VIOLATION_J] += over_w * elapsed
+    site[Site.STEP_CLOCK_S] += clock_sum / max(awake_sum, 1.0) * elapsed
+    if site[Site.BRAKED] > 0.0:
+        site[Site.STEP_BRAKE_S] += elapsed
+    if scoring > 0.0:
+        site[Site.ENERGY_J] += facility_w * elapsed
+        site[Site.IT_ENERGY_J] += it_w * elapsed
+        site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed
+        site[Site.CAP_VIOLATION_J] += over_w * elapsed
+        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], facility_w)
+        if site[Site.BRAKED] > 0.0:
+            site[Site.BRAKE_S] += elapsed
+    if over_w > 0.0:
+        site[Site.OVERDRAW_S] += elapsed
+        site[Site.LONGEST_OVERDRAW_S] = max(site[Site.LONGEST_OVERDRAW_S], site[Site.OVERDRAW_S])
+        engaged = site[Site.BRAKED] > 0.0 or spec[SiteSpec.BRAKE_ENABLED] == 0.0
+        if not engaged and site[Site.OVERDRAW_S] >= spec[SiteSpec.BRAKE_REACTION_S] - 1e-9:
+            site[Site.BRAKED] = 1.0
+            site[Site.BRAKED_AT_S] = end_s
+    else:
+        site[Site.OVERDRAW_S] = 0.0

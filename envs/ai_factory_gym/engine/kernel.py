@@ -1,0 +1,277 @@
+"""One control step of every row, in the order of a request's life: arrive, prefill, transfer, decode, be metered.
+
+A control step is cut into ticks (arrivals are grouped by tick) and a tick into segments of constant clocks, racks and cap.
+Pools feed forward only, prefill to decode, so that within a segment each pool is advanced once.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ai_factory_gym.engine.arrivals import admit_tick, most_arrivals
+from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
+from ai_factory_gym.engine.draw import meter_segment, plan_segment
+from ai_factory_gym.jit import kernel
+from ai_factory_gym.engine.layout import (
+    DECODE,
+    PREFILL,
+    Array,
+    Class,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    Site,
+    SiteInt,
+    SiteSpec,
+    State,
+)
+from ai_factory_gym.engine.ledger import sweep
+from ai_factory_gym.engine.prefill import advance_prefill
+from ai_factory_gym.engine.racks import advance_racks, order_racks
+from ai_factory_gym.physics.performance import compute_rate
+
+DONE, NEEDS_SLOTS = 0, 1
+
+_SMALLEST_SHARE = 0.01
+"""A pool whose routing share would be below 1 % gets nothing, so that a lever can really empty it."""
+
+_RECENT_DECAY = 0.8
+"""Recent attainment forgets a fifth per control step (a five-step memory)."""
+
+
+@kernel
+def set_routing(params: Params, state: State, row: int, phase: int, group: int, bias: Array) -> None:
+    """Set one group's routing shares of one phase: available capacity x bias, small shares dropped, summing to one.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        phase: PREFILL or DECODE.
+        group: Prompt-length group.
+        bias: float64[pools] factor of each pool, ``exp(4 a)`` of the routing lever.
+    """
+    pools = params.pool.shape[0]
+    shares = state.weight[row, phase, group]
+    total = 0.0
+    available = 0.0
+    for pool in range(pools):
+        shares[pool] = 0.0
+        if params.pool[pool, PoolSpec.PHASE] != phase:
+            continue
+        ints = state.pool_int[row, pool]
+        if ints[PoolInt.ACTIVE] > 0 and not ints[PoolInt.CLOSED]:
+            capacity = ints[PoolInt.ACTIVE] * params.capacity[phase, group, pool]
+            if phase == PREFILL:
+                capacity *= compute_rate(state.pool[row, pool, Pool.CLOCK_CEILING])
+            shares[pool] = capacity * bias[pool]
+            total += shares[pool]
+            available += capacity
+    if available <= 0.0:
+        _route_anywhere(params, state, row, phase, shares)
+        return
+    kept = 0.0
+    for pool in range(pools):
+        if shares[pool] < _SMALLEST_SHARE * total:
+            shares[pool] = 0.0
+            state.carry[row, phase, group, pool] = 0.0
+        kept += shares[pool]
+    for pool in range(pools):
+        shares[pool] /= kept
+
+
+@kernel
+def _route_anywhere(params: Params, state: State, row: int, phase: int, shares: Array) -> None:
+    """With no pool available, queue in front of every pool of the phase that is waking or, failing that, of any."""
+    count = 0.0
+    for waking_only in (True, False):
+        for pool in range(params.pool.shape[0]):
+            if params.pool[pool, PoolSpec.PHASE] == phase:
+                if not waking_only or state.pool_int[row, pool, PoolInt.WAKING] > 0:
+                    shares[pool] = 1.0
+                    count += 1.0
+        if count > 0.0:
+            break
+    for pool in range(shares.shape[0]):
+        shares[pool] /= count
+
+
+@kernel
+def apply_action(
+    params: Params, state: State, row: int, bias: Array, ceiling: Array, power_limit_w: Array, racks: Array
+) -> None:
+    """Put an operator's decision into force for the control step that begins.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        bias: float64[2, groups, pools] routing factors.
+        ceiling: float64[pools] clock ceilings.
+        power_limit_w: float64[pools] watts per active rack, inf for none.
+        racks: int64[pools] racks wanted awake.
+    """
+    now_s = state.site[row, Site.TIME_S]
+    for pool in range(params.pool.shape[0]):
+        state.pool[row, pool, Pool.CLOCK_CEILING] = ceiling[pool]
+        state.pool[row, pool, Pool.POWER_LIMIT_W] = power_limit_w[pool]
+        order_racks(params, state, row, pool, racks[pool], now_s)
+    for phase in (PREFILL, DECODE):
+        for group in range(params.capacity.shape[1]):
+            set_routing(params, state, row, phase, group, bias[phase, group])
+
+
+@kernel
+def begin_step(params: Params, state: State, row: int) -> None:
+    """Clear the per-step accumulators of a row."""
+    site = state.site[row]
+    site[Site.STEP_S] = 0.0
+    site[Site.STEP_ENERGY_J] = 0.0
+    site[Site.STEP_IT_ENERGY_J] = 0.0
+    site[Site.STEP_CAP_VIOLATION_J] = 0.0
+    site[Site.STEP_BRAKE_S] = 0.0
+    site[Site.STEP_GOOD_TOKENS] = 0.0
+    site[Site.STEP_OUTPUT_TOKENS] = 0.0
+    site[Site.STEP_MISSED_TOKENS] = 0.0
+    site[Site.STEP_MISSED_REFERENCE_J] = 0.0
+    site[Site.STEP_CLOCK_S] = 0.0
+    for pool in range(params.pool.shape[0]):
+        numbers = state.pool[row, pool]
+        numbers[Pool.STEP_ENERGY_J] = 0.0
+        numbers[Pool.STEP_BUSY_S] = 0.0
+        numbers[Pool.STEP_CLOCK_S] = 0.0
+        numbers[Pool.STEP_BATCH_S] = 0.0
+        numbers[Pool.STEP_UNIT_S] = 0.0
+    for cls in range(params.cls.shape[0]):
+        counters = state.cls[row, cls]
+        counters[Class.STEP_ARRIVED] = 0.0
+        counters[Class.STEP_MET] = 0.0
+        counters[Class.STEP_MISSED] = 0.0
+        counters[Class.STEP_TTFT_SUM_S] = 0.0
+        counters[Class.STEP_TTFT_COUNT] = 0.0
+        counters[Class.RECENT_MET] *= _RECENT_DECAY
+        counters[Class.RECENT_MISSED] *= _RECENT_DECAY
+    state.site_int[row, SiteInt.TICK] = 0
+
+
+@kernel
+def end_step(params: Params, state: State, row: int) -> None:
+    """Decide fates that can no longer turn out well and update the arrival-rate history."""
+    now_s = state.site[row, Site.TIME_S]
+    sweep(params, state, row, now_s)
+    elapsed = state.site[row, Site.STEP_S]
+    for cls in range(params.cls.shape[0]):
+        counters = state.cls[row, cls]
+        counters[Class.RATE_LAG2] = counters[Class.RATE_LAG1]
+        counters[Class.RATE_LAG1] = counters[Class.RATE]
+        counters[Class.RATE] = counters[Class.STEP_ARRIVED] / elapsed
+
+
+@kernel
+def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: float) -> float:
+    """Simulate from ``begin_s`` as long as settings may stand, at most until ``end_s``; return where it stopped, s."""
+    end_s = plan_segment(params, state, row, begin_s, end_s)
+    pools = params.pool.shape[0]
+    for pool in range(pools):
+        if params.pool[pool, PoolSpec.PHASE] == PREFILL:
+            advance_prefill(params, state, row, pool, end_s)
+    for pool in range(pools):
+        if params.pool[pool, PoolSpec.PHASE] == DECODE:
+            advance_decode(params, state, row, pool, end_s)
+            predict_admission_wait(params, state, row, pool)
+    meter_segment(params, state, row, begin_s, end_s)
+    state.site[row, Site.TIME_S] = end_s
+    state.site_int[row, SiteInt.SEGMENTS] += 1
+    return end_s
+
+
+@kernel
+def run_step(params: Params, state: State, row: int, path_start_s: float) -> int:
+    """Run, or resume, one control step of a row.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        path_start_s: Time at which the row's rate path begins, s.
+
+    Returns:
+        DONE, or NEEDS_SLOTS when the cohort arrays must grow before the next tick; call again after growing them.
+    """
+    tick_s = params.site[SiteSpec.TICK_S]
+    ticks = int(math.floor(params.site[SiteSpec.CONTROL_INTERVAL_S] / tick_s + 0.5))
+    while state.site_int[row, SiteInt.TICK] < ticks:
+        begin_s = state.site[row, Site.TIME_S]
+        if state.site_int[row, SiteInt.FREE] < most_arrivals(params, state, row, begin_s, tick_s, path_start_s):
+            return NEEDS_SLOTS
+        advance_racks(params, state, row, begin_s)
+        admit_tick(params, state, row, begin_s, tick_s, path_start_s)
+        end_s = begin_s + tick_s
+        time_s = begin_s
+        while time_s < end_s:
+            time_s = run_segment(params, state, row, time_s, end_s)
+        state.site_int[row, SiteInt.TICK] += 1
+    end_step(params, state, row)
+    return DONE
+
+
+@kernel
+def run_rows(
+    params_arrays: tuple[Array, ...],
+    state_arrays: tuple[Array, ...],
+    rows: Array,
+    path_start_s: Array,
+    status: Array,
+) -> int:
+    """Run one control step of the given rows.
+
+    Args:
+        params_arrays: The arrays of ``Params`` as a plain tuple (cheaper to hand over than a named one).
+        state_arrays: The arrays of ``State`` as a plain tuple.
+        rows: int64[n] rows to run.
+        path_start_s: float64[all rows] s.
+        status: int64[all rows]; rows that are DONE are skipped and the result of each row is written back.
+
+    Returns:
+        DONE when every row is, else NEEDS_SLOTS.
+    """
+    params = Params(*params_arrays)
+    state = State(*state_arrays)
+    result = DONE
+    for index in range(rows.shape[0]):
+        row = rows[index]
+        if status[row] != DONE:
+            status[row] = run_step(params, state, row, path_start_s[row])
+            if status[row] != DONE:
+                result = NEEDS_SLOTS
+    return result
+
+
+@kernel
+def act_rows(
+    params_arrays: tuple[Array, ...],
+    state_arrays: tuple[Array, ...],
+    rows: Array,
+    bias: Array,
+    ceiling: Array,
+    power_limit_w: Array,
+    racks: Array,
+) -> None:
+    """Begin a control step of the given rows with one action each.
+
+    Args:
+        params_arrays: The arrays of ``Params``.
+        state_arrays: The arrays of ``State``.
+        rows: int64[n] rows.
+        bias: float64[n, 2, groups, pools].
+        ceiling: float64[n, pools].
+        power_limit_w: float64[n, pools].
+        racks: int64[n, pools].
+    """
+    params = Params(*params_arrays)
+    state = State(*state_arrays)
+    for index in range(rows.shape[0]):
+        row = rows[index]
+        begin_step(params, state, row)
+        apply_action(params, state, row, bias[index], ceiling[index], power_limit_w[index], racks[index])

@@ -1,0 +1,466 @@
+"""Where every number of the engine lives: columns, and the tuples of arrays the kernels read and write.
+
+A row is one environment. Arrays are grouped by what they describe (site, pool, class, cohort); the last axis of a group is
+named by an ``IntEnum`` below, so ``state.pool[row, pool, Pool.CLOCK]`` reads as it is meant. ``Params`` is shared by all rows
+and never written by a kernel; ``State`` is everything that changes, and copying its arrays is a complete snapshot.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+PREFILL, DECODE = 0, 1
+COHORT, REQUEST = 0, 1
+
+NOBODY = -1
+"""End of a linked list of cohorts."""
+
+HISTOGRAM_BINS_PER_DECADE = 40
+HISTOGRAM_LOW_S = 1e-3
+HISTOGRAM_BINS = 7 * HISTOGRAM_BINS_PER_DECADE
+"""Log bins of TTFT and TPOT from 1 ms to 10,000 s; the first and last also hold what lies outside."""
+
+BACKLOG_BIN_S = 900.0
+"""Deferrable work waits in bins of this much arrival time."""
+
+
+class Stage(IntEnum):
+    """Where a cohort is in its life."""
+
+    FREE = 0
+    INBOX = 1  # routed in this tick, arrival still ahead
+    QUEUED = 2  # waits for a prefill server
+    PREFILLING = 3
+    TRANSFER = 4  # KV in flight, or waiting for decode admission
+    DECODING = 5
+
+
+class Purpose(IntEnum):
+    """One random stream per purpose, so that a part that is switched off changes no other stream."""
+
+    ARRIVALS = 0
+    LENGTHS = 1
+    RATES = 2
+    CAP = 3
+    SHIFTS = 4
+    FAULTS = 5
+    WEATHER = 6
+    PRICE = 7
+
+
+class SiteSpec(IntEnum):
+    """Columns of ``Params.site``."""
+
+    TICK_S = 0
+    CONTROL_INTERVAL_S = 1
+    RESOLUTION = 2  # COHORT or REQUEST
+    CHECK_S = 3  # longest segment while draw may exceed the cap
+    BRAKE_ENABLED = 4
+    BRAKE_REACTION_S = 5
+    BRAKE_CLOCK = 6
+    BRAKE_FLOOR = 7  # lowest clock the brake may set
+    BRAKE_HOLD_S = 8
+    BRAKE_TARGET = 9  # predicted draw allowed while braked, share of the cap
+    BRAKE_RELEASE = 10  # released when predicted unbraked draw is below this share of the cap
+    PUE_BASE = 11
+    PUE_FIXED_SHARE = 12
+    PUE_KELVIN = 13
+    PUE_FREE_COOLING_C = 14
+    IT_NAMEPLATE_W = 15
+    OUTDOOR_C = 16
+    DAY_START_S = 17  # time of day at which the rate path of minute 0 begins; kept for observations
+    URGENT_S = 18  # deferrable work this close to its deadline is released at once
+    THIN_FRACTION = 19  # trace replay: share of the last copy that is kept
+    TRACE_SPAN_S = 20
+
+
+class PoolSpec(IntEnum):
+    """Columns of ``Params.pool``."""
+
+    PHASE = 0
+    RACKS = 1
+    UNITS_PER_RACK = 2  # prefill servers, or decode replicas
+    REPLICAS_PER_RACK = 3
+    MIN_ACTIVE = 4
+    MAX_BATCH = 5  # requests per decode replica
+    WAKE_S = 6
+    DRAIN_S = 7
+    DWELL_S = 8
+
+
+class ClassSpec(IntEnum):
+    """Columns of ``Params.cls``."""
+
+    TTFT_A_S = 0
+    TTFT_B = 1  # s per prompt token
+    TTFT_C = 2  # s per prompt token squared
+    TPOT_S = 3
+    PATIENCE_S = 4
+    DEFERRABLE = 5
+    DEADLINE_S = 6
+    PROMPT_MU = 7
+    PROMPT_SIGMA = 8
+    PROMPT_MIN = 9
+    PROMPT_MAX = 10
+    OUTPUT_MU = 11
+    OUTPUT_SIGMA = 12
+    OUTPUT_MIN = 13
+    OUTPUT_MAX = 14
+    PREFILL_J_PER_TOKEN = 15  # reference joules of a missed request, for the reward
+    PREFILL_J_PER_TOKEN2 = 16
+    DECODE_J_PER_TOKEN = 17
+    TARGET = 18
+
+
+class Cell(IntEnum):
+    """Columns of ``Params.cell``: one stratum (prompt x output cell) of one class."""
+
+    CLASS = 0
+    WEIGHT = 1  # share of the class's requests
+    PROMPT = 2
+    PROMPT_SQ = 3
+    OUTPUT = 4
+    GROUP = 5
+    STRATUM = 6  # index within the class
+
+
+class Site(IntEnum):
+    """Columns of ``State.site``. Totals count only while SCORING is 1."""
+
+    TIME_S = 0  # 0 at the start of the scored window
+    SCORING = 1
+    FACILITY_POWER_W = 2  # of the last segment
+    IT_POWER_W = 3
+    CAP_W = 4
+    PUE = 5
+    OVERDRAW_S = 6  # how long draw has exceeded the cap without a break
+    LONGEST_OVERDRAW_S = 7
+    BRAKED = 8
+    BRAKED_AT_S = 9
+    BRAKE_CLOCK = 10  # clock the brake has set
+    DECODE_DUTY = 11  # share of time decode iterations run; below 1 only under the brake
+    PREFILL_DUTY = 12
+    PEAK_POWER_W = 13
+    ENERGY_J = 14
+    IT_ENERGY_J = 15
+    CAP_ENERGY_J = 16
+    CAP_VIOLATION_J = 17
+    BRAKE_S = 18
+    OUTPUT_TOKENS = 19
+    GOOD_TOKENS = 20
+    STEP_S = 21
+    STEP_ENERGY_J = 22
+    STEP_IT_ENERGY_J = 23
+    STEP_CAP_VIOLATION_J = 24
+    STEP_BRAKE_S = 25
+    STEP_GOOD_TOKENS = 26
+    STEP_OUTPUT_TOKENS = 27
+    STEP_MISSED_TOKENS = 28
+    STEP_MISSED_REFERENCE_J = 29
+    STEP_CLOCK_S = 30
+    STEP_CAP_J = 31
+    TICK_PHASE = 32
+
+
+class SiteInt(IntEnum):
+    """Columns of ``State.site_int``."""
+
+    TICK = 0  # next tick within the control step; lets a step resume after the arrays have grown
+    FREE = 1  # cohort slots on the free stack
+    HIGH_WATER = 2  # slots ever used
+    ROUTED = 3  # cohorts created, for the log
+    LOGGED = 4
+    SEGMENTS = 5  # segments simulated, a cost figure
+    EVENTS = 6  # cohort events handled, a cost figure
+
+
+class Pool(IntEnum):
+    """Columns of ``State.pool``."""
+
+    CLOCK_CEILING = 0
+    POWER_LIMIT_W = 1  # per active rack; inf = none
+    CLOCK = 2  # in force: the lower of ceiling, power limit and brake
+    DUTY = 3
+    TIME_S = 4
+    W = 5  # prefill service clock: integral of the relative compute rate
+    V = 6  # cohort resolution: integral of the pool's service capacity, server-seconds
+    BACKLOG = 7  # cohort resolution: server-seconds of work waiting
+    INFLOW = 8  # cohort resolution: server-seconds of work arriving per second of this tick
+    SHARE_COMPUTE = 9  # share of prefill busy time in which compute units work
+    SHARE_MEMORY = 10
+    QUEUED = 11  # requests waiting for a prefill server
+    QUEUED_WORK = 12  # their server-seconds at clock 1
+    TRANSFER_FREE_S = 13  # when the pool's scale-out links have sent what was handed to them
+    G = 14  # decode token clock
+    IN_FLIGHT = 15  # requests decoding
+    EMITTING = 16  # output tokens emitted per unit of G
+    CONTEXT = 17  # KV tokens held
+    RESERVED = 18  # KV tokens promised: prompt + output of every request admitted
+    WAITING = 19  # requests bound for this decode pool and not admitted yet
+    WAITING_TOKENS = 20  # their prompt + output tokens
+    WAIT_S = 21  # predicted wait for admission of a request that becomes ready now
+    BUSY_S = 22  # integrals over the segment
+    COMPUTE_S = 23
+    MEMORY_S = 24
+    POWER_W = 25  # of the last segment
+    DWELL_UNTIL_S = 26
+    G_OPEN = 27  # token clock when the scored window opened
+    G_CLOSE = 28  # and closed (inf while open)
+    ENERGY_J = 29
+    STEP_ENERGY_J = 30
+    STEP_BUSY_S = 31
+    STEP_CLOCK_S = 32
+    STEP_BATCH_S = 33
+    STEP_UNIT_S = 34
+    KV_TOKENS_IN = 35  # KV tokens transferred in since the start
+    KV_TOKENS_GENERATED = 36
+    KV_TOKENS_OUT = 37  # KV tokens freed
+    TPOT_S = 38  # of the last evaluation
+    IN_TRANSIT = 39  # requests whose KV is being transferred or waits
+
+
+class PoolInt(IntEnum):
+    """Columns of ``State.pool_int``: racks by state, lists and heap sizes."""
+
+    ACTIVE = 0
+    WAKING = 1
+    DRAINING = 2
+    ASLEEP = 3
+    FAILED = 4
+    BUSY = 5  # prefill servers serving
+    QUEUE_HEAD = 6
+    QUEUE_TAIL = 7
+    INBOX_HEAD = 8
+    INBOX_TAIL = 9
+    READY = 10  # size of the heap by ready time
+    SERVING = 11  # size of the heap by W (prefill) or G (decode)
+    ASSIGNED = 12  # cohorts anywhere in the site that are bound for this pool
+    CLOSED = 13  # 1 while the pool takes no new requests because its last rack is to sleep
+
+
+class Class(IntEnum):
+    """Columns of ``State.cls``."""
+
+    ARRIVED = 0
+    MET = 1
+    MISSED = 2
+    REJECTED = 3
+    GOOD_TOKENS = 4
+    PENDING = 5  # deferrable requests not released yet
+    QUEUED = 6  # released requests without a first token
+    STEP_ARRIVED = 7
+    STEP_MET = 8
+    STEP_MISSED = 9
+    RATE = 10  # arrivals per second over the last control step
+    RATE_LAG1 = 11
+    RATE_LAG2 = 12
+    TTFT_SUM_S = 13
+    TTFT_COUNT = 14
+    TPOT_SUM_S = 15
+    TPOT_COUNT = 16
+    RECENT_MET = 17  # exponentially forgotten, for observations
+    RECENT_MISSED = 18
+    STEP_TTFT_SUM_S = 19
+    STEP_TTFT_COUNT = 20
+
+
+class Cohort(IntEnum):
+    """Columns of ``State.cohort``."""
+
+    ARRIVAL_S = 0
+    COUNT = 1
+    PROMPT = 2
+    PROMPT_SQ = 3
+    CACHED = 4  # prompt tokens whose KV is already there
+    OUTPUT = 5
+    DEADLINE_S = 6  # of the next promise: first token, then last token
+    FIRST_TOKEN_S = 7
+    G_ADMIT = 8
+    KEY = 9  # V at which prefill starts, cohort resolution
+    SHARE_COMPUTE = 10
+    SHARE_MEMORY = 11
+
+
+class CohortInt(IntEnum):
+    """Columns of ``State.cohort_int``."""
+
+    STAGE = 0
+    CLASS = 1
+    PREFILL_POOL = 2
+    DECODE_POOL = 3
+    SCORED = 4
+    DECIDED = 5
+    NEXT = 6
+    MODEL = 7
+    SESSION = 8
+    PRIORITY = 9
+
+
+class Log(IntEnum):
+    """Columns of ``State.log``, one line per finished or rejected cohort."""
+
+    CLASS = 0
+    ARRIVAL_S = 1
+    COUNT = 2
+    PROMPT = 3
+    OUTPUT = 4
+    TTFT_S = 5  # NaN when rejected
+    TPOT_S = 6
+    MET = 7
+
+
+class Transition(IntEnum):
+    """Columns of the last axis of ``State.transition``."""
+
+    DONE_S = 0
+    RACKS = 1
+
+
+class CapStep(IntEnum):
+    """Columns of ``State.cap_steps``."""
+
+    TIME_S = 0
+    CAP_W = 1
+    ANNOUNCED_S = 2
+
+
+class Params(NamedTuple):
+    """Everything constant in an episode and equal for all rows."""
+
+    site: Array  # float64[SiteSpec]
+    pool: Array  # float64[pools, PoolSpec]
+    perf: Array  # float64[pools, coefficients of physics.performance]
+    power: Array  # float64[pools, coefficients of physics.power]
+    cls: Array  # float64[classes, ClassSpec]
+    cell: Array  # float64[cells, Cell], in the order in which they arrive within a tick
+    group_edges: Array  # float64[groups - 1] prompt tokens
+    capacity: Array  # float64[2, groups, pools] requests/s of one active rack at clock 1, 0 where not eligible
+    trace_time: Array  # float64[requests] s
+    trace_prompt: Array  # float64[requests]
+    trace_output: Array  # float64[requests]
+    trace_cell: Array  # int64[requests] index into ``cell``
+
+
+class State(NamedTuple):
+    """Everything that changes; the first axis is the row."""
+
+    site: Array  # float64[rows, Site]
+    site_int: Array  # int64[rows, SiteInt]
+    pool: Array  # float64[rows, pools, Pool]
+    pool_int: Array  # int64[rows, pools, PoolInt]
+    transition: Array  # float64[rows, pools, 2 (wake, drain), slots, Transition]
+    cls: Array  # float64[rows, classes, Class]
+    histogram: Array  # int64[rows, classes, 2 (TTFT, TPOT), HISTOGRAM_BINS]
+    backlog: Array  # float64[rows, cells, bins] deferrable requests by arrival bin
+    released: Array  # float64[rows, cells] released fractions of requests carried to the next tick
+    cohort: Array  # float64[rows, slots, Cohort]
+    cohort_int: Array  # int32[rows, slots, CohortInt]
+    free: Array  # int32[rows, slots] stack of free slots
+    heap_key: Array  # float64[rows, pools, 2 (ready, serving), slots]
+    heap_slot: Array  # int32[rows, pools, 2, slots]
+    weight: Array  # float64[rows, 2 (phase), groups, pools] routing shares, each phase x group sums to 1
+    carry: Array  # float64[rows, 2, groups, pools] requests owed to a pool by earlier whole-cohort choices
+    rate: Array  # float64[rows, classes, minutes] requests/s
+    hazard: Array  # float64[rows, minutes] share of the deferrable backlog released per second
+    cap_steps: Array  # float64[rows, steps, CapStep], padded with inf
+    cursor: Array  # int64[rows, copies] next request of each copy of the trace
+    shift: Array  # float64[rows, copies] s
+    kept: Array  # bool[rows, requests of the trace] which requests the last, thinned copy keeps
+    rng: Array  # uint64[rows, Purpose, 4]
+    cell_sums: Array  # float64[rows, cells, 4] count and summed lengths of a tick of a replayed trace
+    log: Array  # float64[rows, lines, Log]
+
+
+SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
+"""Arrays of ``State`` that have one entry per cohort slot, and on which axis; they grow together."""
+
+
+def allocate(
+    *,
+    rows: int,
+    pools: int,
+    classes: int,
+    groups: int,
+    cells: int,
+    slots: int,
+    minutes: int,
+    backlog_bins: int,
+    transitions: int,
+    cap_steps: int,
+    copies: int,
+    trace_requests: int,
+    log_lines: int,
+) -> State:
+    """Return zeroed state arrays of the given sizes, every slot free."""
+    state = State(
+        site=np.zeros((rows, len(Site))),
+        site_int=np.zeros((rows, len(SiteInt)), dtype=np.int64),
+        pool=np.zeros((rows, pools, len(Pool))),
+        pool_int=np.zeros((rows, pools, len(PoolInt)), dtype=np.int64),
+        transition=np.full((rows, pools, 2, transitions, len(Transition)), np.inf),
+        cls=np.zeros((rows, classes, len(Class))),
+        histogram=np.zeros((rows, classes, 2, HISTOGRAM_BINS), dtype=np.int64),
+        backlog=np.zeros((rows, cells, backlog_bins)),
+        released=np.zeros((rows, cells)),
+        cohort=np.zeros((rows, slots, len(Cohort))),
+        cohort_int=np.zeros((rows, slots, len(CohortInt)), dtype=np.int32),
+        free=np.zeros((rows, slots), dtype=np.int32),
+        heap_key=np.zeros((rows, pools, 2, slots)),
+        heap_slot=np.zeros((rows, pools, 2, slots), dtype=np.int32),
+        weight=np.zeros((rows, 2, groups, pools)),
+        carry=np.zeros((rows, 2, groups, pools)),
+        rate=np.zeros((rows, classes, minutes)),
+        hazard=np.zeros((rows, minutes)),
+        cap_steps=np.full((rows, cap_steps, len(CapStep)), np.inf),
+        cursor=np.zeros((rows, copies), dtype=np.int64),
+        shift=np.zeros((rows, copies)),
+        kept=np.ones((rows, trace_requests), dtype=np.bool_),
+        rng=np.zeros((rows, len(Purpose), 4), dtype=np.uint64),
+        cell_sums=np.zeros((rows, cells, 4)),
+        log=np.zeros((rows, log_lines, len(Log))),
+    )
+    for row in range(rows):
+        clear_row(state, row)
+    return state
+
+
+def clear_row(state: State, row: int) -> None:
+    """Empty one row: no cohorts, no totals, all lists empty."""
+    for name, array in zip(State._fields, state, strict=True):
+        if name in ("transition", "cap_steps"):
+            array[row] = np.inf
+        elif name not in ("cohort", "heap_key", "heap_slot", "log", "free"):
+            array[row] = 0
+    slots = state.free.shape[1]
+    state.free[row] = np.arange(slots - 1, -1, -1)
+    state.site_int[row, SiteInt.FREE] = slots
+    for column in (PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL):
+        state.pool_int[row, :, column] = NOBODY
+    state.pool[row, :, Pool.POWER_LIMIT_W] = np.inf
+    state.pool[row, :, Pool.G_CLOSE] = np.inf
+
+
+def grow(state: State, slots: int) -> State:
+    """Return a state with room for ``slots`` cohorts per row; contents keep their places."""
+    old = state.free.shape[1]
+    fields: dict[str, Array] = {}
+    for name, axis in SLOT_AXIS.items():
+        array = getattr(state, name)
+        shape = list(array.shape)
+        shape[axis] = slots - old
+        fields[name] = np.concatenate([array, np.zeros(shape, dtype=array.dtype)], axis=axis)
+    grown = state._replace(**fields)
+    for row in range(grown.site.shape[0]):
+        free = int(grown.site_int[row, SiteInt.FREE])
+        # New slots go under the ones already free, so that low slots keep being reused first.
+        kept = grown.free[row, :free].copy()
+        grown.free[row, : slots - old] = np.arange(slots - 1, old - 1, -1)
+        grown.free[row, slots - old : slots - old + free] = kept
+        grown.site_int[row, SiteInt.FREE] = slots - old + free
+    return grown

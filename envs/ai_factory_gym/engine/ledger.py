@@ -1,0 +1,231 @@
+"""Cohort slots and the fate of requests: the only place that counts arrived, met, missed and good tokens."""
+
+from __future__ import annotations
+
+import math
+
+from ai_factory_gym.jit import inlined_kernel, kernel
+from ai_factory_gym.engine.layout import (
+    HISTOGRAM_BINS,
+    HISTOGRAM_BINS_PER_DECADE,
+    HISTOGRAM_LOW_S,
+    NOBODY,
+    Array,
+    Class,
+    ClassSpec,
+    Cohort,
+    CohortInt,
+    Log,
+    Params,
+    Pool,
+    PoolInt,
+    Site,
+    SiteInt,
+    Stage,
+    State,
+)
+
+_BINS_PER_E = HISTOGRAM_BINS_PER_DECADE / math.log(10.0)
+
+
+@inlined_kernel
+def histogram_bin(seconds: float) -> int:
+    """Return the log bin of a latency in seconds."""
+    if seconds <= HISTOGRAM_LOW_S:
+        return 0
+    return min(HISTOGRAM_BINS - 1, int(math.log(seconds / HISTOGRAM_LOW_S) * _BINS_PER_E))
+
+
+@inlined_kernel
+def take_slot(state: State, row: int) -> int:
+    """Take a free cohort slot; the caller has checked that there is one."""
+    site_int = state.site_int[row]
+    site_int[SiteInt.FREE] -= 1
+    slot = int(state.free[row, site_int[SiteInt.FREE]])
+    if slot >= site_int[SiteInt.HIGH_WATER]:
+        site_int[SiteInt.HIGH_WATER] = slot + 1
+    state.cohort_int[row, slot, CohortInt.NEXT] = NOBODY
+    return slot
+
+
+@inlined_kernel
+def release_slot(state: State, row: int, slot: int) -> None:
+    """Give a slot back; the cohort has left the site."""
+    state.cohort_int[row, slot, CohortInt.STAGE] = Stage.FREE
+    site_int = state.site_int[row]
+    state.free[row, site_int[SiteInt.FREE]] = slot
+    site_int[SiteInt.FREE] += 1
+
+
+@inlined_kernel
+def reference_energy_j(spec: Array, prompt: float, prompt_sq: float, output: float) -> float:
+    """Return the joules a request of this class and size costs at the task's reference point.
+
+    Args:
+        spec: float64[ClassSpec] of the class.
+        prompt: Prompt tokens.
+        prompt_sq: Their square (mean of squares for a cohort).
+        output: Output tokens.
+    """
+    return (
+        spec[ClassSpec.PREFILL_J_PER_TOKEN] * prompt
+        + spec[ClassSpec.PREFILL_J_PER_TOKEN2] * prompt_sq
+        + spec[ClassSpec.DECODE_J_PER_TOKEN] * output
+    )
+
+
+@inlined_kernel
+def count_missed(
+    params: Params, state: State, row: int, cls: int, count: float, prompt: float, prompt_sq: float, output: float
+) -> None:
+    """Count ``count`` scored requests of one size as missed."""
+    counters = state.cls[row, cls]
+    counters[Class.MISSED] += count
+    counters[Class.STEP_MISSED] += count
+    counters[Class.RECENT_MISSED] += count
+    site = state.site[row]
+    site[Site.STEP_MISSED_TOKENS] += count * output
+    site[Site.STEP_MISSED_REFERENCE_J] += count * reference_energy_j(params.cls[cls], prompt, prompt_sq, output)
+
+
+@inlined_kernel
+def miss(params: Params, state: State, row: int, slot: int) -> None:
+    """Decide a cohort's fate: its SLO is missed. Does nothing when the fate is decided already."""
+    ints = state.cohort_int[row, slot]
+    if ints[CohortInt.DECIDED]:
+        return
+    ints[CohortInt.DECIDED] = 1
+    if ints[CohortInt.SCORED]:
+        cohort = state.cohort[row, slot]
+        count_missed(
+            params,
+            state,
+            row,
+            ints[CohortInt.CLASS],
+            cohort[Cohort.COUNT],
+            cohort[Cohort.PROMPT],
+            cohort[Cohort.PROMPT_SQ],
+            cohort[Cohort.OUTPUT],
+        )
+
+
+@inlined_kernel
+def meet(state: State, row: int, slot: int, good_tokens: float) -> None:
+    """Decide a cohort's fate: both SLOs are met. ``good_tokens`` are those emitted inside the scored window."""
+    ints = state.cohort_int[row, slot]
+    if ints[CohortInt.DECIDED]:
+        return
+    ints[CohortInt.DECIDED] = 1
+    site = state.site[row]
+    site[Site.GOOD_TOKENS] += good_tokens
+    site[Site.STEP_GOOD_TOKENS] += good_tokens
+    counters = state.cls[row, ints[CohortInt.CLASS]]
+    counters[Class.GOOD_TOKENS] += good_tokens
+    if ints[CohortInt.SCORED]:
+        count = state.cohort[row, slot, Cohort.COUNT]
+        counters[Class.MET] += count
+        counters[Class.STEP_MET] += count
+        counters[Class.RECENT_MET] += count
+
+
+@inlined_kernel
+def write_log(state: State, row: int, slot: int, ttft_s: float, tpot_s: float, met: bool) -> None:
+    """Append a line to the request log while there is room."""
+    line = state.site_int[row, SiteInt.LOGGED]
+    if line >= state.log.shape[1] or not state.cohort_int[row, slot, CohortInt.SCORED]:
+        return
+    state.site_int[row, SiteInt.LOGGED] = line + 1
+    cohort = state.cohort[row, slot]
+    entry = state.log[row, line]
+    entry[Log.CLASS] = state.cohort_int[row, slot, CohortInt.CLASS]
+    entry[Log.ARRIVAL_S] = cohort[Cohort.ARRIVAL_S]
+    entry[Log.COUNT] = cohort[Cohort.COUNT]
+    entry[Log.PROMPT] = cohort[Cohort.PROMPT]
+    entry[Log.OUTPUT] = cohort[Cohort.OUTPUT]
+    entry[Log.TTFT_S] = ttft_s
+    entry[Log.TPOT_S] = tpot_s
+    entry[Log.MET] = 1.0 if met else 0.0
+
+
+@inlined_kernel
+def reject(params: Params, state: State, row: int, slot: int) -> None:
+    """Turn a cohort away on arrival: it is missed and leaves the site."""
+    ints = state.cohort_int[row, slot]
+    cohort = state.cohort[row, slot]
+    count = cohort[Cohort.COUNT]
+    decode = state.pool[row, ints[CohortInt.DECODE_POOL]]
+    decode[Pool.WAITING] -= count
+    decode[Pool.WAITING_TOKENS] -= count * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
+    state.pool_int[row, ints[CohortInt.PREFILL_POOL], PoolInt.ASSIGNED] -= 1
+    state.pool_int[row, ints[CohortInt.DECODE_POOL], PoolInt.ASSIGNED] -= 1
+    counters = state.cls[row, ints[CohortInt.CLASS]]
+    counters[Class.QUEUED] -= count
+    miss(params, state, row, slot)
+    if ints[CohortInt.SCORED]:
+        counters[Class.REJECTED] += count
+    write_log(state, row, slot, math.nan, math.nan, False)
+    release_slot(state, row, slot)
+
+
+@inlined_kernel
+def first_token(params: Params, state: State, row: int, slot: int, time_s: float) -> None:
+    """Record a cohort's first token at ``time_s``; misses it when that is late, else promises the last token's time."""
+    cohort = state.cohort[row, slot]
+    ints = state.cohort_int[row, slot]
+    cls = ints[CohortInt.CLASS]
+    count = cohort[Cohort.COUNT]
+    cohort[Cohort.FIRST_TOKEN_S] = time_s
+    ttft_s = time_s - cohort[Cohort.ARRIVAL_S]
+    counters = state.cls[row, cls]
+    counters[Class.QUEUED] -= count
+    counters[Class.STEP_TTFT_SUM_S] += count * ttft_s
+    counters[Class.STEP_TTFT_COUNT] += count
+    if ints[CohortInt.SCORED]:
+        counters[Class.TTFT_SUM_S] += count * ttft_s
+        counters[Class.TTFT_COUNT] += count
+        state.histogram[row, cls, 0, histogram_bin(ttft_s)] += int(count)
+    spec = params.cls[cls]
+    if spec[ClassSpec.DEFERRABLE] == 0.0:
+        if time_s > cohort[Cohort.DEADLINE_S]:
+            miss(params, state, row, slot)
+        else:
+            # One part in a billion absorbs the rounding of a request that runs at exactly its limit.
+            cohort[Cohort.DEADLINE_S] = time_s + spec[ClassSpec.TPOT_S] * (cohort[Cohort.OUTPUT] - 1.0) * (1.0 + 1e-9) + 1e-9
+
+
+@inlined_kernel
+def last_token(params: Params, state: State, row: int, slot: int, time_s: float, good_tokens: float) -> None:
+    """Record a cohort's last token: its fate is decided and it leaves the site."""
+    cohort = state.cohort[row, slot]
+    ints = state.cohort_int[row, slot]
+    cls = ints[CohortInt.CLASS]
+    count = cohort[Cohort.COUNT]
+    output = cohort[Cohort.OUTPUT]
+    tpot_s = 0.0
+    if output > 1.0:
+        tpot_s = (time_s - cohort[Cohort.FIRST_TOKEN_S]) / (output - 1.0)
+        if ints[CohortInt.SCORED]:
+            counters = state.cls[row, cls]
+            counters[Class.TPOT_SUM_S] += count * tpot_s
+            counters[Class.TPOT_COUNT] += count
+            state.histogram[row, cls, 1, histogram_bin(tpot_s)] += int(count)
+    # A promise broken earlier has decided the fate already; a single token has no TPOT to miss.
+    met = not ints[CohortInt.DECIDED] and time_s <= cohort[Cohort.DEADLINE_S]
+    if met:
+        meet(state, row, slot, good_tokens)
+    else:
+        miss(params, state, row, slot)
+    write_log(state, row, slot, cohort[Cohort.FIRST_TOKEN_S] - cohort[Cohort.ARRIVAL_S], tpot_s, met)
+    state.pool_int[row, ints[CohortInt.PREFILL_POOL], PoolInt.ASSIGNED] -= 1
+    state.pool_int[row, ints[CohortInt.DECODE_POOL], PoolInt.ASSIGNED] -= 1
+    release_slot(state, row, slot)
+
+
+@kernel
+def sweep(params: Params, state: State, row: int, now_s: float) -> None:
+    """Decide the fate of every cohort whose promise can no longer be kept."""
+    for slot in range(state.site_int[row, SiteInt.HIGH_WATER]):
+        ints = state.cohort_int[row, slot]
+        if ints[CohortInt.STAGE] != Stage.FREE and not ints[CohortInt.DECIDED]:
+            if now_s > state.cohort[row, slot, Cohort.DEADLINE_S]:
+                miss(params, state, row, slot)

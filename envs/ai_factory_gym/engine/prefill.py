@@ -1,0 +1,303 @@
+"""A prefill pool over one segment of constant settings: arrivals, first-come-first-served prefill, KV hand-over.
+
+Both resolutions take arrivals from the pool's inbox (a linked list in order of arrival) and hand finished cohorts to the
+ready heap of their decode pool. At request resolution every server is simulated. At cohort resolution the pool is a fluid
+queue: work flows in at a constant rate over the tick and a cohort starts when the pool has served what was ahead of it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ai_factory_gym.engine.heap import pop, push
+from ai_factory_gym.jit import inlined_kernel, kernel
+from ai_factory_gym.engine.layout import (
+    COHORT,
+    NOBODY,
+    Array,
+    ClassSpec,
+    Cohort,
+    CohortInt,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    SiteInt,
+    SiteSpec,
+    Stage,
+    State,
+)
+from ai_factory_gym.engine.ledger import reject
+from ai_factory_gym.physics.performance import (
+    PREFILL_FRONTEND_S,
+    PREFILL_KV_BYTES_PER_TOKEN,
+    PREFILL_STREAM_PER_TOKEN_S,
+    PREFILL_TRANSFER_BYTES_PER_S,
+    compute_rate,
+    prefill_work_s,
+)
+
+
+@inlined_kernel
+def append(state: State, row: int, pool: int, head: int, tail: int, slot: int) -> None:
+    """Append a cohort to one of a pool's linked lists (``head`` and ``tail`` are columns of PoolInt)."""
+    ints = state.pool_int[row, pool]
+    state.cohort_int[row, slot, CohortInt.NEXT] = NOBODY
+    if ints[tail] == NOBODY:
+        ints[head] = slot
+    else:
+        state.cohort_int[row, ints[tail], CohortInt.NEXT] = slot
+    ints[tail] = slot
+
+
+@inlined_kernel
+def take_first(state: State, row: int, pool: int, head: int, tail: int) -> int:
+    """Remove and return the first cohort of a non-empty linked list."""
+    ints = state.pool_int[row, pool]
+    slot = int(ints[head])
+    ints[head] = state.cohort_int[row, slot, CohortInt.NEXT]
+    if ints[head] == NOBODY:
+        ints[tail] = NOBODY
+    return slot
+
+
+@inlined_kernel
+def server_seconds(perf: Array, cohort: Array, rate: float) -> float:
+    """Return the time one request occupies a server, in units of the service clock, its fixed part converted at ``rate``.
+
+    Args:
+        perf: Prefill coefficients of the pool.
+        cohort: float64[Cohort].
+        rate: Relative compute rate at the present clock.
+    """
+    cached = cohort[Cohort.CACHED]
+    scaling, fixed = prefill_work_s(perf, cohort[Cohort.PROMPT] - cached, cohort[Cohort.PROMPT_SQ] - cached * cached)
+    return scaling + fixed * rate
+
+
+@inlined_kernel
+def hand_over(params: Params, state: State, row: int, pool: int, slot: int, now_s: float, finish_s: float) -> None:
+    """Send a prefilled cohort's KV to its decode pool; it becomes ready when the last byte has arrived.
+
+    A request's bytes leave over its replica's scale-out links; all requests together share the pool's. The pool's links
+    are a queue in the order of hand-over (``now_s``), so that a long prompt that finishes late blocks nothing meanwhile.
+    """
+    perf = params.perf[pool]
+    cohort = state.cohort[row, slot]
+    ints = state.cohort_int[row, slot]
+    numbers = state.pool[row, pool]
+    racks = state.pool_int[row, pool, PoolInt.ACTIVE] + state.pool_int[row, pool, PoolInt.DRAINING]
+    replicas = max(1.0, racks * params.pool[pool, PoolSpec.REPLICAS_PER_RACK])
+    bytes_one = cohort[Cohort.PROMPT] * perf[PREFILL_KV_BYTES_PER_TOKEN]
+    per_replica = perf[PREFILL_TRANSFER_BYTES_PER_S]
+    free_s = max(numbers[Pool.TRANSFER_FREE_S], now_s) + cohort[Cohort.COUNT] * bytes_one / (per_replica * replicas)
+    numbers[Pool.TRANSFER_FREE_S] = free_s
+    ready_s = finish_s + max(free_s - now_s, bytes_one / per_replica) + perf[PREFILL_FRONTEND_S]
+    ints[CohortInt.STAGE] = Stage.TRANSFER
+    decode = ints[CohortInt.DECODE_POOL]
+    state.pool[row, decode, Pool.IN_TRANSIT] += cohort[Cohort.COUNT]
+    size = state.pool_int[row, decode, PoolInt.READY]
+    push(state.heap_key[row, decode, 0], state.heap_slot[row, decode, 0], size, ready_s, slot)
+    state.pool_int[row, decode, PoolInt.READY] = size + 1
+
+
+@inlined_kernel
+def turned_away(params: Params, state: State, row: int, slot: int, prefill_wait_s: float) -> bool:
+    """Tell whether a cohort arriving now would wait longer than its class's patience, and reject it if so."""
+    ints = state.cohort_int[row, slot]
+    wait_s = prefill_wait_s + state.pool[row, ints[CohortInt.DECODE_POOL], Pool.WAIT_S]
+    if wait_s <= params.cls[ints[CohortInt.CLASS], ClassSpec.PATIENCE_S]:
+        return False
+    reject(params, state, row, slot)
+    return True
+
+
+@inlined_kernel
+def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, rate: float) -> None:
+    """Put a request on a free server; it finishes when the service clock has advanced by its server time."""
+    perf = params.perf[pool]
+    cohort = state.cohort[row, slot]
+    ints = state.cohort_int[row, slot]
+    numbers = state.pool[row, pool]
+    cached = cohort[Cohort.CACHED]
+    new = cohort[Cohort.PROMPT] - cached
+    scaling, fixed = prefill_work_s(perf, new, cohort[Cohort.PROMPT_SQ] - cached * cached)
+    work = scaling + fixed * rate
+    cohort[Cohort.SHARE_COMPUTE] = scaling / work
+    cohort[Cohort.SHARE_MEMORY] = min(1.0, perf[PREFILL_STREAM_PER_TOKEN_S] * new * rate / work)
+    numbers[Pool.SHARE_COMPUTE] += cohort[Cohort.SHARE_COMPUTE]
+    numbers[Pool.SHARE_MEMORY] += cohort[Cohort.SHARE_MEMORY]
+    ints[CohortInt.STAGE] = Stage.PREFILLING
+    size = state.pool_int[row, pool, PoolInt.SERVING]
+    push(state.heap_key[row, pool, 1], state.heap_slot[row, pool, 1], size, numbers[Pool.W] + work, slot)
+    state.pool_int[row, pool, PoolInt.SERVING] = size + 1
+    state.pool_int[row, pool, PoolInt.BUSY] += 1
+
+
+@kernel
+def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
+    """Advance a prefill pool to ``end_s`` server by server (cohorts of one request).
+
+    Args:
+        params: Site parameters.
+        state: Engine state; the pool's clock and duty are constant until ``end_s``.
+        row: Row.
+        pool: A prefill pool.
+        end_s: End of the segment, s.
+    """
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    rate = compute_rate(numbers[Pool.CLOCK])
+    speed = rate * numbers[Pool.DUTY]
+    servers = int(ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK])
+    present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    keys = state.heap_key[row, pool, 1]
+    slots = state.heap_slot[row, pool, 1]
+    time_s = numbers[Pool.TIME_S]
+    events = 0
+    while True:
+        while ints[PoolInt.QUEUE_HEAD] != NOBODY and ints[PoolInt.BUSY] < servers and speed > 0.0:
+            slot = take_first(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL)
+            numbers[Pool.QUEUED] -= 1.0
+            numbers[Pool.QUEUED_WORK] -= server_seconds(params.perf[pool], state.cohort[row, slot], 1.0)
+            _start_exact(params, state, row, pool, slot, rate)
+        next_s = end_s
+        kind = 0
+        head = ints[PoolInt.INBOX_HEAD]
+        if head != NOBODY and state.cohort[row, head, Cohort.ARRIVAL_S] < next_s:
+            next_s = max(time_s, state.cohort[row, head, Cohort.ARRIVAL_S])
+            kind = 1
+        if ints[PoolInt.SERVING] > 0 and speed > 0.0:
+            finish_s = max(time_s, time_s + (keys[0] - numbers[Pool.W]) / speed)
+            if finish_s < next_s:
+                next_s = finish_s
+                kind = 2
+        elapsed = next_s - time_s
+        if elapsed > 0.0:
+            numbers[Pool.W] += speed * elapsed
+            if present > 0.0:
+                duty_s = elapsed * numbers[Pool.DUTY] / present
+                numbers[Pool.BUSY_S] += duty_s * ints[PoolInt.BUSY]
+                numbers[Pool.COMPUTE_S] += duty_s * numbers[Pool.SHARE_COMPUTE]
+                numbers[Pool.MEMORY_S] += duty_s * numbers[Pool.SHARE_MEMORY]
+        time_s = next_s
+        if kind == 0:
+            break
+        events += 1
+        if kind == 1:
+            slot = take_first(state, row, pool, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL)
+            wait_s = 0.0
+            if ints[PoolInt.BUSY] >= servers or speed <= 0.0:
+                wait_s = math.inf
+                if servers > 0 and speed > 0.0:
+                    wait_s = numbers[Pool.QUEUED_WORK] / (servers * speed)
+            if not turned_away(params, state, row, slot, wait_s):
+                state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
+                append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
+                numbers[Pool.QUEUED] += 1.0
+                numbers[Pool.QUEUED_WORK] += server_seconds(params.perf[pool], state.cohort[row, slot], 1.0)
+        else:
+            numbers[Pool.W] = keys[0]
+            slot = pop(keys, slots, ints[PoolInt.SERVING])
+            ints[PoolInt.SERVING] -= 1
+            ints[PoolInt.BUSY] -= 1
+            if ints[PoolInt.BUSY] == 0:
+                numbers[Pool.SHARE_COMPUTE] = 0.0
+                numbers[Pool.SHARE_MEMORY] = 0.0
+            else:
+                numbers[Pool.SHARE_COMPUTE] -= state.cohort[row, slot, Cohort.SHARE_COMPUTE]
+                numbers[Pool.SHARE_MEMORY] -= state.cohort[row, slot, Cohort.SHARE_MEMORY]
+            hand_over(params, state, row, pool, slot, time_s, time_s)
+    numbers[Pool.TIME_S] = end_s
+    if ints[PoolInt.QUEUE_HEAD] == NOBODY:
+        numbers[Pool.QUEUED] = 0.0
+        numbers[Pool.QUEUED_WORK] = 0.0
+    state.site_int[row, SiteInt.EVENTS] += events
+
+
+@kernel
+def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
+    """Advance a prefill pool to ``end_s`` as a fluid queue.
+
+    The backlog (server-seconds) changes at ``INFLOW - capacity`` and never falls below zero. A cohort that arrives when the
+    backlog is B starts once the pool has served B more, whatever happens to clocks and racks meanwhile, and is done one
+    service time later.
+    """
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    perf = params.perf[pool]
+    rate = compute_rate(numbers[Pool.CLOCK])
+    servers = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    speed = rate * numbers[Pool.DUTY]
+    capacity = servers * speed
+    inflow = numbers[Pool.INFLOW]
+    time_s = numbers[Pool.TIME_S]
+    begin_s = time_s
+    backlog = numbers[Pool.BACKLOG]
+    work_before = backlog
+    arrived = inflow * (end_s - begin_s)
+    turned = 0.0
+    events = 0
+    while True:
+        # Starts that fall before the next arrival, in order.
+        head = ints[PoolInt.INBOX_HEAD]
+        arrival = head != NOBODY and state.cohort[row, head, Cohort.ARRIVAL_S] < end_s
+        next_s = max(time_s, state.cohort[row, head, Cohort.ARRIVAL_S]) if arrival else end_s
+        served_v = numbers[Pool.V] + capacity * (next_s - time_s)
+        while ints[PoolInt.QUEUE_HEAD] != NOBODY:
+            slot = int(ints[PoolInt.QUEUE_HEAD])
+            key = state.cohort[row, slot, Cohort.KEY]
+            if key > served_v:
+                break
+            take_first(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL)
+            numbers[Pool.QUEUED] -= state.cohort[row, slot, Cohort.COUNT]
+            start_s = next_s if capacity <= 0.0 else time_s + max(0.0, key - numbers[Pool.V]) / capacity
+            own_s = server_seconds(perf, state.cohort[row, slot], rate) / max(speed, 1e-3)
+            hand_over(params, state, row, pool, slot, start_s, start_s + own_s)
+            events += 1
+        backlog = max(0.0, backlog + (inflow - capacity) * (next_s - time_s))
+        numbers[Pool.V] = served_v
+        time_s = next_s
+        if not arrival:
+            break
+        events += 1
+        slot = take_first(state, row, pool, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL)
+        cohort = state.cohort[row, slot]
+        count = cohort[Cohort.COUNT]
+        own = server_seconds(perf, cohort, rate)
+        wait_s = 0.0
+        if backlog > 0.0 or capacity <= 0.0:
+            wait_s = backlog / capacity if capacity > 0.0 else math.inf
+        if turned_away(params, state, row, slot, wait_s):
+            lost = min(backlog, count * own)
+            backlog -= lost
+            turned += lost
+        elif wait_s > 0.0:
+            cohort[Cohort.KEY] = numbers[Pool.V] + backlog
+            state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
+            numbers[Pool.QUEUED] += count
+            append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
+        else:
+            hand_over(params, state, row, pool, slot, time_s, time_s + own / speed)
+    numbers[Pool.BACKLOG] = backlog
+    numbers[Pool.QUEUED_WORK] = backlog
+    if capacity > 0.0:
+        served = max(0.0, work_before + arrived - turned - backlog)
+        busy_s = min(end_s - begin_s, served / capacity) * numbers[Pool.DUTY]
+        # Racks that drain have handed their queue over; they idle until they leave.
+        present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING])
+        busy_s *= ints[PoolInt.ACTIVE] / present
+        numbers[Pool.BUSY_S] += busy_s
+        numbers[Pool.COMPUTE_S] += busy_s * numbers[Pool.SHARE_COMPUTE]
+        numbers[Pool.MEMORY_S] += busy_s * numbers[Pool.SHARE_MEMORY]
+    numbers[Pool.TIME_S] = end_s
+    state.site_int[row, SiteInt.EVENTS] += events
+
+
+@kernel
+def advance_prefill(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
+    """Advance a prefill pool to ``end_s`` at the site's resolution."""
+    if params.site[SiteSpec.RESOLUTION] == COHORT:
+        advance_prefill_fluid(params, state, row, pool, end_s)
+    else:
+        advance_prefill_exact(params, state, row, pool, end_s)

@@ -1,0 +1,241 @@
+"""The Python side of the engine: owns the arrays, starts episodes, runs control steps, saves and restores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ai_factory_gym.engine import kernel
+from ai_factory_gym.engine.layout import (
+    BACKLOG_BIN_S,
+    REQUEST,
+    Array,
+    CapStep,
+    Class,
+    ClassSpec,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    Purpose,
+    Site,
+    SiteInt,
+    SiteSpec,
+    State,
+    allocate,
+    clear_row,
+    grow,
+)
+from ai_factory_gym.engine.rng import seed_stream
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What one row meets from ``start_s`` on: drawn before it begins, untouched by any action.
+
+    Attributes:
+        path_start_s: Time at which the rate path begins, s; negative by the warm-up.
+        rate: Intensity per class and minute, requests/s, float64[classes, minutes].
+        hazard: Share of the deferrable backlog released per second, float64[minutes].
+        cap_steps: float64[steps, CapStep].
+        shift: Shifts of the copies of a replayed trace, s, float64[copies].
+        kept: Requests the last copy keeps, bool[requests].
+        streams: One numpy generator per ``Purpose``.
+    """
+
+    path_start_s: float
+    rate: Array
+    hazard: Array
+    cap_steps: Array
+    shift: Array
+    kept: Array
+    streams: dict[Purpose, np.random.Generator]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the operator sets for a control step, one entry per row that is stepped.
+
+    Attributes:
+        bias: Routing factors, float64[n, 2, groups, pools].
+        ceiling: Clock ceilings, float64[n, pools].
+        power_limit_w: Watts per active rack, inf for none, float64[n, pools].
+        racks: Racks wanted awake, int64[n, pools].
+    """
+
+    bias: Array
+    ceiling: Array
+    power_limit_w: Array
+    racks: Array
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The whole state of an engine: arrays and random streams as one value."""
+
+    state: State
+    path_start_s: Array
+
+
+class Engine:
+    """Rows of sites that run side by side in the same kernels.
+
+    Args:
+        params: Constant arrays.
+        rows: Number of environments.
+        slots: Cohort slots to begin with; they double when they run out.
+        log_lines: Lines of the request log kept per row; 0 keeps none.
+    """
+
+    def __init__(self, params: Params, *, rows: int = 1, slots: int = 0, log_lines: int = 0) -> None:
+        """Allocate the arrays."""
+        self.params = params
+        self.rows = rows
+        self._log_lines = log_lines
+        exact = params.site[SiteSpec.RESOLUTION] == REQUEST
+        self._slots = slots or (32768 if exact else 2048)
+        self._state: State | None = None
+        self._path_start_s = np.zeros(rows)
+        self._status = np.zeros(rows, dtype=np.int64)
+
+    @property
+    def state(self) -> State:
+        """The arrays; rows are meaningful once they were begun."""
+        if self._state is None:
+            raise RuntimeError("Engine.begin() has to be called before the state is read.")
+        return self._state
+
+    @property
+    def tick_s(self) -> float:
+        """Length of a tick, s."""
+        return float(self.params.site[SiteSpec.TICK_S])
+
+    def begin(self, row: int, episode: Episode) -> None:
+        """Start an episode in one row: every rack awake, no requests, clocks at their maximum, scoring off."""
+        params = self.params
+        self._fit(episode)
+        state = self.state
+        clear_row(state, row)
+        minutes = episode.rate.shape[1]
+        state.rate[row, :, :minutes] = episode.rate
+        state.rate[row, :, minutes:] = episode.rate[:, -1:]
+        state.hazard[row, :minutes] = episode.hazard
+        state.hazard[row, minutes:] = episode.hazard[-1]
+        state.cap_steps[row, : len(episode.cap_steps)] = episode.cap_steps
+        state.shift[row] = episode.shift
+        state.kept[row] = episode.kept
+        for purpose in Purpose:
+            state.rng[row, purpose] = seed_stream(episode.streams[purpose])
+        self._path_start_s[row] = episode.path_start_s
+        site = state.site[row]
+        site[Site.TIME_S] = episode.path_start_s
+        site[Site.CAP_W] = episode.cap_steps[0, CapStep.CAP_W]
+        site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
+        site[Site.BRAKE_CLOCK] = 1.0
+        pool = state.pool[row]
+        pool[:, Pool.TIME_S] = episode.path_start_s
+        pool[:, Pool.CLOCK] = pool[:, Pool.CLOCK_CEILING] = pool[:, Pool.DUTY] = 1.0
+        pool[:, Pool.TRANSFER_FREE_S] = -math.inf
+        pool[:, Pool.DWELL_UNTIL_S] = -math.inf
+        state.pool_int[row, :, PoolInt.ACTIVE] = params.pool[:, PoolSpec.RACKS].astype(np.int64)
+        # A copy starts at its first request that is due: times of a repeating copy rise with the cursor.
+        if len(params.trace_time):
+            span_s = params.site[SiteSpec.TRACE_SPAN_S]
+            for copy, shift_s in enumerate(episode.shift):
+                cycles, inside_s = divmod(episode.path_start_s - shift_s + span_s, span_s)
+                first = int(np.searchsorted(params.trace_time, inside_s))
+                state.cursor[row, copy] = int(cycles) * len(params.trace_time) + first
+
+    def _fit(self, episode: Episode) -> None:
+        """Allocate the state for an episode of this shape, or widen its time axis."""
+        params = self.params
+        minutes = episode.rate.shape[1]
+        steps = len(episode.cap_steps)
+        if self._state is not None:
+            wider = {}
+            if minutes > self._state.rate.shape[2]:
+                extra = minutes - self._state.rate.shape[2]
+                wider["rate"] = np.pad(self._state.rate, ((0, 0), (0, 0), (0, extra)), mode="edge")
+                wider["hazard"] = np.pad(self._state.hazard, ((0, 0), (0, extra)), mode="edge")
+            if steps > self._state.cap_steps.shape[1]:
+                extra = steps - self._state.cap_steps.shape[1]
+                wider["cap_steps"] = np.pad(
+                    self._state.cap_steps, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf
+                )
+            if wider:
+                self._state = self._state._replace(**wider)
+            return
+        deadline_s = float(np.max(params.cls[:, ClassSpec.DEADLINE_S]))
+        longest_s = float(np.max(params.pool[:, [PoolSpec.WAKE_S, PoolSpec.DRAIN_S]]))
+        self._state = allocate(
+            rows=self.rows,
+            pools=len(params.pool),
+            classes=len(params.cls),
+            groups=params.capacity.shape[1],
+            cells=len(params.cell),
+            slots=self._slots,
+            minutes=minutes,
+            backlog_bins=int(deadline_s // BACKLOG_BIN_S) + 3,
+            transitions=min(64, int(longest_s // params.site[SiteSpec.CONTROL_INTERVAL_S]) + 3),
+            cap_steps=max(8, steps),
+            copies=len(episode.shift),
+            trace_requests=len(params.trace_time),
+            log_lines=self._log_lines,
+        )
+
+    def step(self, rows: Array, decision: Decision) -> None:
+        """Run one control step of the given rows.
+
+        Args:
+            rows: int64[n], each at most once.
+            decision: One entry per row.
+        """
+        kernel.act_rows(
+            tuple(self.params),
+            tuple(self.state),
+            rows,
+            decision.bias,
+            decision.ceiling,
+            decision.power_limit_w,
+            decision.racks,
+        )
+        self._status[rows] = kernel.NEEDS_SLOTS
+        while kernel.run_rows(tuple(self.params), tuple(self.state), rows, self._path_start_s, self._status) != kernel.DONE:
+            self._state = grow(self.state, 2 * self.state.free.shape[1])
+
+    def open_window(self, row: int) -> None:
+        """Begin scoring: totals start at zero, requests in flight stay but enter no request counter."""
+        state = self.state
+        site = state.site[row]
+        keep = (Site.TIME_S, Site.FACILITY_POWER_W, Site.IT_POWER_W, Site.CAP_W, Site.PUE, Site.OVERDRAW_S, Site.BRAKED)
+        keep += (Site.BRAKED_AT_S, Site.BRAKE_CLOCK, Site.DECODE_DUTY, Site.PREFILL_DUTY, Site.STEP_S)
+        kept = {column: site[column] for column in keep}
+        site[:] = 0.0
+        for column, value in kept.items():
+            site[column] = value
+        site[Site.SCORING] = 1.0
+        history = (Class.RATE, Class.RATE_LAG1, Class.RATE_LAG2, Class.QUEUED, Class.PENDING)
+        saved = state.cls[row][:, list(history)].copy()
+        state.cls[row] = 0.0
+        state.cls[row][:, list(history)] = saved
+        state.histogram[row] = 0
+        state.pool[row, :, Pool.ENERGY_J] = 0.0
+        state.pool[row, :, Pool.G_OPEN] = state.pool[row, :, Pool.G]
+        state.pool[row, :, Pool.G_CLOSE] = math.inf
+        state.site_int[row, SiteInt.LOGGED] = 0
+
+    def close_window(self, row: int) -> None:
+        """End scoring: energy, emission and arrivals freeze; fates of scored requests are still counted."""
+        self.state.site[row, Site.SCORING] = 0.0
+        self.state.pool[row, :, Pool.G_CLOSE] = self.state.pool[row, :, Pool.G]
+
+    def snapshot(self) -> Snapshot:
+        """Return a copy of everything that changes."""
+        return Snapshot(State(*(array.copy() for array in self.state)), self._path_start_s.copy())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of an engine with the same parameters and rows."""
+        self._state = State(*(array.copy() for array in snapshot.state))
+        self._path_start_s = snapshot.path_start_s.copy()

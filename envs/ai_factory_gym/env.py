@@ -1,0 +1,180 @@
+"""``AIFactoryEnv``: one power-capped AI factory as a Gymnasium environment."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from ai_factory_gym.engine.layout import Array
+from ai_factory_gym.errors import unknown
+from ai_factory_gym.factory import Factory
+from ai_factory_gym.levers import ActionLayout, check_action
+from ai_factory_gym.observation import LIMIT, ObservationLayout
+from ai_factory_gym.sites import PoolConfig
+from ai_factory_gym.task import Task, build_task
+from ai_factory_gym.workload.classes import RequestClass
+
+
+class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """A power-capped AI factory: route the work, throttle the power, keep the SLA.
+
+    ## Description
+
+    An LLM-inference data centre behind one grid connection. Prefill (compute-bound) and decode (bandwidth-bound) run in
+    separate pools of racks of several generations. Requests of several classes arrive around the clock; each has a limit on
+    the time to its first token (TTFT) and on the time per further token (TPOT). The facility may not draw more than its cap,
+    which can fall at announced times. The operator decides once per control step (60 s) and is to deliver the most good
+    tokens per joule: output tokens of requests that met both limits, over the energy of the whole facility.
+
+    Every request is simulated, one by one (``resolution="request"``) or in cohorts of equal ones (``"cohort"``, the default,
+    and ``"coarse"``). Output lengths are hidden until they have happened, so this is a POMDP.
+
+    ## Action Space
+
+    ``Box(-1, 1, (n,), float32)``, one part per lever in the order of ``levers``; ``env.unwrapped.action_layout.slices`` says
+    where. Numbers outside [-1, 1] and NaN are an error. Zero is a sensible operating point of every lever.
+
+    | lever | dimensions | -1 | 0 | +1 |
+    |---|---|---|---|---|
+    | ``route_prefill`` | groups x prefill pools | capacity share x e^-4 | capacity-proportional | capacity share x e^4 |
+    | ``route_decode`` | groups x decode pools | capacity share x e^-4 | capacity-proportional | capacity share x e^4 |
+    | ``clock`` | pools | lowest clock ceiling | 0.75 | full clock |
+    | ``active_racks`` | pools | fewest racks awake | 85 %, rounded up | all racks awake |
+
+    A group is a range of prompt lengths (``group_edges`` of the site). Racks drain before they sleep, take minutes to wake,
+    and stay awake for a minimum time.
+
+    ## Observation Space
+
+    ``Box(-10, 10, (m,), float32)``. Blocks in order; ``env.unwrapped.observation_layout.slices[name]`` says where. Values are
+    divided by fixed scales and saturate at 10.
+
+    | block | length | meaning |
+    |---|---|---|
+    | ``time_of_day`` | 2 | sine and cosine of the local time |
+    | ``cap`` | 1 | cap in force / base cap |
+    | ``cap_announced`` | 4 | announced change: flag, time until it / 2 h, cap after it / base cap, duration / 4 h |
+    | ``price`` | 1 | electricity price / 100 USD/MWh |
+    | ``carbon`` | 1 | carbon intensity / 500 g/kWh |
+    | ``power`` | 2 | facility power over the step, and now, / base cap |
+    | ``brake`` | 2 | engaged; share of the step under it |
+    | ``pool_busy`` | pools | share of awake time in which racks ran |
+    | ``pool_batch`` | pools | decode: batch / reference batch; prefill: queue per rack / 100 |
+    | ``pool_kv`` | pools | KV memory reserved / capacity |
+    | ``pool_transfer`` | pools | requests in KV transfer or waiting / reference batch |
+    | ``pool_tpot`` | pools | time per output token / tightest limit |
+    | ``pool_wait`` | pools | predicted wait / 10 s |
+    | ``pool_clock`` | pools | mean clock |
+    | ``pool_power`` | pools | IT power / nameplate |
+    | ``pool_active``, ``pool_waking``, ``pool_wake_time``, ``pool_draining``, ``pool_asleep``, ``pool_failed`` | pools each | racks by state / racks; time to go / wake time |
+    | ``class_rate``, ``class_rate_lag1``, ``class_rate_lag2`` | classes each | arrivals/s now and one and two steps ago / mean |
+    | ``queue_wait`` | classes | mean TTFT of the step / limit |
+    | ``class_queued`` | classes | requests without a first token / 10 s of mean demand |
+    | ``class_attainment`` | classes | recent share that met its SLO |
+    | ``class_slack`` | classes | (recent share - target) x 10 |
+    | ``class_pending`` | classes | deferrable requests not released / hour of mean demand |
+    | ``previous_action`` | actions | the last action |
+
+    ## Rewards
+
+    ``tokens_per_watt`` (default), per step: ``(good tokens - lambda x joules - misses) / scale - cap and brake penalties``.
+    A missed request costs ``miss_weight x (its tokens + lambda x its reference joules)``; lambda is frozen per task and
+    scenario; scale is a step's nominal tokens. ``goodput`` leaves the energy out. ``info["reward_terms/..."]`` has the parts.
+
+    ## Starting State
+
+    A warm site: ``warmup_s`` (600 s) are simulated with the neutral action before time 0, all racks awake at first.
+
+    ## Episode End
+
+    - Termination: only on a site made with ``brake=False`` whose breaker trips after drawing above the cap for 60 s.
+    - Truncation: after ``horizon_s``; with ``drain=True`` once the fate of every request that arrived before it is decided.
+
+    ## Arguments
+
+    See ``ai_factory_gym.task.build_task``. ``reset(options=...)`` takes ``start_time_s``, ``scenario``, ``demand_scale`` and
+    ``horizon_s``.
+
+    ## Version History
+
+    - v0: first version; until the first release its numbers may be recalibrated (``site.calibration`` says which they are).
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
+
+    def __init__(self, *, render_mode: str | None = None, **settings: Any) -> None:
+        """Build the environment from the arguments of ``build_task``."""
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise unknown("render_mode", render_mode, self.metadata["render_modes"])
+        self.render_mode = render_mode
+        self._settings = settings
+        self.task: Task = build_task(**settings)
+        self.factory = Factory(self.task)
+        self.action_space = spaces.Box(-1.0, 1.0, (self.action_layout.size,), np.float32)
+        self.observation_space = spaces.Box(-LIMIT, LIMIT, (self.observation_layout.size,), np.float32)
+        self._row = np.zeros(1, dtype=np.int64)
+
+    @property
+    def action_layout(self) -> ActionLayout:
+        """Where each lever lies in the action."""
+        return self.factory.action_layout
+
+    @property
+    def observation_layout(self) -> ObservationLayout:
+        """Where each block lies in the observation, and its scale."""
+        return self.factory.observation_layout
+
+    @property
+    def pools(self) -> tuple[PoolConfig, ...]:
+        """The pools, in the order of pool blocks and levers."""
+        return self.factory.pools
+
+    @property
+    def classes(self) -> tuple[RequestClass, ...]:
+        """The request classes, in the order of class blocks."""
+        return self.factory.classes
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; see the class for ``options``."""
+        super().reset(seed=seed)
+        self.factory.begin([0], [self.np_random], [options])
+        return self._observe(), dict(self.factory.info(0))
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Run one control step."""
+        self.factory.step(self._row, check_action(action, (self.action_layout.size,))[None])
+        return (
+            self._observe(),
+            float(self.factory.rewards(self._row)[0]),
+            bool(self.factory.terminated(self._row)[0]),
+            bool(self.factory.truncated(self._row)[0]),
+            dict(self.factory.info(0)),
+        )
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Return a text picture of the site (``render_mode="ansi"``)."""
+        if self.render_mode is None:
+            return None
+        from ai_factory_gym.rendering.ansi import draw
+
+        return draw(self.factory, 0)
+
+    def snapshot(self) -> Any:
+        """Return the whole state as one value, to be given to ``restore``; planners and debugging need it."""
+        return self.factory.snapshot(), self.np_random.bit_generator.state
+
+    def restore(self, saved: Any) -> None:
+        """Go back to a snapshot of this environment."""
+        factory, generator = saved
+        self.factory.restore(factory)
+        self.np_random.bit_generator.state = generator
+
+    def _observe(self) -> Array:
+        out = np.zeros((1, self.observation_layout.size), dtype=np.float32)
+        self.factory.observe(self._row, out)
+        return out[0]

@@ -1,0 +1,288 @@
+"""Rows of one task: the engine with its levers, observations, rewards and info, shared by both environments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ai_factory_gym.engine.layout import Array, CapStep, Class, Purpose, Site
+from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
+from ai_factory_gym.errors import ConfigError, check_keys, check_range
+from ai_factory_gym.levers import ActionLayout
+from ai_factory_gym.metrics import Info, build_info
+from ai_factory_gym.observation import ObservationLayout, lay_out, observe_rows, reference_scales
+from ai_factory_gym.params import build_params, check_cap, reference_batch
+from ai_factory_gym.reward import TERMS, RewardSpec, reward_function
+from ai_factory_gym.scenarios import Scenario, scenario
+from ai_factory_gym.task import DAY_S, Task
+from ai_factory_gym.workload.demand import mean_path, rate_path
+from ai_factory_gym.workload.traces import SuperpositionPlan, shifts, unit_hash
+
+RESET_OPTIONS = ("start_time_s", "scenario", "demand_scale", "horizon_s")
+
+DRAIN_LIMIT_S = 12 * 3600.0
+"""Demand path kept beyond the horizon for draining, s; deferrable work is decided within its deadline."""
+
+RELEASE_PER_HOUR = 1.0
+"""Share of the deferrable backlog the built-in rule releases per hour in the deepest valley of demand (status: assumed)."""
+
+BREAKER_S = 60.0
+"""A site without a brake trips its breaker after drawing above the cap for this long without a break (status: assumed)."""
+
+RowInfo = dict[str, float]
+
+
+class Factory:
+    """One task's environments, side by side.
+
+    Args:
+        task: The task.
+        rows: Number of environments.
+        log_lines: Lines of the request log kept per row.
+    """
+
+    def __init__(self, task: Task, rows: int = 1, log_lines: int = 0) -> None:
+        """Build parameters, layouts and engine."""
+        self.task = task
+        self.rows = rows
+        self.classes = task.classes
+        self.pools = task.site.pools
+        self._thin = 1.0
+        if task.trace is not None:
+            fraction = task.rate_scale - math.floor(task.rate_scale)
+            self._thin = fraction if fraction > 0.0 else 1.0
+        self.params = build_params(
+            task.site,
+            self.classes,
+            task.grain,
+            control_interval_s=task.control_interval_s,
+            deferrable=task.scenario.deferrable,
+            trace=task.trace,
+            trace_labels=None if task.trace is None else task.trace_labels(),
+            thin_fraction=self._thin,
+        )
+        check_cap(task.site, task.site.cap_w * task.scenario.lowest_cap_fraction)
+        self.engine = Engine(self.params, rows=rows, log_lines=log_lines)
+        self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min)
+        self.mean_rate = self._mean_rate()
+        slices, size = lay_out(len(self.pools), len(self.classes), self.action_layout.size)
+        nameplate_w, ttft_s, batch = reference_scales(
+            self.params, reference_batch(task.site, self.classes, self.params), self.mean_rate
+        )
+        self.observation_layout = ObservationLayout(
+            slices=slices,
+            size=size,
+            pool_batch=batch,
+            pool_nameplate_w=nameplate_w,
+            class_rate=self.mean_rate,
+            class_ttft_s=ttft_s,
+            base_cap_w=task.site.cap_w,
+            tpot_s=min(cls.tpot_s for cls in self.classes),
+            price=task.site.electricity_usd_per_mwh / 100.0,
+            carbon=task.site.carbon_g_per_kwh / 500.0,
+        )
+        self._constants = (
+            self.observation_layout.base_cap_w,
+            self.observation_layout.tpot_s,
+            self.observation_layout.price,
+            self.observation_layout.carbon,
+        )
+        self._reward = reward_function(task.reward)
+        self._reward_spec = RewardSpec(task.reward, task.energy_price, self._nominal_tokens(), task.miss_weight)
+        self._names = tuple(cls.name for cls in self.classes)
+        self._targets = tuple(cls.attainment_target for cls in self.classes)
+        self._actions = np.zeros((rows, self.action_layout.size))
+        self._start_s = np.zeros(rows)
+        self._horizon_s = np.full(rows, task.horizon_s)
+        self._closed = np.zeros(rows, dtype=np.bool_)
+        self._price = np.full(rows, task.energy_price)
+        self._terms = {name: np.zeros(rows) for name in TERMS}
+
+    def _mean_rate(self) -> Array:
+        """Return mean requests/s per class."""
+        task = self.task
+        if task.trace is None:
+            shares = np.array([task.site.mix[cls.name] for cls in self.classes])
+            return shares * task.site.demand_rps
+        counts = np.bincount(task.trace_labels(), minlength=len(self.classes))
+        return counts / task.trace.span_s * task.rate_scale
+
+    def _nominal_tokens(self) -> float:
+        """Return the output tokens of a control step at mean demand: the reward's scale."""
+        task = self.task
+        if task.trace is None:
+            outputs = np.array([cls.output.mean() for cls in self.classes])
+            return float(self.mean_rate @ outputs) * task.control_interval_s
+        return float(np.mean(task.trace.output_tokens)) * float(self.mean_rate.sum()) * task.control_interval_s
+
+    # ------------------------------------------------------------------------------------------------ episodes
+
+    def begin(
+        self, rows: Sequence[int], generators: Sequence[np.random.Generator], options: Sequence[Mapping[str, Any] | None]
+    ) -> None:
+        """Start episodes in rows and warm them up with the neutral action.
+
+        Args:
+            rows: Rows to start.
+            generators: One random generator per row; spawns one child per purpose.
+            options: Reset options per row, see RESET_OPTIONS.
+
+        Raises:
+            ConfigError: On an option that cannot be used.
+        """
+        for row, generator, chosen in zip(rows, generators, options, strict=True):
+            self.engine.begin(row, self._draw_episode(row, generator, dict(chosen or {})))
+            self._actions[row] = 0.0
+            self._closed[row] = False
+        index = np.asarray(rows, dtype=np.int64)
+        neutral = self.action_layout.decide(np.zeros((len(index), self.action_layout.size)))
+        for _ in range(round(self.task.warmup_s / self.task.control_interval_s)):
+            self.engine.step(index, neutral)
+        for row in rows:
+            self.engine.open_window(row)
+            for name in TERMS:
+                self._terms[name][row] = 0.0
+
+    def _draw_episode(self, row: int, generator: np.random.Generator, options: dict[str, Any]) -> Episode:
+        """Draw everything an episode meets; nothing here depends on what the operator will do."""
+        task = self.task
+        check_keys("options", options, required=(), optional=RESET_OPTIONS)
+        chosen = scenario(options["scenario"]) if "scenario" in options else task.scenario
+        if chosen.deferrable != task.scenario.deferrable:
+            raise ConfigError(
+                f"options: scenario {chosen.name!r} differs from {task.scenario.name!r} in whether work may be deferred; "
+                f"make a new environment with scenario={chosen.name!r}."
+            )
+        check_cap(task.site, task.site.cap_w * chosen.lowest_cap_fraction)
+        horizon_s = check_range("options: horizon_s", options.get("horizon_s", task.horizon_s), task.control_interval_s, 3.2e7, "s")
+        steps = horizon_s / task.control_interval_s
+        if abs(steps - round(steps)) > 1e-9:
+            raise ConfigError(f"options: horizon_s: {horizon_s!r} must be a multiple of {task.control_interval_s:g} s.")
+        demand = check_range("options: demand_scale", options.get("demand_scale", task.demand_scale), 0.0, 1000.0)
+        drawn = 60.0 * int(generator.integers(0, 1440))
+        start_s = options.get("start_time_s", drawn if task.start_time_s is None else task.start_time_s)
+        check_range("options: start_time_s", start_s, 0.0, DAY_S, "s")
+        streams = dict(zip(Purpose, generator.spawn(len(Purpose)), strict=True))
+        self._start_s[row] = start_s
+        self._horizon_s[row] = horizon_s
+        self._price[row] = task.lambda_for(chosen)
+        path_start_s = -task.warmup_s
+        minutes = math.ceil((task.warmup_s + horizon_s + DRAIN_LIMIT_S) / 60.0)
+        rate, hazard = self._demand(streams[Purpose.RATES], chosen, start_s + path_start_s, minutes, demand)
+        cap = chosen.draw_cap(streams[Purpose.CAP], task.site.cap_w, start_s, horizon_s).breakpoints()
+        cap_steps = np.stack([cap.times_s, cap.cap_w, cap.announced_at_s], axis=1)
+        assert cap_steps.shape[1] == len(CapStep)
+        plan = self._superposition(streams[Purpose.SHIFTS])
+        shift = plan.shift_s
+        kept = np.ones(len(self.params.trace_time), dtype=np.bool_)
+        if self._thin < 1.0:
+            shift = np.append(shift, plan.thin_shift_s)
+            kept = np.asarray(unit_hash(np.arange(len(kept)), plan.salt) < self._thin)
+        return Episode(path_start_s, rate, hazard, cap_steps, shift, kept, streams)
+
+    def _superposition(self, stream: np.random.Generator) -> SuperpositionPlan:
+        if self.task.trace is None:
+            return SuperpositionPlan(np.zeros(0), 0.0, 0.0, 0)
+        return shifts(stream, self.task.rate_scale, self.task.trace.span_s)
+
+    def _demand(
+        self, stream: np.random.Generator, chosen: Scenario, start_s: float, minutes: int, scale: float
+    ) -> tuple[Array, Array]:
+        """Return the intensity path and the share of deferrable work released per second, by minute."""
+        profiles = [cls.demand for cls in self.classes]
+        bursts = chosen.draw_bursts(stream)
+        rate = rate_path(
+            stream,
+            profiles,
+            self.mean_rate * scale,
+            start_s,
+            minutes,
+            daily=chosen.daily,
+            overdispersion=chosen.overdispersion,
+            bursts=bursts,
+        )
+        interactive = np.array([not cls.deferrable for cls in self.classes])
+        curve = mean_path(profiles, self.mean_rate, start_s, minutes, daily=chosen.daily)[interactive].sum(axis=0)
+        day = mean_path(profiles, self.mean_rate, 0.0, 1440, daily=chosen.daily)[interactive].sum(axis=0)
+        low, high = float(day.min()), float(day.max())
+        valley = (high - curve) / (high - low) if high > low * (1.0 + 1e-9) else np.ones(minutes)
+        return rate, RELEASE_PER_HOUR / 3600.0 * np.clip(valley, 0.0, 1.0)
+
+    def step(self, rows: Array, actions: Array) -> None:
+        """Run one control step; rows that pass their horizon close their scored window.
+
+        Args:
+            rows: int64[n].
+            actions: float64[n, actions], checked.
+        """
+        self._actions[rows] = actions
+        self.engine.step(rows, self.action_layout.decide(actions))
+        site = self.engine.state.site[rows]
+        terms = self._reward(site, self._price[rows], self._reward_spec)
+        for name, values in terms.items():
+            self._terms[name][rows] = values
+        for row in rows[(site[:, Site.TIME_S] >= self._horizon_s[rows] - 1e-6) & ~self._closed[rows]]:
+            self._closed[row] = True
+            self.engine.close_window(int(row))
+
+    def rewards(self, rows: Array) -> Array:
+        """Return the rewards of the last step, float64[n]."""
+        return np.sum([values[rows] for values in self._terms.values()], axis=0)
+
+    def terminated(self, rows: Array) -> Array:
+        """Return whether each row's breaker has tripped, bool[n]; only a site without a brake can."""
+        if self.task.site.brake.enabled:
+            return np.zeros(len(rows), dtype=np.bool_)
+        return np.asarray(self.engine.state.site[rows, Site.LONGEST_OVERDRAW_S] >= BREAKER_S)
+
+    def truncated(self, rows: Array) -> Array:
+        """Return whether each row has reached its horizon (and, when draining, every scored fate is decided), bool[n]."""
+        closed = self._closed[rows]
+        if self.task.drain and closed.any():
+            cls = self.engine.state.cls[rows]
+            open_requests = cls[:, :, Class.ARRIVED] - cls[:, :, Class.MET] - cls[:, :, Class.MISSED]
+            late = self.engine.state.site[rows, Site.TIME_S] >= self._horizon_s[rows] + DRAIN_LIMIT_S
+            closed = closed & ((open_requests.sum(axis=1) < 0.5) | late)
+        return np.asarray(closed)
+
+    # --------------------------------------------------------------------------------------------- what is seen
+
+    def observe(self, rows: Array, out: Array) -> None:
+        """Write the observations of rows into ``out`` (float32[n, size])."""
+        layout = self.observation_layout
+        observe_rows(
+            tuple(self.params),
+            tuple(self.engine.state),
+            rows,
+            self._start_s,
+            self._actions,
+            layout.pool_batch,
+            layout.pool_nameplate_w,
+            layout.class_rate,
+            layout.class_ttft_s,
+            self._constants,
+            out,
+        )
+
+    def info(self, row: int) -> Info:
+        """Return the info of one row."""
+        state = self.engine.state
+        terms = {name: float(values[row]) for name, values in self._terms.items()}
+        return build_info(state.site[row], state.cls[row], self._names, self.task.site, self._targets, terms)
+
+    # ------------------------------------------------------------------------------------------------ snapshots
+
+    def snapshot(self) -> tuple[Snapshot, tuple[Array, ...], dict[str, Array]]:
+        """Return everything that changes as one value."""
+        mine = (self._actions, self._start_s, self._horizon_s, self._closed, self._price)
+        return self.engine.snapshot(), tuple(a.copy() for a in mine), {k: v.copy() for k, v in self._terms.items()}
+
+    def restore(self, saved: tuple[Snapshot, tuple[Array, ...], dict[str, Array]]) -> None:
+        """Go back to a snapshot of a factory of the same task and rows."""
+        engine, mine, terms = saved
+        self.engine.restore(engine)
+        self._actions, self._start_s, self._horizon_s, self._closed, self._price = (a.copy() for a in mine)
+        self._terms = {k: v.copy() for k, v in terms.items()}

@@ -1,0 +1,290 @@
+"""What the operator sees: a flat vector of named, scaled blocks. Output lengths stay hidden until they happen: a POMDP.
+
+Every number is divided by a fixed scale (``ObservationLayout.scale``) and saturates at ``LIMIT``, far outside normal
+operation. Nothing tells how long the episode still lasts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ai_factory_gym.engine.layout import (
+    PREFILL,
+    Array,
+    CapStep,
+    Cell,
+    Class,
+    ClassSpec,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    Site,
+    State,
+    Transition,
+)
+from ai_factory_gym.jit import kernel
+from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
+from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
+
+LIMIT = 10.0
+DAY_S = 86400.0
+NOTICE_SCALE_S = 7200.0
+DURATION_SCALE_S = 14400.0
+
+BLOCKS: tuple[tuple[str, str, str], ...] = (
+    ("time_of_day", "2", "sine and cosine of the local time"),
+    ("cap", "1", "cap in force / base cap"),
+    ("cap_announced", "4", "1 when a change is announced; time until it / 2 h; cap after it / base cap; its duration / 4 h"),
+    ("price", "1", "electricity price / 100 USD/MWh"),
+    ("carbon", "1", "carbon intensity / 500 g/kWh"),
+    ("power", "2", "facility power over the last step / base cap; last segment / base cap"),
+    ("brake", "2", "1 while the brake is engaged; share of the last step under it"),
+    ("pool_busy", "pools", "share of awake time in which the pool's racks ran"),
+    ("pool_batch", "pools", "decode: requests in flight per replica / reference batch; prefill: requests in the queue per rack / 100"),
+    ("pool_kv", "pools", "decode: KV memory reserved / capacity of the active racks; prefill: 0"),
+    ("pool_transfer", "pools", "decode: requests whose KV is in transfer or waits / reference batch of all replicas; prefill: 0"),
+    ("pool_tpot", "pools", "decode: time per output token / tightest TPOT limit; prefill: 0"),
+    ("pool_wait", "pools", "prefill: time to serve the queue, s / 10; decode: predicted wait for admission, s / 10"),
+    ("pool_clock", "pools", "mean clock over the last step"),
+    ("pool_power", "pools", "IT power over the last step / nameplate of the pool"),
+    ("pool_active", "pools", "racks active / racks"),
+    ("pool_waking", "pools", "racks waking / racks"),
+    ("pool_wake_time", "pools", "time until the next waking rack is active / wake time"),
+    ("pool_draining", "pools", "racks draining / racks"),
+    ("pool_asleep", "pools", "racks asleep / racks"),
+    ("pool_failed", "pools", "racks failed / racks"),
+    ("class_rate", "classes", "arrivals per second over the last step / mean demand of the class"),
+    ("class_rate_lag1", "classes", "the same one step earlier"),
+    ("class_rate_lag2", "classes", "the same two steps earlier"),
+    ("queue_wait", "classes", "mean TTFT of first tokens in the last step / TTFT limit of an average prompt"),
+    ("class_queued", "classes", "requests without a first token / mean demand per second of the class / 10 s"),
+    ("class_attainment", "classes", "recent share of requests that met their SLO; 1 while none was decided"),
+    ("class_slack", "classes", "(recent share - target) x 10"),
+    ("class_pending", "classes", "deferrable requests not released / mean demand per hour of the class"),
+    ("previous_action", "actions", "the last action"),
+)
+"""Name, length and meaning of every block, in order."""
+
+
+@dataclass(frozen=True)
+class ObservationLayout:
+    """Where each block lies in the observation.
+
+    Attributes:
+        slices: Block name to slice.
+        size: Length of the observation.
+        pool_batch: Reference batch per decode replica, float64[pools].
+        pool_nameplate_w: IT power of the pool at its limit, float64[pools].
+        class_rate: Mean demand, requests/s, float64[classes].
+        class_ttft_s: TTFT limit of an average prompt, float64[classes].
+        base_cap_w: Cap of the site.
+        tpot_s: Tightest TPOT limit.
+        price: Electricity price / 100 USD/MWh.
+        carbon: Carbon intensity / 500 g/kWh.
+    """
+
+    slices: dict[str, slice] = field(repr=False)
+    size: int
+    pool_batch: Array = field(repr=False)
+    pool_nameplate_w: Array = field(repr=False)
+    class_rate: Array = field(repr=False)
+    class_ttft_s: Array = field(repr=False)
+    base_cap_w: float
+    tpot_s: float
+    price: float
+    carbon: float
+
+
+def lay_out(pools: int, classes: int, actions: int) -> tuple[dict[str, slice], int]:
+    """Return the slices of all blocks and the length of the observation."""
+    lengths = {"pools": pools, "classes": classes, "actions": actions}
+    slices = {}
+    begin = 0
+    for name, length, _ in BLOCKS:
+        size = lengths[length] if length in lengths else int(length)
+        slices[name] = slice(begin, begin + size)
+        begin += size
+    return slices, begin
+
+
+@kernel
+def _announced(state: State, row: int, now_s: float, base_cap_w: float, out: Array, at: int) -> None:
+    """Write the next cap change that has been announced: flag, time to it, cap after it, how long it lasts."""
+    steps = state.cap_steps[row]
+    for step in range(steps.shape[0]):
+        begin_s = steps[step, CapStep.TIME_S]
+        if begin_s > now_s and begin_s < math.inf and steps[step, CapStep.ANNOUNCED_S] <= now_s:
+            end_s = math.inf
+            if step + 1 < steps.shape[0]:
+                end_s = steps[step + 1, CapStep.TIME_S]
+            out[at] = 1.0
+            out[at + 1] = (begin_s - now_s) / NOTICE_SCALE_S
+            out[at + 2] = steps[step, CapStep.CAP_W] / base_cap_w
+            out[at + 3] = min(LIMIT, (end_s - begin_s) / DURATION_SCALE_S)
+            return
+    out[at] = 0.0
+    out[at + 1] = 0.0
+    out[at + 2] = state.site[row, Site.CAP_W] / base_cap_w
+    out[at + 3] = 0.0
+
+
+@kernel
+def _pool_blocks(
+    params: Params, state: State, row: int, out: Array, at: int, batch: Array, nameplate_w: Array, tpot_s: float
+) -> None:
+    """Write the fourteen pool blocks, each ``pools`` long, from position ``at`` on."""
+    pools = params.pool.shape[0]
+    now_s = state.site[row, Site.TIME_S]
+    elapsed = max(state.site[row, Site.STEP_S], 1e-9)
+    for pool in range(pools):
+        numbers = state.pool[row, pool]
+        ints = state.pool_int[row, pool]
+        spec = params.pool[pool]
+        racks = spec[PoolSpec.RACKS]
+        replicas = max(1.0, (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.REPLICAS_PER_RACK])
+        kv = 0.0
+        transfer = 0.0
+        tpot = 0.0
+        wait_s = numbers[Pool.WAIT_S]
+        if spec[PoolSpec.PHASE] == PREFILL:
+            servers = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
+            load = numbers[Pool.QUEUED] / max(1.0, float(ints[PoolInt.ACTIVE])) / 100.0
+            wait_s = numbers[Pool.QUEUED_WORK] / max(1.0, servers * numbers[Pool.CLOCK])
+        else:
+            load = numbers[Pool.IN_FLIGHT] / replicas / batch[pool]
+            room = max(1.0, ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]) * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
+            kv = numbers[Pool.RESERVED] / room
+            transfer = numbers[Pool.IN_TRANSIT] / replicas / batch[pool]
+            tpot = numbers[Pool.TPOT_S] / tpot_s
+        wake_s = 0.0
+        if ints[PoolInt.WAKING] > 0:
+            first_s = math.inf
+            for entry in range(state.transition.shape[3]):
+                first_s = min(first_s, state.transition[row, pool, 0, entry, Transition.DONE_S])
+            wake_s = max(0.0, first_s - now_s) / max(spec[PoolSpec.WAKE_S], 1.0)
+        out[at + pool] = numbers[Pool.STEP_BUSY_S] / elapsed
+        out[at + pools + pool] = load
+        out[at + 2 * pools + pool] = kv
+        out[at + 3 * pools + pool] = transfer
+        out[at + 4 * pools + pool] = tpot
+        out[at + 5 * pools + pool] = wait_s / 10.0
+        out[at + 6 * pools + pool] = numbers[Pool.STEP_CLOCK_S] / elapsed
+        out[at + 7 * pools + pool] = numbers[Pool.STEP_ENERGY_J] / elapsed / nameplate_w[pool]
+        out[at + 8 * pools + pool] = ints[PoolInt.ACTIVE] / racks
+        out[at + 9 * pools + pool] = ints[PoolInt.WAKING] / racks
+        out[at + 10 * pools + pool] = wake_s
+        out[at + 11 * pools + pool] = ints[PoolInt.DRAINING] / racks
+        out[at + 12 * pools + pool] = ints[PoolInt.ASLEEP] / racks
+        out[at + 13 * pools + pool] = ints[PoolInt.FAILED] / racks
+
+
+@kernel
+def _class_blocks(params: Params, state: State, row: int, out: Array, at: int, rate: Array, ttft_s: Array) -> None:
+    """Write the eight class blocks, each ``classes`` long, from position ``at`` on."""
+    classes = params.cls.shape[0]
+    for cls in range(classes):
+        counters = state.cls[row, cls]
+        mean = max(rate[cls], 1e-9)
+        decided = counters[Class.RECENT_MET] + counters[Class.RECENT_MISSED]
+        attainment = counters[Class.RECENT_MET] / decided if decided > 0.0 else 1.0
+        wait_s = 0.0
+        if counters[Class.STEP_TTFT_COUNT] > 0.0:
+            wait_s = counters[Class.STEP_TTFT_SUM_S] / counters[Class.STEP_TTFT_COUNT]
+        out[at + cls] = counters[Class.RATE] / mean
+        out[at + classes + cls] = counters[Class.RATE_LAG1] / mean
+        out[at + 2 * classes + cls] = counters[Class.RATE_LAG2] / mean
+        out[at + 3 * classes + cls] = wait_s / ttft_s[cls]
+        out[at + 4 * classes + cls] = counters[Class.QUEUED] / mean / 10.0
+        out[at + 5 * classes + cls] = attainment
+        out[at + 6 * classes + cls] = (attainment - params.cls[cls, ClassSpec.TARGET]) * 10.0
+        out[at + 7 * classes + cls] = counters[Class.PENDING] / mean / 3600.0
+
+
+@kernel
+def observe_rows(
+    params_arrays: tuple[Array, ...],
+    state_arrays: tuple[Array, ...],
+    rows: Array,
+    start_s: Array,
+    actions: Array,
+    batch: Array,
+    nameplate_w: Array,
+    rate: Array,
+    ttft_s: Array,
+    constants: tuple[float, float, float, float],
+    out: Array,
+) -> None:
+    """Write the observations of rows.
+
+    Args:
+        params_arrays: The arrays of ``Params``.
+        state_arrays: The arrays of ``State``.
+        rows: int64[n] rows.
+        start_s: Local time at the start of the scored window, s, float64[all rows].
+        actions: Last action of every row, float64[all rows, actions].
+        batch: See ObservationLayout.
+        nameplate_w: See ObservationLayout.
+        rate: See ObservationLayout.
+        ttft_s: See ObservationLayout.
+        constants: Base cap (W), tightest TPOT (s), price and carbon, scaled.
+        out: float32[n, size], written.
+    """
+    params = Params(*params_arrays)
+    state = State(*state_arrays)
+    base_cap_w, tpot_s, price, carbon = constants
+    pools = params.pool.shape[0]
+    classes = params.cls.shape[0]
+    for index in range(rows.shape[0]):
+        row = rows[index]
+        site = state.site[row]
+        line = out[index]
+        now_s = site[Site.TIME_S]
+        elapsed = max(site[Site.STEP_S], 1e-9)
+        angle = 2.0 * math.pi * ((start_s[row] + now_s) % DAY_S) / DAY_S
+        line[0] = math.sin(angle)
+        line[1] = math.cos(angle)
+        line[2] = site[Site.CAP_W] / base_cap_w
+        _announced(state, row, now_s, base_cap_w, line, 3)
+        line[7] = price
+        line[8] = carbon
+        line[9] = site[Site.STEP_ENERGY_J] / elapsed / base_cap_w
+        line[10] = site[Site.FACILITY_POWER_W] / base_cap_w
+        line[11] = site[Site.BRAKED]
+        line[12] = site[Site.STEP_BRAKE_S] / elapsed
+        _pool_blocks(params, state, row, line, 13, batch, nameplate_w, tpot_s)
+        _class_blocks(params, state, row, line, 13 + 14 * pools, rate, ttft_s)
+        at = 13 + 14 * pools + 8 * classes
+        for place in range(actions.shape[1]):
+            line[at + place] = actions[row, place]
+        for place in range(at):
+            line[place] = max(-LIMIT, min(LIMIT, line[place]))
+
+
+def reference_scales(params: Params, nominal_batch: Array, class_rate: Array) -> tuple[Array, Array, Array]:
+    """Return nameplate per pool (W), TTFT limit of an average prompt per class (s) and the reference batch (at least 1)."""
+    nameplate_w = np.array(
+        [
+            params.pool[index, PoolSpec.RACKS] * rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0))
+            for index, row in enumerate(params.power)
+        ]
+    )
+    limits = np.zeros(len(params.cls))
+    for index in range(len(params.cls)):
+        cells = params.cell[params.cell[:, Cell.CLASS] == index]
+        if len(cells) == 0:
+            limits[index] = params.cls[index, ClassSpec.TTFT_A_S]
+            continue
+        share = cells[:, Cell.WEIGHT] / cells[:, Cell.WEIGHT].sum()
+        limits[index] = (
+            params.cls[index, ClassSpec.TTFT_A_S]
+            + params.cls[index, ClassSpec.TTFT_B] * float(share @ cells[:, Cell.PROMPT])
+            + params.cls[index, ClassSpec.TTFT_C] * float(share @ cells[:, Cell.PROMPT_SQ])
+        )
+    return nameplate_w, limits, np.maximum(nominal_batch, 1.0)
+
+
+__all__ = ["BLOCKS", "LIMIT", "ObservationLayout", "lay_out", "observe_rows", "reference_scales"]

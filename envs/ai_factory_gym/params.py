@@ -1,0 +1,516 @@
+"""From site, scenario and settings to the constant arrays of the engine: every number a kernel uses passes through here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ai_factory_gym.engine.layout import (
+    COHORT,
+    DECODE,
+    PREFILL,
+    REQUEST,
+    Array,
+    Cell,
+    ClassSpec,
+    Params,
+    PoolSpec,
+    SiteSpec,
+)
+from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.physics.cooling import pue
+from ai_factory_gym.physics.performance import (
+    DECODE_KV_CAPACITY_TOKENS,
+    DECODE_KV_REQUEST_TOKENS,
+    DECODE_TOKENS_PER_ITERATION,
+    PREFILL_SERVERS_PER_REPLICA,
+    compute_rate,
+    decode_coefficients,
+    decode_iteration_s,
+    prefill_coefficients,
+    prefill_work_s,
+)
+from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, rack_power_w
+from ai_factory_gym.sites import PoolConfig, SiteConfig
+from ai_factory_gym.workload.classes import RequestClass, load_classes
+from ai_factory_gym.workload.strata import build_strata
+from ai_factory_gym.workload.traces import Trace
+
+URGENT_S = 3600.0
+"""Deferrable work this close to its deadline is released whatever the hour (status: assumed)."""
+
+REFERENCE_CLOCK = 0.8
+"""Clock of the reference point at which a request's reference joules are taken (status: assumed)."""
+
+REFERENCE_TPOT_SHARE = 0.85
+"""The reference batch leaves this margin to the tightest TPOT limit (status: assumed)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """How finely time and requests are grouped.
+
+    Attributes:
+        name: As given to ``gym.make``.
+        kind: COHORT or REQUEST.
+        tick_s: Interval in which arrivals are grouped, s.
+        prompt_quantiles: Where prompts are cut into strata.
+        output_quantiles: Where outputs are cut into strata.
+    """
+
+    name: str
+    kind: int
+    tick_s: float
+    prompt_quantiles: tuple[float, ...]
+    output_quantiles: tuple[float, ...]
+
+
+RESOLUTIONS: Mapping[str, Resolution] = {
+    "cohort": Resolution("cohort", COHORT, 5.0, (0.5, 0.9), (0.5, 0.9)),
+    "coarse": Resolution("coarse", COHORT, 15.0, (0.8,), (0.7,)),
+    "request": Resolution("request", REQUEST, 1.0, (0.5, 0.9), (0.5, 0.9)),
+}
+
+
+def resolution(name: str) -> Resolution:
+    """Return a resolution by name.
+
+    Raises:
+        ConfigError: When there is none of that name.
+    """
+    if name not in RESOLUTIONS:
+        raise unknown("resolution", name, list(RESOLUTIONS))
+    return RESOLUTIONS[name]
+
+
+@functools.lru_cache(maxsize=64)
+def _served_class(name: str, context_limit: int) -> RequestClass:
+    """Return a class with its lengths cut to what the site serves."""
+    cls = load_classes()[name]
+    longest_output = min(cls.output.maximum, max(cls.output.minimum, context_limit // 4))
+    longest_prompt = min(cls.prompt.maximum, context_limit - longest_output)
+    if longest_prompt <= cls.prompt.minimum:
+        raise ConfigError(
+            f"mix.{name}: prompts have at least {cls.prompt.minimum:g} tokens, the site's longest context is {context_limit:g}."
+        )
+    return dataclasses.replace(
+        cls,
+        prompt=dataclasses.replace(cls.prompt, maximum=float(longest_prompt)),
+        output=dataclasses.replace(cls.output, maximum=float(longest_output)),
+    )
+
+
+def served_classes(site: SiteConfig, names: tuple[str, ...] | None = None) -> tuple[RequestClass, ...]:
+    """Return the classes a site serves, lengths cut to its longest context.
+
+    Args:
+        site: The site.
+        names: Classes to return; None is those with a share in the site's mix.
+    """
+    chosen = tuple(name for name, share in site.mix.items() if share > 0.0) if names is None else names
+    return tuple(_served_class(name, site.context_limit) for name in chosen)
+
+
+def pool_coefficients(site: SiteConfig, pool: PoolConfig) -> Array:
+    """Return the performance coefficients of a pool as an array (see ``physics.performance``)."""
+    if pool.phase == "prefill":
+        return np.array(
+            prefill_coefficients(
+                pool.rack_type, site.served_model, precision=pool.precision, tp=pool.tp, dp=pool.dp, pp=pool.pp, profile=pool.profile
+            )
+        )
+    return np.array(
+        decode_coefficients(
+            pool.rack_type,
+            site.served_model,
+            precision=pool.precision,
+            tp=pool.tp,
+            dp=pool.dp,
+            ep=pool.ep,
+            mtp=pool.mtp,
+            profile=pool.profile,
+        )
+    )
+
+
+def pool_power(pool: PoolConfig) -> Array:
+    """Return the power coefficients of a pool as an array (see ``physics.power``)."""
+    phase = pool.phase if len(pool.rack_type.groups) > 1 else None
+    return np.array(power_coefficients(pool.rack_type, pool.profile, phase=phase))
+
+
+def largest_batch(perf: Array, context_tokens: float, tpot_s: float, clock: float, most: float) -> float:
+    """Return the largest batch per decode replica that keeps TPOT and fits its KV memory; 0 when even one does not.
+
+    Args:
+        perf: Decode coefficients.
+        context_tokens: Mean KV tokens per request.
+        tpot_s: TPOT to keep, s.
+        clock: Clock.
+        most: Batch ceiling.
+    """
+    room = perf[DECODE_KV_CAPACITY_TOKENS] / (context_tokens + perf[DECODE_KV_REQUEST_TOKENS])
+    high = min(most, room)
+
+    def kept(batch: float) -> bool:
+        iteration_s = decode_iteration_s(perf, batch, context_tokens, clock)[0]
+        return bool(iteration_s / perf[DECODE_TOKENS_PER_ITERATION] <= tpot_s)
+
+    if high < 1.0 or not kept(1.0):
+        return 0.0
+    if kept(high):
+        return float(high)
+    low = 1.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if kept(middle) else (low, middle)
+    return low
+
+
+def site_pue(site: SiteConfig, load_fraction: float) -> float:
+    """Return a site's PUE at a share of its nameplate IT power."""
+    cooling = site.cooling
+    return float(
+        pue(cooling.base, cooling.per_kelvin, cooling.outdoor_c, load_fraction, cooling.free_cooling_c, cooling.fixed_share)
+    )
+
+
+def reference_batch(site: SiteConfig, classes: tuple[RequestClass, ...], params: Params) -> Array:
+    """Return the batch per decode replica that leaves a margin to the tightest TPOT limit at clock 1, float64[pools]; 0 for prefill."""
+    weight = np.array([site.mix.get(classes[int(cls)].name, 0.0) for cls in params.cell[:, Cell.CLASS]]) * params.cell[:, Cell.WEIGHT]
+    if weight.sum() <= 0.0:
+        weight = params.cell[:, Cell.WEIGHT]
+    share = weight / weight.sum()
+    context = float(share @ (params.cell[:, Cell.PROMPT] + 0.5 * params.cell[:, Cell.OUTPUT]))
+    return np.array(
+        [
+            largest_batch(params.perf[index], context, reference_tpot_s(classes), 1.0, pool.max_batch) if pool.phase == "decode" else 0.0
+            for index, pool in enumerate(site.pools)
+        ]
+    )
+
+
+def reference_tpot_s(classes: tuple[RequestClass, ...]) -> float:
+    """Return the TPOT the reference point keeps: the tightest limit of the classes that have one, with a margin."""
+    limits = [cls.tpot_s for cls in classes if not cls.deferrable] or [cls.tpot_s for cls in classes]
+    return REFERENCE_TPOT_SHARE * min(limits)
+
+
+def _group_moments(cells: Array, weights: Array, group: int) -> tuple[float, float, float]:
+    """Return the mean prompt, squared prompt and output of a group over the site's mix; of all requests if it is empty."""
+    chosen = cells[:, Cell.GROUP] == group
+    share = np.where(chosen, weights, 0.0)
+    if share.sum() <= 0.0:
+        share = weights
+    share = share / share.sum()
+    return (
+        float(share @ cells[:, Cell.PROMPT]),
+        float(share @ cells[:, Cell.PROMPT_SQ]),
+        float(share @ cells[:, Cell.OUTPUT]),
+    )
+
+
+def _capacity(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, cells: Array, weights: Array) -> Array:
+    """Return requests/s one active rack can serve at clock 1, float64[2, groups, pools]; 0 where a pool cannot keep the SLO."""
+    groups = len(site.group_edges) + 1
+    capacity = np.zeros((2, groups, len(site.pools)))
+    tpot_s = reference_tpot_s(classes)
+    for group in range(groups):
+        prompt, prompt_sq, output = _group_moments(cells, weights, group)
+        for index, pool in enumerate(site.pools):
+            if pool.phase == "prefill":
+                scaling_s, fixed_s = prefill_work_s(perf[index], prompt, prompt_sq)
+                lanes = pool.replicas_per_rack * perf[index, PREFILL_SERVERS_PER_REPLICA]
+                capacity[PREFILL, group, index] = lanes / (scaling_s + fixed_s)
+            else:
+                context = prompt + 0.5 * output
+                batch = largest_batch(perf[index], context, tpot_s, 1.0, pool.max_batch)
+                if batch > 0.0:
+                    iteration_s = decode_iteration_s(perf[index], batch, context, 1.0)[0]
+                    tokens_per_s = batch * perf[index, DECODE_TOKENS_PER_ITERATION] / iteration_s
+                    capacity[DECODE, group, index] = pool.replicas_per_rack * tokens_per_s / output
+    for phase, name in ((PREFILL, "prefill"), (DECODE, "decode")):
+        if not capacity[phase].any(axis=1).all():
+            raise ConfigError(
+                f"site {site.name!r}: no {name} pool can serve every request class within its SLO; add racks or change the layout."
+            )
+    return capacity
+
+
+def _reference_joules(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, power: Array, cells: Array, weights: Array) -> Array:
+    """Return facility joules per (prompt token, prompt token squared, output token) at the reference point, float64[3].
+
+    Prefill: a fully busy rack at the reference clock. Decode: a rack at the reference batch and clock. Each phase is the
+    mean over its pools, weighted by racks.
+    """
+    factor = site_pue(site, 1.0)
+    tpot_s = reference_tpot_s(classes)
+    share = weights / weights.sum()
+    prompt, prompt_sq, output = (float(share @ cells[:, column]) for column in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT))
+    sums = np.zeros(3)
+    racks = np.zeros(2)
+    for index, pool in enumerate(site.pools):
+        coef, watts = perf[index], power[index]
+        if pool.phase == "prefill":
+            linear_s, fixed_s = prefill_work_s(coef, prompt, 0.0)
+            pairs_s = prefill_work_s(coef, 0.0, prompt_sq)[0]
+            rate = compute_rate(REFERENCE_CLOCK)
+            service_s = (linear_s + pairs_s) / rate + fixed_s
+            rack_w = rack_power_w(watts, gpu_power_w(watts, REFERENCE_CLOCK, 1.0, (linear_s + pairs_s) / rate / service_s, 0.0))
+            joules = factor * rack_w / (pool.replicas_per_rack * coef[PREFILL_SERVERS_PER_REPLICA])
+            sums[0] += pool.racks * joules * (linear_s / rate + fixed_s) / prompt
+            sums[1] += pool.racks * joules * pairs_s / rate / prompt_sq
+            racks[PREFILL] += pool.racks
+            continue
+        batch = largest_batch(coef, prompt + 0.5 * output, tpot_s, REFERENCE_CLOCK, pool.max_batch)
+        if batch > 0.0:
+            iteration_s, compute_s, memory_s = decode_iteration_s(coef, batch, prompt + 0.5 * output, REFERENCE_CLOCK)
+            rack_w = rack_power_w(watts, gpu_power_w(watts, REFERENCE_CLOCK, 1.0, compute_s / iteration_s, memory_s / iteration_s))
+            tokens_per_s = pool.replicas_per_rack * batch * coef[DECODE_TOKENS_PER_ITERATION] / iteration_s
+            sums[2] += pool.racks * factor * rack_w / tokens_per_s
+            racks[DECODE] += pool.racks
+    if racks[DECODE] == 0.0:
+        raise ConfigError(f"site {site.name!r}: no decode pool keeps the tightest TPOT limit at clock {REFERENCE_CLOCK}.")
+    return sums / np.array([racks[PREFILL], racks[PREFILL], racks[DECODE]])
+
+
+def _class_row(cls: RequestClass, joules: Array, deferrable: bool) -> list[float]:
+    """Return one row of ``Params.cls``; a deferrable class served at once keeps its deadline as its promise."""
+    row = [0.0] * len(ClassSpec)
+    held = cls.deferrable and deferrable
+    row[ClassSpec.TTFT_A_S] = cls.ttft_a_s
+    row[ClassSpec.TTFT_B] = cls.ttft_b_s_per_token
+    row[ClassSpec.TTFT_C] = cls.ttft_c_s_per_token2
+    row[ClassSpec.TPOT_S] = cls.tpot_s
+    row[ClassSpec.PATIENCE_S] = math.inf if held else cls.patience_s
+    row[ClassSpec.DEFERRABLE] = float(held)
+    row[ClassSpec.DEADLINE_S] = cls.deadline_s
+    row[ClassSpec.PROMPT_MU] = math.log(cls.prompt.median)
+    row[ClassSpec.PROMPT_SIGMA] = cls.prompt.sigma
+    row[ClassSpec.PROMPT_MIN] = cls.prompt.minimum
+    row[ClassSpec.PROMPT_MAX] = cls.prompt.maximum
+    row[ClassSpec.OUTPUT_MU] = math.log(cls.output.median)
+    row[ClassSpec.OUTPUT_SIGMA] = cls.output.sigma
+    row[ClassSpec.OUTPUT_MIN] = cls.output.minimum
+    row[ClassSpec.OUTPUT_MAX] = cls.output.maximum
+    row[ClassSpec.PREFILL_J_PER_TOKEN] = joules[0]
+    row[ClassSpec.PREFILL_J_PER_TOKEN2] = joules[1]
+    row[ClassSpec.DECODE_J_PER_TOKEN] = joules[2]
+    row[ClassSpec.TARGET] = cls.attainment_target
+    return row
+
+
+def _synthetic_cells(site: SiteConfig, classes: tuple[RequestClass, ...], grain: Resolution) -> tuple[Array, Array]:
+    """Return the strata of every class in the order in which they arrive within a tick, and their share of all requests."""
+    rows = []
+    shares = []
+    for index, cls in enumerate(classes):
+        strata = build_strata(cls, site.group_edges, grain.prompt_quantiles, grain.output_quantiles)
+        for k in range(len(strata.weight)):
+            rows.append(
+                [index, strata.weight[k], strata.prompt[k], strata.prompt_sq[k], strata.output[k], float(strata.group[k]), k]
+            )
+            shares.append(site.mix[cls.name] * strata.weight[k])
+    # A golden-ratio order spreads each class, and each prompt length, evenly over the tick.
+    order = np.argsort([(place * 0.6180339887498949) % 1.0 for place in range(len(rows))], kind="stable")
+    return np.array(rows)[order], np.array(shares)[order]
+
+
+def _trace_cells(site: SiteConfig, trace: Trace, labels: Array, grain: Resolution) -> tuple[Array, Array, Array]:
+    """Group a trace's requests into cells of class x prompt x output.
+
+    Returns:
+        Cells, their share of requests, and each request's cell.
+    """
+    prompt = np.asarray(trace.prompt_tokens, dtype=np.float64)
+    output = np.asarray(trace.output_tokens, dtype=np.float64)
+    group = np.searchsorted(np.array(site.group_edges), prompt, side="left")
+    prompt_bin = np.searchsorted(np.quantile(prompt, grain.prompt_quantiles), prompt, side="right")
+    output_bin = np.searchsorted(np.quantile(output, grain.output_quantiles), output, side="right")
+    key = np.stack([labels, group, prompt_bin, output_bin], axis=1)
+    kinds, member = np.unique(key, axis=0, return_inverse=True)
+    member = member.reshape(-1)
+    count = np.bincount(member, minlength=len(kinds)).astype(np.float64)
+
+    def mean(values: Array) -> Array:
+        return np.bincount(member, weights=values, minlength=len(kinds)) / count
+
+    per_class = np.bincount(labels, minlength=int(labels.max()) + 1)
+    cells = np.zeros((len(kinds), len(Cell)))
+    cells[:, Cell.CLASS] = kinds[:, 0]
+    cells[:, Cell.WEIGHT] = count / per_class[kinds[:, 0]]
+    cells[:, Cell.PROMPT] = mean(prompt)
+    cells[:, Cell.PROMPT_SQ] = mean(prompt * prompt)
+    cells[:, Cell.OUTPUT] = mean(output)
+    cells[:, Cell.GROUP] = kinds[:, 1]
+    cells[:, Cell.STRATUM] = np.arange(len(kinds))
+    return cells, count / len(prompt), member
+
+
+def build_params(
+    site: SiteConfig,
+    classes: tuple[RequestClass, ...],
+    grain: Resolution,
+    *,
+    control_interval_s: float,
+    deferrable: bool = True,
+    trace: Trace | None = None,
+    trace_labels: Array | None = None,
+    thin_fraction: float = 1.0,
+) -> Params:
+    """Build the engine's constant arrays.
+
+    Args:
+        site: The site.
+        classes: Its classes, as ``served_classes`` gives them.
+        grain: Resolution.
+        control_interval_s: Length of a control step, s; a whole number of ticks.
+        deferrable: Whether deferrable classes may be held back.
+        trace: Requests to replay instead of synthetic demand.
+        trace_labels: int64[requests], the class index of each request of the trace.
+        thin_fraction: Share of the last superposed copy of the trace that is kept.
+
+    Returns:
+        The parameters.
+
+    Raises:
+        ConfigError: When the site cannot work: a prompt that fits no replica's KV memory, a phase without capacity, an
+            interval that is not a whole number of ticks.
+    """
+    ticks = control_interval_s / grain.tick_s
+    if control_interval_s <= 0.0 or abs(ticks - round(ticks)) > 1e-9:
+        raise ConfigError(
+            f"control_interval_s: {control_interval_s!r} is not allowed; must be a positive multiple of the tick of {grain.tick_s:g} s "
+            f"of resolution {grain.name!r}."
+        )
+    coefficients = [pool_coefficients(site, pool) for pool in site.pools]
+    perf = np.zeros((len(site.pools), max(len(row) for row in coefficients)))
+    for index, row in enumerate(coefficients):
+        perf[index, : len(row)] = row
+    power = np.array([pool_power(pool) for pool in site.pools])
+    if trace is None:
+        cells, weights = _synthetic_cells(site, classes, grain)
+        empty = np.zeros(0)
+        trace_arrays = (empty, empty, empty, np.zeros(0, dtype=np.int64))
+        span_s = 0.0
+        longest = max(cls.prompt.maximum + cls.output.maximum for cls in classes)
+    else:
+        labels = np.zeros(len(trace), dtype=np.int64) if trace_labels is None else trace_labels
+        cells, weights, member = _trace_cells(site, trace, labels, grain)
+        trace_arrays = (
+            np.asarray(trace.arrival_s, dtype=np.float64),
+            np.asarray(trace.prompt_tokens, dtype=np.float64),
+            np.asarray(trace.output_tokens, dtype=np.float64),
+            member.astype(np.int64),
+        )
+        span_s = trace.span_s
+        longest = float(np.max(trace.prompt_tokens + trace.output_tokens))
+    for index, pool in enumerate(site.pools):
+        if pool.phase == "decode":
+            holds = perf[index, DECODE_KV_CAPACITY_TOKENS] - perf[index, DECODE_KV_REQUEST_TOKENS]
+            if longest > holds:
+                raise ConfigError(
+                    f"site {site.name!r}: pool {pool.name!r} holds {holds:,.0f} tokens of KV per replica; the longest request has "
+                    f"{longest:,.0f} tokens. Use more GPUs per replica or lower max_context."
+                )
+    joules = _reference_joules(site, classes, perf, power, cells, weights)
+    pools = np.zeros((len(site.pools), len(PoolSpec)))
+    for index, pool in enumerate(site.pools):
+        lanes = perf[index, PREFILL_SERVERS_PER_REPLICA] if pool.phase == "prefill" else 1.0
+        pools[index, PoolSpec.PHASE] = PREFILL if pool.phase == "prefill" else DECODE
+        pools[index, PoolSpec.RACKS] = pool.racks
+        pools[index, PoolSpec.UNITS_PER_RACK] = pool.replicas_per_rack * lanes
+        pools[index, PoolSpec.REPLICAS_PER_RACK] = pool.replicas_per_rack
+        pools[index, PoolSpec.MIN_ACTIVE] = pool.min_active
+        pools[index, PoolSpec.MAX_BATCH] = pool.max_batch
+        pools[index, PoolSpec.WAKE_S] = pool.group.wake_s
+        pools[index, PoolSpec.DRAIN_S] = site.drain_s
+        pools[index, PoolSpec.DWELL_S] = site.dwell_s
+    params = Params(
+        site=np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction)),
+        pool=pools,
+        perf=perf,
+        power=power,
+        cls=np.array([_class_row(cls, joules, deferrable) for cls in classes]),
+        cell=cells,
+        group_edges=np.array(site.group_edges, dtype=np.float64),
+        capacity=_capacity(site, classes, perf, cells, weights),
+        trace_time=trace_arrays[0],
+        trace_prompt=trace_arrays[1],
+        trace_output=trace_arrays[2],
+        trace_cell=trace_arrays[3],
+    )
+    return params
+
+
+def nameplate_it_w(site: SiteConfig, power: Array | None = None) -> float:
+    """Return the IT power of the site with every GPU at its limit, W."""
+    rows = np.array([pool_power(pool) for pool in site.pools]) if power is None else power
+    return float(sum(pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0)) for pool, row in zip(site.pools, rows, strict=True)))
+
+
+def idle_facility_w(site: SiteConfig) -> float:
+    """Return facility power with every rack awake and no request served, W."""
+    rows = np.array([pool_power(pool) for pool in site.pools])
+    idle_w = sum(pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 0.0, 0.0, 0.0)) for pool, row in zip(site.pools, rows, strict=True))
+    return float(idle_w * site_pue(site, idle_w / nameplate_it_w(site, rows)))
+
+
+def check_cap(site: SiteConfig, lowest_cap_w: float) -> None:
+    """Refuse a site that draws more when idle than its lowest cap: no brake could keep it.
+
+    Raises:
+        ConfigError: With both figures.
+    """
+    idle_w = idle_facility_w(site)
+    if idle_w >= lowest_cap_w:
+        raise ConfigError(
+            f"site {site.name!r}: idle draw {idle_w / 1e6:.3f} MW with every rack awake is not below its lowest cap "
+            f"{lowest_cap_w / 1e6:.3f} MW; raise the cap, lower the curtailment or remove racks."
+        )
+
+
+def _site_row(
+    site: SiteConfig, grain: Resolution, control_interval_s: float, power: Array, span_s: float, thin_fraction: float
+) -> list[float]:
+    """Return ``Params.site``."""
+    row = [0.0] * len(SiteSpec)
+    row[SiteSpec.TICK_S] = grain.tick_s
+    row[SiteSpec.CONTROL_INTERVAL_S] = control_interval_s
+    row[SiteSpec.RESOLUTION] = grain.kind
+    row[SiteSpec.CHECK_S] = site.brake.reaction_s
+    row[SiteSpec.BRAKE_ENABLED] = float(site.brake.enabled)
+    row[SiteSpec.BRAKE_REACTION_S] = site.brake.reaction_s
+    row[SiteSpec.BRAKE_CLOCK] = site.brake.clock
+    row[SiteSpec.BRAKE_FLOOR] = site.brake.floor
+    row[SiteSpec.BRAKE_HOLD_S] = site.brake.hold_s
+    row[SiteSpec.BRAKE_TARGET] = site.brake.target
+    row[SiteSpec.BRAKE_RELEASE] = site.brake.release
+    row[SiteSpec.PUE_BASE] = site.cooling.base
+    row[SiteSpec.PUE_FIXED_SHARE] = site.cooling.fixed_share
+    row[SiteSpec.PUE_KELVIN] = site.cooling.per_kelvin
+    row[SiteSpec.PUE_FREE_COOLING_C] = site.cooling.free_cooling_c
+    row[SiteSpec.OUTDOOR_C] = site.cooling.outdoor_c
+    row[SiteSpec.IT_NAMEPLATE_W] = nameplate_it_w(site, power)
+    row[SiteSpec.URGENT_S] = URGENT_S
+    row[SiteSpec.THIN_FRACTION] = thin_fraction
+    row[SiteSpec.TRACE_SPAN_S] = span_s
+    return row
+
+
+__all__ = [
+    "RESOLUTIONS",
+    "Resolution",
+    "build_params",
+    "check_cap",
+    "idle_facility_w",
+    "largest_batch",
+    "nameplate_it_w",
+    "resolution",
+    "served_classes",
+]

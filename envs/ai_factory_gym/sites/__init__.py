@@ -1,0 +1,322 @@
+"""Sites: one facility behind one grid connection, described in a TOML file of a page."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ai_factory_gym.catalogue import PHASES, PRECISIONS, Group, Model, Rack, model, rack
+from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
+from ai_factory_gym.workload.classes import load_classes
+
+SITES_PATH = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """The racks of one type that do one phase.
+
+    Attributes:
+        rack: Catalogue id of the rack type.
+        phase: ``prefill`` or ``decode``.
+        racks: Number of racks.
+        profile: Power profile of the rack type; None is its default.
+        precision: Weight precision.
+        tp: Tensor-parallel GPUs of an attention rank.
+        dp: Attention ranks of a replica.
+        pp: Pipeline stages (prefill over slow links).
+        ep: Expert-parallel GPUs of a decode replica; None is all of them.
+        mtp: Multi-token prediction in decode.
+        max_batch: Most requests in flight on a decode replica.
+        min_active: Fewest racks the operator may keep awake; 0 lets the pool be emptied.
+    """
+
+    rack: str
+    phase: str
+    racks: int
+    profile: str | None = None
+    precision: str = "fp4"
+    tp: int = 1
+    dp: int = 1
+    pp: int = 1
+    ep: int | None = None
+    mtp: bool = False
+    max_batch: int = 4096
+    min_active: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        where = f"pools[{self.rack}/{self.phase}]"
+        if self.phase not in PHASES:
+            raise unknown(f"{where}.phase", self.phase, PHASES)
+        if self.precision not in PRECISIONS:
+            raise unknown(f"{where}.precision", self.precision, PRECISIONS)
+        check_range(f"{where}.racks", self.racks, 1, 100_000)
+        check_range(f"{where}.max_batch", self.max_batch, 1, 1_000_000)
+        check_range(f"{where}.min_active", self.min_active, 0, self.racks)
+        if self.phase == "prefill" and (self.mtp or self.ep is not None):
+            raise ConfigError(f"{where}: mtp and ep are settings of decode pools.")
+        if self.phase == "decode" and self.pp != 1:
+            raise ConfigError(f"{where}.pp: {self.pp!r} is not allowed; pipeline stages are a setting of prefill pools.")
+        if self.gpus_per_rack % self.gpus_per_replica:
+            raise ConfigError(
+                f"{where}: a replica of {self.gpus_per_replica} GPUs (tp {self.tp} x dp {self.dp} x pp {self.pp}) does not divide "
+                f"the rack's {self.gpus_per_rack} GPUs evenly."
+            )
+
+    @property
+    def name(self) -> str:
+        """Name of the pool in observations, actions and tables."""
+        return f"{self.rack}/{self.phase}"
+
+    @property
+    def rack_type(self) -> Rack:
+        """The catalogue entry."""
+        return rack(self.rack)
+
+    @property
+    def group(self) -> Group:
+        """The rack's GPUs that do this phase."""
+        kinds = self.rack_type.groups
+        return kinds[0] if len(kinds) == 1 else self.rack_type.group(self.phase)
+
+    @property
+    def gpus_per_rack(self) -> int:
+        """GPUs of one rack that do this phase."""
+        return self.group.gpus
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs that serve one copy of the model together."""
+        return self.tp * self.dp * self.pp
+
+    @property
+    def replicas_per_rack(self) -> int:
+        """Copies of the model in one rack."""
+        return self.gpus_per_rack // self.gpus_per_replica
+
+
+@dataclass(frozen=True, slots=True)
+class BrakeConfig:
+    """The site's own protection against drawing more than the cap.
+
+    Attributes:
+        enabled: Without it a site can trip its breaker.
+        reaction_s: How long draw may exceed the cap before all clocks drop.
+        clock: Clock the brake sets.
+        floor: Lowest clock it may set when that is not enough.
+        hold_s: Shortest time it stays engaged.
+        target: Predicted draw it allows, share of the cap.
+        release: Predicted draw without it at which it lets go, share of the cap.
+    """
+
+    enabled: bool = True
+    reaction_s: float = 1.0
+    clock: float = 0.5
+    floor: float = 0.3
+    hold_s: float = 30.0
+    target: float = 0.97
+    release: float = 0.98
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range("brake.reaction_s", self.reaction_s, 0.1, 60.0, "s")
+        check_range("brake.clock", self.clock, 0.2, 1.0)
+        check_range("brake.floor", self.floor, 0.2, self.clock)
+        check_range("brake.hold_s", self.hold_s, 0.0, 3600.0, "s")
+        check_range("brake.target", self.target, 0.5, 1.0)
+        check_range("brake.release", self.release, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CoolingConfig:
+    """Facility power over IT power: see ``physics.cooling.pue``.
+
+    Attributes:
+        base: PUE at full load and free cooling.
+        per_kelvin: Rise of the PUE per kelvin above free cooling, at full load.
+        outdoor_c: Outdoor temperature, degC.
+        free_cooling_c: Outdoor temperature up to which free cooling suffices, degC.
+        fixed_share: Share of the cooling draw that does not fall with load.
+    """
+
+    base: float = 1.12
+    per_kelvin: float = 0.004
+    outdoor_c: float = 18.0
+    free_cooling_c: float = 20.0
+    fixed_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range("cooling.base", self.base, 1.0, 3.0)
+        check_range("cooling.per_kelvin", self.per_kelvin, 0.0, 0.1, "1/K")
+        check_range("cooling.outdoor_c", self.outdoor_c, -50.0, 60.0, "degC")
+        check_range("cooling.free_cooling_c", self.free_cooling_c, -50.0, 60.0, "degC")
+        check_range("cooling.fixed_share", self.fixed_share, 0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteConfig:
+    """A site: its cap, its racks, the model they serve and the traffic they get.
+
+    Attributes:
+        name: Name for people.
+        cap_w: Facility cap, W.
+        model: Catalogue id of the served model.
+        pools: Prefill pools first, then decode pools.
+        demand_rps: Mean requests per second over a day, deferrable ones included.
+        mix: Share of requests by class; sums to one.
+        group_edges: Prompt lengths that separate routing groups, tokens, increasing.
+        max_context: Longest prompt + output the site serves, tokens; None is the model's own limit. A site that raises it
+            above the model's says so here: longer contexts are assumed to work, no served model is trained for them.
+        clock_min: Lowest clock ceiling an operator may set.
+        drain_s: Time a rack drains before it sleeps, s.
+        dwell_s: Time racks stay awake at least after the last of them was woken, s.
+        brake: Power brake.
+        cooling: PUE.
+        electricity_usd_per_mwh: Energy price.
+        carbon_g_per_kwh: Carbon intensity of the supply.
+        calibration: Which model constants the site's figures were set with.
+        description: A sentence for people.
+    """
+
+    name: str
+    cap_w: float
+    model: str
+    pools: tuple[PoolConfig, ...]
+    demand_rps: float
+    mix: Mapping[str, float]
+    group_edges: tuple[float, ...] = (4096.0,)
+    max_context: int | None = None
+    clock_min: float = 0.4
+    drain_s: float = 120.0
+    dwell_s: float = 600.0
+    brake: BrakeConfig = field(default_factory=BrakeConfig)
+    cooling: CoolingConfig = field(default_factory=CoolingConfig)
+    electricity_usd_per_mwh: float = 51.0
+    carbon_g_per_kwh: float = 350.0
+    calibration: str = "user"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        where = f"site {self.name!r}: "
+        check_range(where + "cap_w", self.cap_w, 1e4, 1e11, "W")
+        check_range(where + "demand_rps", self.demand_rps, 1e-6, 1e9, "requests/s")
+        check_range(where + "clock_min", self.clock_min, 0.2, 1.0)
+        check_range(where + "drain_s", self.drain_s, 0.0, 86400.0, "s")
+        check_range(where + "dwell_s", self.dwell_s, 0.0, 86400.0, "s")
+        check_range(where + "electricity_usd_per_mwh", self.electricity_usd_per_mwh, -1e4, 1e5, "USD/MWh")
+        check_range(where + "carbon_g_per_kwh", self.carbon_g_per_kwh, 0.0, 5e3, "g/kWh")
+        self.served_model  # noqa: B018 - refuses an unknown model here rather than later
+        for phase in PHASES:
+            if not any(pool.phase == phase for pool in self.pools):
+                raise ConfigError(f"{where}pools: no {phase} pool; a site needs at least one pool of each phase.")
+        names = [pool.name for pool in self.pools]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{where}pools: {name!r} is given twice; give one pool per rack type and phase.")
+        edges = self.group_edges
+        if any(edge <= 0 for edge in edges) or list(edges) != sorted(set(edges)):
+            raise ConfigError(f"{where}group_edges: {list(edges)!r} must be positive and strictly increasing.")
+        classes = load_classes()
+        for name, share in self.mix.items():
+            if name not in classes:
+                raise unknown(f"{where}mix", name, list(classes))
+            check_range(f"{where}mix.{name}", share, 0.0, 1.0)
+        total = sum(self.mix.values())
+        if abs(total - 1.0) > 1e-6:
+            raise ConfigError(f"{where}mix: shares sum to {total:.6g}; they must sum to 1.")
+
+    @property
+    def served_model(self) -> Model:
+        """The catalogue entry of the served model."""
+        return model(self.model)
+
+    @property
+    def context_limit(self) -> int:
+        """Longest prompt + output, tokens."""
+        return self.max_context if self.max_context is not None else self.served_model.max_context
+
+
+def site_names() -> list[str]:
+    """Return the names of the shipped sites."""
+    return sorted(path.stem for path in SITES_PATH.glob("*.toml"))
+
+
+def _subtable(where: str, kind: type[Any], table: Any) -> Any:
+    """Build one of the small dataclasses from its table."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: {table!r} is not allowed; must be a table.")
+    check_keys(where, table, required=(), optional=[f.name for f in fields(kind)])
+    return kind(**table)
+
+
+def site_from_table(table: Mapping[str, Any], source: str = "site") -> SiteConfig:
+    """Build a site from a parsed table.
+
+    Args:
+        table: The table, keys as the fields of SiteConfig (``pools`` is a list of tables).
+        source: Name used in error messages.
+
+    Returns:
+        The site.
+
+    Raises:
+        ConfigError: On an unknown or missing key or a value that cannot be used.
+    """
+    names = [f.name for f in fields(SiteConfig)]
+    required = ("name", "cap_w", "model", "pools", "demand_rps", "mix")
+    check_keys(source, table, required=required, optional=[name for name in names if name not in required])
+    values = dict(table)
+    if not isinstance(values["pools"], (list, tuple)) or not values["pools"]:
+        raise ConfigError(f"{source}: pools: must be a list of at least one [[pools]] table.")
+    pools = []
+    pool_fields = [f.name for f in fields(PoolConfig)]
+    for index, entry in enumerate(values["pools"]):
+        where = f"{source}: pools[{index}]"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{where}: {entry!r} is not allowed; must be a table.")
+        check_keys(
+            where,
+            entry,
+            required=("rack", "phase", "racks"),
+            optional=[name for name in pool_fields if name not in ("rack", "phase", "racks")],
+        )
+        pools.append(PoolConfig(**entry))
+    values["pools"] = tuple(sorted(pools, key=lambda pool: PHASES.index(pool.phase)))
+    values["group_edges"] = tuple(float(edge) for edge in values.get("group_edges", (4096.0,)))
+    if not isinstance(values["mix"], Mapping):
+        raise ConfigError(f"{source}: mix: {values['mix']!r} is not allowed; must be a table of class = share.")
+    values["mix"] = dict(values["mix"])
+    if "brake" in values:
+        values["brake"] = _subtable(f"{source}: brake", BrakeConfig, values["brake"])
+    if "cooling" in values:
+        values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
+    return SiteConfig(**values)
+
+
+def load_site(source: str | Path | Mapping[str, Any] | SiteConfig) -> SiteConfig:
+    """Return a site by shipped name, from a TOML file, from a table, or as it is.
+
+    Raises:
+        ConfigError: On an unknown name, an unreadable file or a table that is not a valid site.
+    """
+    if isinstance(source, SiteConfig):
+        return source
+    if isinstance(source, Mapping):
+        return site_from_table(source)
+    name = str(source)
+    path = Path(name) if name.endswith(".toml") else SITES_PATH / f"{name}.toml"
+    if not name.endswith(".toml") and name not in site_names():
+        raise unknown("site", name, site_names())
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"site: cannot read {str(path)!r} ({error.strerror or error}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"site: {str(path)!r} is not valid TOML ({error}).") from None
+    return site_from_table(table, f"site {name!r}")

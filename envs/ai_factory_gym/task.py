@@ -1,0 +1,291 @@
+"""A task: site, scenario and settings as one frozen value, built strictly from the arguments of ``gym.make``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ai_factory_gym.engine.layout import Array
+from ai_factory_gym.errors import ConfigError, check_range, unknown
+from ai_factory_gym.levers import LEVERS
+from ai_factory_gym.params import Resolution, resolution, served_classes
+from ai_factory_gym.reward import MISS_WEIGHT, reward_function
+from ai_factory_gym.scenarios import Scenario, scenario
+from ai_factory_gym.sites import SiteConfig, load_site
+from ai_factory_gym.workload.classes import RequestClass
+from ai_factory_gym.workload.traces import Trace, load_trace
+
+DAY_S = 86400.0
+FROZEN_PATH = Path(__file__).with_name("frozen.toml")
+
+TraceRule = str | Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything an environment is made from.
+
+    Attributes:
+        site: The site.
+        scenario: What the day brings.
+        grain: Resolution.
+        levers: Levers in use, in the order of the action vector.
+        reward: Name of the reward.
+        miss_weight: Cost of a missed request in units of its value.
+        lambda_tokens_per_joule: Price of energy in the reward; None looks up the frozen value of (site, scenario).
+        control_interval_s: Length of a control step, s.
+        horizon_s: Length of the scored window, s.
+        start_time_s: Local time at its start, s since midnight; None draws one uniformly, to the minute, each episode.
+        warmup_s: Simulated time before the window, s.
+        demand_scale: Factor on demand.
+        drain: Keep stepping after the horizon until every scored fate is decided.
+        trace: Replayed requests instead of synthetic demand.
+        trace_path: Where they were read from.
+        rate_scale: Factor on the trace's rate, by superposed shifted copies.
+        trace_class: Class of the trace's requests, or (prompt limit, class) pairs in rising order of limit.
+    """
+
+    site: SiteConfig
+    scenario: Scenario
+    grain: Resolution
+    levers: tuple[str, ...] = LEVERS
+    reward: str = "tokens_per_watt"
+    miss_weight: float = MISS_WEIGHT
+    lambda_tokens_per_joule: float | None = None
+    control_interval_s: float = 60.0
+    horizon_s: float = DAY_S
+    start_time_s: float | None = 0.0
+    warmup_s: float = 600.0
+    demand_scale: float = 1.0
+    drain: bool = False
+    trace: Trace | None = None
+    trace_path: str | None = None
+    rate_scale: float = 1.0
+    trace_class: TraceRule = "chat"
+
+    @functools.cached_property
+    def classes(self) -> tuple[RequestClass, ...]:
+        """Classes served, lengths cut to the site's longest context."""
+        if self.trace is None:
+            return served_classes(self.site)
+        return served_classes(self.site, tuple(dict.fromkeys(self._trace_names)))
+
+    @functools.cached_property
+    def _trace_names(self) -> list[str]:
+        """Class names a trace can have, in order of the rule."""
+        if isinstance(self.trace_class, str):
+            return [self.trace_class]
+        return [name for _, name in self.trace_class]
+
+    def trace_labels(self) -> Array:
+        """Return the class index of every request of the trace, int64[requests]."""
+        assert self.trace is not None
+        names = [cls.name for cls in self.classes]
+        if isinstance(self.trace_class, str):
+            return np.zeros(len(self.trace), dtype=np.int64)
+        limits = np.array([limit for limit, _ in self.trace_class])
+        which = np.searchsorted(limits, self.trace.prompt_tokens, side="left")
+        return np.array([names.index(name) for _, name in self.trace_class], dtype=np.int64)[which]
+
+    @property
+    def energy_price(self) -> float:
+        """Lambda of the reward: the given one, or the frozen one of (site, scenario), or of the site's default scenario."""
+        return self.lambda_for(self.scenario)
+
+    def lambda_for(self, chosen: Scenario) -> float:
+        """Return lambda under a scenario.
+
+        Raises:
+            ConfigError: When the site has none and none was given.
+        """
+        if self.lambda_tokens_per_joule is not None:
+            return self.lambda_tokens_per_joule
+        table = frozen_lambdas().get(self.site.name)
+        if table is None:
+            raise ConfigError(
+                f"lambda_tokens_per_joule: site {self.site.name!r} has no frozen value; give the best known feasible good tokens per "
+                f"joule of the site. `python -m ai_factory_baselines.freeze --site FILE --scenario NAME` computes it from the rules."
+            )
+        return table.get(chosen.name, table["diurnal"])
+
+
+@functools.lru_cache(maxsize=1)
+def frozen_lambdas() -> Mapping[str, Mapping[str, float]]:
+    """Return the frozen lambda of every shipped (site, scenario), good tokens per joule."""
+    table = tomllib.loads(FROZEN_PATH.read_text(encoding="utf-8"))
+    return {site: dict(values) for site, values in table["lambda_tokens_per_joule"].items()}
+
+
+def _number(key: str, value: Any, low: float, high: float, unit: str) -> float:
+    return check_range(key, value, low, high, unit)
+
+
+def _multiple(key: str, value_s: float, interval_s: float) -> None:
+    steps = value_s / interval_s
+    if abs(steps - round(steps)) > 1e-9:
+        raise ConfigError(f"{key}: {value_s!r} is not allowed; must be a multiple of the control interval of {interval_s:g} s.")
+
+
+def _trace_rule(rule: Any, site: SiteConfig) -> TraceRule:
+    """Check a rule that gives a trace's requests their class."""
+    from ai_factory_gym.workload.classes import load_classes
+
+    names = [cls.name for cls in load_classes().values() if not cls.deferrable]
+    pairs = [(math.inf, rule)] if isinstance(rule, str) else rule
+    try:
+        checked = [(float(limit), str(name)) for limit, name in pairs]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"trace_class: {rule!r} is not allowed; must be a class name or a list of [longest prompt, class name]."
+        ) from None
+    for _, name in checked:
+        if name not in names:
+            raise unknown("trace_class", name, names)
+    limits = [limit for limit, _ in checked]
+    if limits != sorted(limits) or not checked or limits[-1] < site.context_limit and not math.isinf(limits[-1]):
+        raise ConfigError(f"trace_class: limits {limits!r} must rise and end at .inf or the site's longest context, {site.context_limit}.")
+    return rule if isinstance(rule, str) else tuple(checked)
+
+
+def build_task(
+    *,
+    site: str | Path | Mapping[str, Any] | SiteConfig,
+    scenario: str | Path | Scenario = "diurnal",
+    resolution: str = "cohort",
+    levers: Sequence[str] = LEVERS,
+    reward: str = "tokens_per_watt",
+    miss_weight: float = MISS_WEIGHT,
+    lambda_tokens_per_joule: float | None = None,
+    control_interval_s: float = 60.0,
+    horizon_s: float | None = None,
+    start_time_s: float | str = 0.0,
+    warmup_s: float = 600.0,
+    demand_scale: float = 1.0,
+    drain: bool = False,
+    brake: bool = True,
+    trace: str | Path | None = None,
+    rate_scale: float = 1.0,
+    trace_class: Any = "chat",
+    trace_repeat: bool = False,
+    allow_slow: bool = False,
+) -> Task:
+    """Check the arguments of ``gym.make`` and build the task.
+
+    Args:
+        site: Shipped site name, TOML path or table.
+        scenario: Scenario name, TOML path or value.
+        resolution: ``cohort``, ``coarse`` or ``request``.
+        levers: Names of the levers in use.
+        reward: ``tokens_per_watt`` or ``goodput``.
+        miss_weight: Cost of a missed request in units of its value.
+        lambda_tokens_per_joule: Price of energy in the reward; needed for a site that is not shipped.
+        control_interval_s: Length of a control step, s.
+        horizon_s: Length of an episode, s; None is a day, or the trace's length.
+        start_time_s: Local time at the start, s since midnight, or "random".
+        warmup_s: Simulated time before the start, s.
+        demand_scale: Factor on demand.
+        drain: Keep stepping after the horizon until every scored fate is decided.
+        brake: Whether the site has a power brake.
+        trace: Path of a trace to replay.
+        rate_scale: Factor on the trace's rate.
+        trace_class: Class of the trace's requests, or [[longest prompt, class], ...].
+        trace_repeat: Allow a horizon longer than the trace.
+        allow_slow: Allow request resolution where an episode would take hours.
+
+    Returns:
+        The task.
+
+    Raises:
+        ConfigError: On any value that cannot be used.
+    """
+    chosen_site = load_site(site)
+    if not brake:
+        chosen_site = dataclasses.replace(chosen_site, brake=dataclasses.replace(chosen_site.brake, enabled=False))
+    chosen_scenario = _scenario(scenario)
+    grain = _resolution(resolution)
+    reward_function(reward)
+    _number("control_interval_s", control_interval_s, 1.0, 3600.0, "s")
+    _number("demand_scale", demand_scale, 0.0, 1000.0, "")
+    _number("miss_weight", miss_weight, 0.0, 1e6, "")
+    _number("warmup_s", warmup_s, 0.0, DAY_S, "s")
+    _multiple("warmup_s", warmup_s, control_interval_s)
+    if lambda_tokens_per_joule is not None:
+        _number("lambda_tokens_per_joule", lambda_tokens_per_joule, 0.0, 1e6, "tokens/J")
+    if isinstance(start_time_s, str):
+        if start_time_s != "random":
+            raise unknown("start_time_s", start_time_s, ["random"])
+        start: float | None = None
+    else:
+        start = _number("start_time_s", start_time_s, 0.0, DAY_S, "s")
+    loaded = None
+    if trace is not None:
+        loaded = load_trace(trace)
+        _number("rate_scale", rate_scale, 1e-9, 1e7, "")
+        longest_s = math.floor(loaded.span_s / control_interval_s) * control_interval_s
+        if horizon_s is None:
+            horizon_s = longest_s
+        elif horizon_s > longest_s and not trace_repeat:
+            raise ConfigError(
+                f"horizon_s: {horizon_s!r} s is longer than the trace ({loaded.span_s:.0f} s); give at most {longest_s:g}, or "
+                f"trace_repeat=True to repeat it."
+            )
+    elif rate_scale != 1.0:
+        raise ConfigError(f"rate_scale: {rate_scale!r} scales a trace, and no trace is given; demand_scale scales synthetic demand.")
+    horizon = _number("horizon_s", DAY_S if horizon_s is None else horizon_s, control_interval_s, 366 * DAY_S, "s")
+    _multiple("horizon_s", horizon, control_interval_s)
+    task = Task(
+        site=chosen_site,
+        scenario=chosen_scenario,
+        grain=grain,
+        levers=tuple(levers),
+        reward=reward,
+        miss_weight=float(miss_weight),
+        lambda_tokens_per_joule=lambda_tokens_per_joule,
+        control_interval_s=float(control_interval_s),
+        horizon_s=horizon,
+        start_time_s=start,
+        warmup_s=float(warmup_s),
+        demand_scale=float(demand_scale),
+        drain=drain,
+        trace=loaded,
+        trace_path=None if trace is None else str(trace),
+        rate_scale=float(rate_scale),
+        trace_class=_trace_rule(trace_class, chosen_site) if loaded is not None else "chat",
+    )
+    if not allow_slow:
+        _refuse_hours(task)
+    return task
+
+
+_scenario: Callable[[Any], Scenario] = scenario
+_resolution: Callable[[str], Resolution] = resolution
+
+REQUESTS_PER_SECOND = 500_000.0
+"""Requests a core simulates per second at request resolution, for the estimate below (``benchmarks/`` measures it)."""
+
+SLOW_S = 1800.0
+"""Longest estimated episode that request resolution starts without being told to."""
+
+
+def _refuse_hours(task: Task) -> None:
+    """Refuse request resolution where one episode would take long, with the estimate and the way round it."""
+    if task.grain.name != "request":
+        return
+    if task.trace is None:
+        rate = task.site.demand_rps * task.demand_scale
+    else:
+        rate = task.trace.mean_rate_rps * task.rate_scale
+    seconds = rate * task.horizon_s / REQUESTS_PER_SECOND
+    if seconds > SLOW_S:
+        raise ConfigError(
+            f"resolution: 'request' would simulate {rate * task.horizon_s:,.0f} requests per episode, about {seconds / 3600.0:.1f} h; "
+            f"use resolution='cohort', a shorter horizon_s, or allow_slow=True."
+        )
