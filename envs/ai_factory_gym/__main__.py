@@ -1,0 +1,46 @@
+"""Command line: ``python -m ai_factory_gym describe TASK``, ``warmup``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from ai_factory_gym.errors import ConfigError
+from ai_factory_gym.registration import TASKS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m ai_factory_gym", description="A power-capped AI factory.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("describe", help="print a task's inventory, capacity and what binds")
+    show.add_argument("task", nargs="+", help=f"task id, site name or TOML file; ids: {', '.join(TASKS)}")
+    commands.add_parser("warmup", help="compile and cache the kernels (about a minute, once)")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "describe":
+            from ai_factory_gym.describe import describe
+
+            print("\n".join(describe(name) for name in chosen.task))
+        else:
+            print(f"kernels ready after {warm_up():.1f} s")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def warm_up() -> float:
+    """Run one step of both resolutions so that every kernel is compiled and cached; returns the seconds it took."""
+    import gymnasium
+
+    begin = time.perf_counter()
+    env = gymnasium.make("ai_factory/Edge-v0", horizon_s=60.0, warmup_s=60.0)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""What a task is: inventory, power, capacity, what binds. ``python -m ai_factory_gym describe TASK`` prints it."""
+
+from __future__ import annotations
+
+from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
+from ai_factory_gym.errors import unknown
+from ai_factory_gym.operating_point import OperatingPoint, SteadySite
+from ai_factory_gym.params import build_params, idle_facility_w, nameplate_it_w, resolution, served_classes, site_pue
+from ai_factory_gym.registration import TASKS
+from ai_factory_gym.sites import SiteConfig, load_site
+
+
+def task_site(name: str) -> SiteConfig:
+    """Return the site of a task id, a shipped site name or a TOML path.
+
+    Raises:
+        ConfigError: When it is none of them.
+    """
+    if name in TASKS:
+        return load_site(TASKS[name])
+    if name.endswith(".toml") or name in TASKS.values():
+        return load_site(name)
+    raise unknown("task", name, [*TASKS, *TASKS.values()])
+
+
+def steady_site(site: SiteConfig) -> SteadySite:
+    """Return the steady-state model of a site at the default resolution's strata."""
+    classes = served_classes(site)
+    return SteadySite(site, classes, build_params(site, classes, resolution("cohort"), control_interval_s=60.0))
+
+
+def figures(site: SiteConfig) -> dict[str, float]:
+    """Return the two figures every task is sized by, and those they come from.
+
+    Returns:
+        ``saturation_rps``, ``unthrottled_draw_over_cap``, ``cap_rps`` (what the cap can serve) and ``mean_load_over_cap_rps``.
+    """
+    steady = steady_site(site)
+    saturation = steady.saturation()
+    capped = steady.under_cap(site.cap_w)
+    return {
+        "saturation_rps": saturation.load_rps,
+        "unthrottled_draw_over_cap": saturation.facility_w / site.cap_w,
+        "cap_rps": capped.load_rps,
+        "mean_load_over_cap_rps": site.demand_rps / capped.load_rps,
+    }
+
+
+def describe(name: str) -> str:
+    """Return the description of a task.
+
+    Args:
+        name: Task id, shipped site name or TOML path.
+
+    Raises:
+        ConfigError: On an unknown task or an invalid site.
+    """
+    site = task_site(name)
+    steady = steady_site(site)
+    classes = steady.classes
+    params = steady.params
+    saturation = steady.saturation()
+    capped = steady.under_cap(site.cap_w)
+    mean = steady.cheapest(site.demand_rps)
+    nameplate_w = nameplate_it_w(site, params.power)
+    lines = [
+        f"{site.name}: {site.description}",
+        f"calibration {site.calibration}; model {site.model}"
+        + (f"; contexts up to {site.max_context:,} tokens assumed to work" if site.max_context else ""),
+        "",
+        f"cap {site.cap_w / 1e6:,.2f} MW; nameplate {nameplate_w * site_pue(site, 1.0) / 1e6:,.2f} MW with cooling; "
+        f"idle, all racks awake, {idle_facility_w(site) / 1e6:,.2f} MW",
+        "",
+        f"{'pool':<30}{'racks':>7}{'replicas':>10}{'GPUs each':>11}{'capacity, requests/s of a rack by prompt group':>50}",
+    ]
+    for index, pool in enumerate(site.pools):
+        phase = PREFILL if params.pool[index, PoolSpec.PHASE] == PREFILL else DECODE
+        rates = ", ".join(f"{rate:,.0f}" for rate in params.capacity[phase, :, index])
+        mark = " *" if pool.rack_type.hypothetical else ""
+        lines.append(f"{pool.name + mark:<30}{pool.racks:>7}{pool.racks * pool.replicas_per_rack:>10}{pool.gpus_per_replica:>11}{rates:>50}")
+    if any(pool.rack_type.hypothetical for pool in site.pools):
+        lines.append("* hypothetical: announced, then withdrawn; never shipped")
+    lines += ["", f"{'class':<20}{'share':>7}{'prompt':>10}{'output':>9}{'TTFT limit':>13}{'TPOT limit':>12}{'target':>8}"]
+    for cls in classes:
+        prompt = cls.prompt.mean()
+        limit = f"{cls.deadline_s / 3600:.0f} h to do" if cls.deferrable else f"{cls.ttft_limit_s(prompt):.2f} s"
+        tpot = "" if cls.deferrable else f"{1e3 * cls.tpot_s:.0f} ms"
+        lines.append(
+            f"{cls.name:<20}{site.mix[cls.name]:>7.0%}{prompt:>10,.0f}{cls.output.mean():>9,.0f}{limit:>13}{tpot:>12}{cls.attainment_target:>8.2f}"
+        )
+    lines += [
+        "",
+        f"{'steady state':<34}{'requests/s':>12}{'MW':>9}{'x cap':>8}{'tokens/J':>10}  TPOT ms by decode pool; next limit",
+        _line("SLA saturated, full clock", saturation, site, steady.at(1.01 * saturation.load_rps).binds),
+        _line("most the cap can serve", capped, site, "cap" if capped.facility_w > 0.99 * site.cap_w else "capacity"),
+        _line("mean demand, best clocks", mean, site, mean.binds),
+        "",
+        f"unthrottled draw at the saturating load: {saturation.facility_w / site.cap_w:.3f} x cap",
+        f"mean demand: {site.demand_rps / capped.load_rps:.3f} of what the cap can serve",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, point: OperatingPoint, site: SiteConfig, binds: str | None) -> str:
+    tpot = ", ".join(f"{1e3 * value:.1f}" for value in point.tpot_s if value > 0.0)
+    return (
+        f"{name:<34}{point.load_rps:>12,.0f}{point.facility_w / 1e6:>9,.3f}{point.facility_w / site.cap_w:>8.3f}"
+        f"{point.tokens_per_joule:>10.3f}  {tpot}; {binds or 'none'}"
+    )

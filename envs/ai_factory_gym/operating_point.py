@@ -1,0 +1,201 @@
+"""Where a site settles under constant load: utilisation, batches, power. What ``describe`` prints and sites are sized with.
+
+A fluid model on the engine's own physics: every pool gets its capacity-proportional share, prefill runs at its
+utilisation, decode at the batch whose throughput equals its load (Little's law). No queueing, no bursts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Cell, Params, PoolSpec
+from ai_factory_gym.params import nameplate_it_w, reference_tpot_s, site_pue
+from ai_factory_gym.physics.performance import (
+    DECODE_KV_CAPACITY_TOKENS,
+    DECODE_KV_REQUEST_TOKENS,
+    DECODE_TOKENS_PER_ITERATION,
+    PREFILL_STREAM_PER_TOKEN_S,
+    compute_rate,
+    decode_iteration_s,
+    prefill_work_s,
+)
+from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
+from ai_factory_gym.sites import SiteConfig
+from ai_factory_gym.workload.classes import RequestClass
+
+PREFILL_UTILISATION_LIMIT = 0.9
+"""Highest prefill utilisation at which queues stay short against the TTFT limits (status: assumed, checked by simulation)."""
+
+CLOCKS = np.round(np.arange(0.4, 1.0001, 0.05), 2)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """A steady state.
+
+    Attributes:
+        load_rps: Requests/s.
+        facility_w: Facility power, W.
+        utilisation: Share of busy time (prefill) or batch / largest batch within the SLO and memory (decode), per pool.
+        batch: Requests in flight per decode replica, per pool; 0 for prefill.
+        tpot_s: Time per output token, per pool; 0 for prefill.
+        pool_w: IT power, per pool.
+        tokens_per_joule: Output tokens per facility joule.
+        binds: ``prefill``, ``tpot``, ``kv`` or None when the point keeps every limit.
+    """
+
+    load_rps: float
+    facility_w: float
+    utilisation: tuple[float, ...]
+    batch: tuple[float, ...]
+    tpot_s: tuple[float, ...]
+    pool_w: tuple[float, ...]
+    tokens_per_joule: float
+    binds: str | None
+
+
+class SteadySite:
+    """A site's steady states at any load and clocks, all racks awake.
+
+    Args:
+        site: The site.
+        classes: Its classes.
+        params: Its constant arrays.
+    """
+
+    def __init__(self, site: SiteConfig, classes: tuple[RequestClass, ...], params: Params) -> None:
+        """Sum the mix up per group."""
+        self.site = site
+        self.classes = classes
+        self.params = params
+        cell = params.cell
+        share = np.array([site.mix.get(classes[int(k)].name, 0.0) for k in cell[:, Cell.CLASS]]) * cell[:, Cell.WEIGHT]
+        if share.sum() <= 0.0:
+            share = cell[:, Cell.WEIGHT]
+        self.share = share / share.sum()
+        self.tpot_limit_s = reference_tpot_s(classes)
+        self.output_tokens = float(self.share @ cell[:, Cell.OUTPUT])
+
+    def _group(self, group: int) -> tuple[float, Array]:
+        """Return a group's share of requests and its mean (prompt, prompt squared, output)."""
+        cell = self.params.cell
+        part = np.where(cell[:, Cell.GROUP] == group, self.share, 0.0)
+        total = float(part.sum())
+        moments = np.array([part @ cell[:, c] for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT)])
+        return total, moments / max(total, 1e-300)
+
+    def at(self, load_rps: float, prefill_clock: float = 1.0, decode_clock: float = 1.0) -> OperatingPoint:
+        """Return the steady state at a load and a clock per phase."""
+        params = self.params
+        pools = len(params.pool)
+        work = np.zeros((pools, 3))  # prompts, squared prompts, requests per second
+        decode = np.zeros((pools, 3))  # requests/s, context x requests, output tokens/s
+        for group in range(params.capacity.shape[1]):
+            share, (prompt, prompt_sq, output) = self._group(group)
+            for phase, table in ((PREFILL, work), (DECODE, decode)):
+                weight = params.capacity[phase, group] * params.pool[:, PoolSpec.RACKS]
+                rate = load_rps * share * weight / weight.sum()
+                if phase == PREFILL:
+                    table += rate[:, None] * np.array([prompt, prompt_sq, 1.0])
+                else:
+                    table += rate[:, None] * np.array([1.0, prompt + 0.5 * output, output])
+        state = [
+            self._prefill(index, work[index], prefill_clock)
+            if params.pool[index, PoolSpec.PHASE] == PREFILL
+            else self._decode(index, decode[index], decode_clock)
+            for index in range(pools)
+        ]
+        utilisation, batch, tpot, watts, binds = zip(*state, strict=True)
+        it_w = float(sum(watts))
+        facility_w = it_w * site_pue(self.site, it_w / nameplate_it_w(self.site, params.power))
+        reasons = [reason for reason in binds if reason]
+        return OperatingPoint(
+            load_rps, facility_w, utilisation, batch, tpot, watts, load_rps * self.output_tokens / facility_w, reasons[0] if reasons else None
+        )
+
+    def _prefill(self, index: int, work: Array, clock: float) -> tuple[float, float, float, float, str | None]:
+        params = self.params
+        perf, power = params.perf[index], params.power[index]
+        rate = compute_rate(clock)
+        scaling_s, fixed_s = prefill_work_s(perf, work[0], work[1])
+        fixed_s += (work[2] - 1.0) * prefill_work_s(perf, 0.0, 0.0)[1]
+        busy_s = scaling_s / rate + fixed_s
+        servers = params.pool[index, PoolSpec.RACKS] * params.pool[index, PoolSpec.UNITS_PER_RACK]
+        utilisation = busy_s / servers
+        memory_s = perf[PREFILL_STREAM_PER_TOKEN_S] * work[0]
+        gpu_w = gpu_power_w(
+            power, clock, min(1.0, utilisation), scaling_s / rate / max(busy_s, 1e-300), memory_s / max(busy_s, 1e-300)
+        )
+        watts = params.pool[index, PoolSpec.RACKS] * rack_power_w(power, gpu_w)
+        return utilisation, 0.0, 0.0, watts, "prefill" if utilisation > PREFILL_UTILISATION_LIMIT else None
+
+    def _decode(self, index: int, load: Array, clock: float) -> tuple[float, float, float, float, str | None]:
+        params = self.params
+        perf, power, spec = params.perf[index], params.power[index], params.pool[index]
+        replicas = spec[PoolSpec.RACKS] * spec[PoolSpec.UNITS_PER_RACK]
+        if load[0] <= 0.0:
+            return 0.0, 0.0, 0.0, spec[PoolSpec.RACKS] * rack_power_w(power, gpu_power_w(power, clock, 0.0, 0.0, 0.0)), None
+        context = load[1] / load[0]
+        most = min(spec[PoolSpec.MAX_BATCH], perf[DECODE_KV_CAPACITY_TOKENS] / (context + load[2] / load[0] / 2.0 + perf[DECODE_KV_REQUEST_TOKENS]))
+        needed = load[2] / replicas
+
+        def throughput(batch: float) -> float:
+            return batch * perf[DECODE_TOKENS_PER_ITERATION] / decode_iteration_s(perf, max(1.0, batch), context, clock)[0]
+
+        low, high = 0.0, float(most)
+        binds = "kv" if throughput(high) < needed else None
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if throughput(middle) < needed else (low, middle)
+        iteration_s, compute_s, memory_s = decode_iteration_s(perf, max(1.0, high), context, clock)
+        tpot_s = iteration_s / perf[DECODE_TOKENS_PER_ITERATION]
+        if binds is None and tpot_s > self.tpot_limit_s:
+            binds = "tpot"
+        gpu_w = gpu_power_w(power, clock, min(1.0, high), compute_s / iteration_s, memory_s / iteration_s)
+        return high / most, high, tpot_s, spec[PoolSpec.RACKS] * rack_power_w(power, gpu_w), binds
+
+    def saturation(self, clock: float = 1.0) -> OperatingPoint:
+        """Return the unthrottled steady state at the largest load that keeps the SLA, whatever it draws."""
+        return self._largest(lambda load: self.at(load, clock, clock), None)
+
+    def under_cap(self, cap_w: float) -> OperatingPoint:
+        """Return the steady state at the largest load that keeps the SLA and the cap, with the best clock per phase."""
+        return self._largest(lambda load: self.cheapest(load), cap_w)
+
+    def cheapest(self, load_rps: float) -> OperatingPoint:
+        """Return the steady state of least power at a load, over a grid of clocks per phase; an infeasible one if none is."""
+        prefill = {c: self.at(load_rps, float(c), 1.0) for c in CLOCKS}
+        decode = {c: self.at(load_rps, 1.0, float(c)) for c in CLOCKS}
+        # Pools of one phase do not feel the clock of the other, so each phase is searched alone.
+        phase = self.params.pool[:, PoolSpec.PHASE]
+
+        def phase_w(point: OperatingPoint, which: int) -> float:
+            return sum(w for w, k in zip(point.pool_w, phase, strict=True) if k == which)
+
+        good_prefill = [c for c in CLOCKS if prefill[c].binds != "prefill"]
+        good_decode = [c for c in CLOCKS if decode[c].binds not in ("tpot", "kv") or prefill[1.0].binds == decode[c].binds]
+        good_decode = [c for c in good_decode if all(t <= self.tpot_limit_s for t in decode[c].tpot_s)]
+        best_prefill = min(good_prefill, key=lambda c: phase_w(prefill[c], PREFILL), default=1.0)
+        best_decode = min(good_decode, key=lambda c: phase_w(decode[c], DECODE), default=1.0)
+        return self.at(load_rps, float(best_prefill), float(best_decode))
+
+    @staticmethod
+    def _largest(point: Callable[[float], OperatingPoint], cap_w: float | None) -> OperatingPoint:
+        """Return the last feasible point of a bisection on the load."""
+
+        def fits(candidate: OperatingPoint) -> bool:
+            return candidate.binds is None and (cap_w is None or candidate.facility_w <= cap_w)
+
+        low, high = 0.0, 1.0
+        while fits(point(high)) and high < 1e9:
+            low, high = high, 2.0 * high
+        for _ in range(40):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if fits(point(middle)) else (low, middle)
+        return point(low)
+
+
+__all__ = ["CLOCKS", "PREFILL_UTILISATION_LIMIT", "OperatingPoint", "SteadySite"]
