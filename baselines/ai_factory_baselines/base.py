@@ -1,0 +1,237 @@
+"""What every rule shares: the public facts of a site, the observation in physical units, and ``predict``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Params, PoolSpec
+from ai_factory_gym.errors import ConfigError
+from ai_factory_gym.levers import ActionLayout
+from ai_factory_gym.observation import DURATION_SCALE_S, NOTICE_SCALE_S, ObservationLayout
+
+PHASES = (PREFILL, DECODE)
+
+PREFILL_QUEUE_SCALE = 100.0
+WAIT_SCALE_S = 10.0
+
+STARVED = 1e-6
+"""Routing factor of a pool that is to get nothing; the lever's smallest factor, far below its 1 % threshold."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an operator knows about the site before the day begins.
+
+    Attributes:
+        params: Constant arrays of the site.
+        observation: Where each block of the observation lies, and its scale.
+        action: Where each lever lies in the action.
+        members: Pools of each phase, by phase.
+        racks: Racks of each pool, float64[pools].
+        control_interval_s: Length of a control step.
+        clock_min: Lowest clock ceiling.
+    """
+
+    params: Params
+    observation: ObservationLayout
+    action: ActionLayout
+    members: tuple[Array, Array]
+    racks: Array
+    control_interval_s: float
+    clock_min: float
+
+    @classmethod
+    def of(cls, env: Any) -> Facts:
+        """Read the facts of an environment, wrapped or not, single or vector.
+
+        Raises:
+            ConfigError: When it is not an environment of this package.
+        """
+        inner = getattr(env, "unwrapped", env)
+        if not hasattr(inner, "factory") or not hasattr(inner, "action_layout"):
+            raise ConfigError(f"env: {env!r} is not allowed; must be an environment of ai_factory_gym.")
+        params: Params = inner.factory.params
+        phase = params.pool[:, PoolSpec.PHASE]
+        return cls(
+            params=params,
+            observation=inner.observation_layout,
+            action=inner.action_layout,
+            members=(np.flatnonzero(phase == PREFILL), np.flatnonzero(phase == DECODE)),
+            racks=params.pool[:, PoolSpec.RACKS].copy(),
+            control_interval_s=float(inner.task.control_interval_s),
+            clock_min=float(inner.task.site.clock_min),
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """One observation in physical units. Pool arrays have one entry per pool, class arrays one per class.
+
+    Attributes:
+        cap_w: Cap in force.
+        next_cap_w: Cap after the change announced next; the cap in force when none is.
+        next_cap_s: Time until it; inf when none is announced.
+        next_cap_duration_s: How long it lasts (up to ten times four hours is seen).
+        power_w: Facility power over the last step.
+        braked: Whether the brake is engaged.
+        busy: Share of awake time in which racks ran.
+        batch: Decode: requests in flight per replica; prefill: requests in the queue per rack.
+        kv: KV memory reserved / capacity.
+        wait_s: Predicted wait.
+        tpot_s: Time per output token; 0 for prefill.
+        clock: Mean clock over the last step.
+        active: Racks active.
+        waking: Racks waking.
+        draining: Racks draining.
+        asleep: Racks asleep.
+        rate: Arrivals per second over the last step.
+        slack: Recent attainment above target.
+        ttft_share: Mean TTFT of the last step over the limit of an average prompt.
+    """
+
+    cap_w: float
+    next_cap_w: float
+    next_cap_s: float
+    next_cap_duration_s: float
+    power_w: float
+    braked: bool
+    busy: Array
+    batch: Array
+    kv: Array
+    wait_s: Array
+    tpot_s: Array
+    clock: Array
+    active: Array
+    waking: Array
+    draining: Array
+    asleep: Array
+    rate: Array
+    slack: Array
+    ttft_share: Array
+
+
+def view(facts: Facts, observation: Array) -> View:
+    """Read one observation (float[size])."""
+    layout = facts.observation
+    numbers = np.asarray(observation, dtype=np.float64)
+
+    def block(name: str) -> Array:
+        return numbers[layout.slices[name]]
+
+    cap_w = float(block("cap")[0]) * layout.base_cap_w
+    flag, time, after, duration = block("cap_announced").tolist()
+    prefill = facts.params.pool[:, PoolSpec.PHASE] == PREFILL
+    return View(
+        cap_w=cap_w,
+        next_cap_w=after * layout.base_cap_w if flag > 0.5 else cap_w,
+        next_cap_s=time * NOTICE_SCALE_S if flag > 0.5 else float("inf"),
+        next_cap_duration_s=duration * DURATION_SCALE_S if flag > 0.5 else 0.0,
+        power_w=float(block("power")[0]) * layout.base_cap_w,
+        braked=bool(block("brake")[0] > 0.5),
+        busy=block("pool_busy"),
+        batch=block("pool_batch") * np.where(prefill, PREFILL_QUEUE_SCALE, layout.pool_batch),
+        kv=block("pool_kv"),
+        wait_s=block("pool_wait") * WAIT_SCALE_S,
+        tpot_s=block("pool_tpot") * layout.tpot_s,
+        clock=block("pool_clock"),
+        active=np.rint(block("pool_active") * facts.racks),
+        waking=np.rint(block("pool_waking") * facts.racks),
+        draining=np.rint(block("pool_draining") * facts.racks),
+        asleep=np.rint(block("pool_asleep") * facts.racks),
+        rate=block("class_rate") * layout.class_rate,
+        slack=block("class_slack") / 10.0,
+        ttft_share=block("queue_wait"),
+    )
+
+
+def routing_factors(facts: Facts, phase: int, share: Array, active: Array, clock: Array) -> Array:
+    """Return the routing factors that give each pool its share.
+
+    The site weighs a pool with its active capacity, for prefill at its clock ceiling, times the factor.
+
+    Args:
+        facts: The site.
+        phase: PREFILL or DECODE.
+        share: Wanted shares, float64[groups, pools of the phase].
+        active: Racks active, float64[pools].
+        clock: Clock ceilings, float64[pools].
+
+    Returns:
+        float64[groups, pools of the phase], the largest of each group at the lever's upper end.
+    """
+    members = facts.members[phase]
+    capacity = facts.params.capacity[phase][:, members] * active[members]
+    if phase == PREFILL:
+        capacity = capacity * clock[members]
+    factor = np.where((capacity > 0.0) & (share > 0.0), share / np.maximum(capacity, 1e-300), 0.0)
+    largest = factor.max(axis=1, keepdims=True)
+    # Where no wanted pool is available the site decides: all factors equal.
+    return np.where(largest > 0.0, np.maximum(factor / np.maximum(largest, 1e-300), STARVED), 1.0) * np.exp(4.0)
+
+
+class Rule(ABC):
+    """A policy made of rules: reads one observation, returns one action, remembers nothing but its ``state``.
+
+    Args:
+        env: The environment it is to act in, single or vector, or the facts of one.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, env: Any) -> None:
+        """Read the site's facts."""
+        self.facts = env if isinstance(env, Facts) else Facts.of(env)
+
+    @abstractmethod
+    def decide(self, seen: View, memory: Array) -> Array:
+        """Return the action for one observation; a rule with a memory updates it in place.
+
+        Args:
+            seen: The observation.
+            memory: float64[memory_size], zeros at the start of an episode.
+        """
+
+    @property
+    def memory_size(self) -> int:
+        """Numbers the rule remembers from step to step."""
+        return 0
+
+    def reset(self) -> None:
+        """Forget everything; called before each episode."""
+
+    def predict(
+        self,
+        observation: Array,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, Any]:
+        """Return the action, float32[..., actions], and the next state, float64[rows, memory_size].
+
+        Args:
+            observation: float32[size], or [rows, size] from a vector environment.
+            state: What the last call returned; None at the start.
+            episode_start: Whether each row's episode has just begun; such rows forget their memory.
+            deterministic: Without effect: a rule has no other mode.
+
+        Raises:
+            ConfigError: When the observation is not one of the rule's site.
+        """
+        array = np.asarray(observation)
+        if array.ndim not in (1, 2) or array.shape[-1] != self.facts.observation.size:
+            raise ConfigError(
+                f"observation: shape {array.shape} is not allowed; must be ({self.facts.observation.size},) or "
+                f"(rows, {self.facts.observation.size}) as of the environment the rule was made for."
+            )
+        rows = array.reshape(-1, array.shape[-1])
+        memory = np.zeros((len(rows), self.memory_size)) if state is None else np.array(state, dtype=np.float64)
+        if episode_start is not None:
+            memory[np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), len(rows))] = 0.0
+        actions = np.stack([self.decide(view(self.facts, row), memory[i]) for i, row in enumerate(rows)])
+        return actions.reshape(*array.shape[:-1], -1), memory
+
+
+__all__ = ["PHASES", "Facts", "Rule", "View", "routing_factors", "view"]

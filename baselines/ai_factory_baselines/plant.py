@@ -1,0 +1,620 @@
+"""A steady-state model of a site, as an operator would keep one: who serves what, at which clock, for how many watts.
+
+Built on the environment's own physics (``ai_factory_gym.physics``). A phase is described by the load of each
+prompt-length group; ``settle`` distributes it over the awake racks, finds the lowest clock of every pool that keeps the
+limits, and adds up the power. At a fixed load and fixed racks the lowest admissible clock draws least: dynamic power per
+unit of work falls with the square of the voltage, and a slower decode iteration reads the weights less often.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Cell, ClassSpec, PoolSpec, SiteSpec
+from ai_factory_gym.jit import kernel
+from ai_factory_gym.physics.cooling import pue
+from ai_factory_gym.physics.performance import (
+    DECODE_KV_CAPACITY_TOKENS,
+    DECODE_KV_REQUEST_TOKENS,
+    DECODE_TOKENS_PER_ITERATION,
+    PREFILL_FRONTEND_S,
+    PREFILL_KV_BYTES_PER_TOKEN,
+    PREFILL_OVERHEAD_S,
+    PREFILL_PER_TOKEN2_S,
+    PREFILL_PER_TOKEN_S,
+    PREFILL_STREAM_PER_TOKEN_S,
+    PREFILL_TRANSFER_BYTES_PER_S,
+    compute_rate,
+    decode_iteration_s,
+    prefill_work_s,
+)
+from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, gpu_power_w, rack_power_w
+
+from ai_factory_baselines.base import Facts
+
+REQUESTS, PROMPT, PAIRS, OUTPUT, CONTEXT, RESERVE = range(6)
+"""Columns of a load: requests/s; prompt tokens/s; squared prompt tokens/s; output tokens/s; output tokens/s weighted with
+the mean KV context of their request, and with its prompt + output. A request is in flight in proportion to its output, so
+the mean context in flight is CONTEXT / OUTPUT."""
+
+LOAD_COLUMNS = 6
+
+SLOW_SHARE = 0.02
+"""A pool may serve a group when at most this share of the group's requests is too long for it (status: design choice)."""
+
+OVERLOAD_W = 1e12
+"""Penalty per unit of overload that puts any overloaded arrangement behind every sufficient one."""
+
+TILTS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.45, 2.0)
+"""Load of a rack of one pool relative to a rack of the first that ``dispatch`` tries."""
+
+LOAD_LEVELS = 48
+RACK_LEVELS = 9
+
+
+class Phase(NamedTuple):
+    """The pools of one phase and the limits they keep. P pools, G prompt-length groups.
+
+    Attributes:
+        kind: PREFILL or DECODE.
+        perf: Performance coefficients, float64[P, ...].
+        power: Power coefficients, float64[P, 12].
+        units: Prefill servers or decode replicas per rack, float64[P].
+        most_batch: Batch ceiling per replica, float64[P].
+        floor: Lowest clock at which a pool meets the TTFT limits of a group on its own, inf where never, float64[G, P].
+        per_rack: Racks' worth of one unit of load per group at clock 1, inf where a pool cannot serve a group,
+            float64[G, P]; for prefill it is computed from the load itself and only says inf or not.
+        order: Pools, best for long prompts first, int64[P].
+        tpot_s: Tightest TPOT limit.
+    """
+
+    kind: int
+    perf: Array
+    power: Array
+    units: Array
+    most_batch: Array
+    floor: Array
+    per_rack: Array
+    order: Array
+    tpot_s: float
+
+
+class Limits(NamedTuple):
+    """How close to the limits a phase is run.
+
+    Attributes:
+        utilisation: Highest share of busy time of prefill servers.
+        tpot_share: Highest TPOT as a share of the tightest limit.
+        kv_share: Highest share of KV memory reserved.
+        margin: Factor on the load for which clocks are chosen.
+        lowest: Lowest clock.
+    """
+
+    utilisation: float
+    tpot_share: float
+    kv_share: float
+    margin: float
+    lowest: float
+
+
+@kernel
+def racks_worth(phase: Phase, load: Array, need: Array) -> None:
+    """Write the racks' worth of each group's load on each pool at clock 1, float64[G, P]; inf where it may not go."""
+    for group in range(need.shape[0]):
+        for pool in range(need.shape[1]):
+            if phase.per_rack[group, pool] == math.inf:
+                need[group, pool] = math.inf
+            elif phase.kind == PREFILL:
+                coef = phase.perf[pool]
+                seconds = (
+                    (coef[PREFILL_PER_TOKEN_S] + coef[PREFILL_STREAM_PER_TOKEN_S]) * load[group, PROMPT]
+                    + coef[PREFILL_PER_TOKEN2_S] * load[group, PAIRS]
+                    + coef[PREFILL_OVERHEAD_S] * load[group, REQUESTS]
+                )
+                need[group, pool] = seconds / phase.units[pool]
+            else:
+                need[group, pool] = load[group, OUTPUT] * phase.per_rack[group, pool]
+
+
+@kernel
+def _pour(need: Array, room: Array, order: Array, level: float, share: Array) -> float:
+    """Fill pools up to ``level`` x room, longest prompts into the pools that are best for them; return what is left."""
+    groups = need.shape[0]
+    share[:] = 0.0
+    for place in range(order.shape[0]):
+        pool = order[place]
+        left = room[pool] * level
+        for back in range(groups):
+            group = groups - 1 - back
+            if left <= 0.0:
+                break
+            if need[group, pool] == math.inf:
+                continue
+            rest = 1.0
+            for other in range(share.shape[1]):
+                rest -= share[group, other]
+            if rest <= 0.0:
+                continue
+            taken = rest
+            if need[group, pool] * rest > left:
+                taken = left / need[group, pool]
+            share[group, pool] = taken
+            left -= taken * need[group, pool]
+    short = 0.0
+    for group in range(groups):
+        rest = 1.0
+        for pool in range(share.shape[1]):
+            rest -= share[group, pool]
+        short += max(0.0, rest)
+    return short
+
+
+@kernel
+def fill(need: Array, room: Array, order: Array, share: Array) -> float:
+    """Distribute groups over pools by comparative advantage, every pool filled to the same share of its room.
+
+    Args:
+        need: Racks' worth of each group on each pool, float64[G, P].
+        room: Racks of each pool, weighted or not, float64[P].
+        order: Pools, best for long prompts first.
+        share: Written: share of each group per pool, float64[G, P].
+
+    Returns:
+        The common filling level; inf when some group can go nowhere.
+    """
+    high = 1e-3
+    while _pour(need, room, order, high, share) > 1e-9:
+        high *= 2.0
+        if high > 1e9:
+            return math.inf
+    low = 0.0
+    for _ in range(24):
+        middle = 0.5 * (low + high)
+        if _pour(need, room, order, middle, share) > 1e-9:
+            low = middle
+        else:
+            high = middle
+    _pour(need, room, order, high, share)
+    return high
+
+
+@kernel
+def decode_batch(perf: Array, tokens_per_s: float, context: float, clock: float, most: float) -> float:
+    """Return the batch of a replica that emits ``tokens_per_s``; ``most`` when it cannot."""
+    low = 0.0
+    high = most
+    for _ in range(26):
+        middle = 0.5 * (low + high)
+        iteration_s = decode_iteration_s(perf, max(1.0, middle), context, clock)[0]
+        if middle * perf[DECODE_TOKENS_PER_ITERATION] < tokens_per_s * iteration_s:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+@kernel
+def _decode_strain(perf: Array, load: Array, replicas: float, clock: float, most_batch: float, tpot_s: float, kv: float) -> float:
+    """Return how far a decode pool is beyond its tightest limit: 1 is at the limit."""
+    context = load[CONTEXT] / load[OUTPUT]
+    held = load[RESERVE] / load[OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
+    most = min(most_batch, kv * perf[DECODE_KV_CAPACITY_TOKENS] / held)
+    tokens = load[OUTPUT] / replicas
+    batch = decode_batch(perf, tokens, context, clock, most)
+    iteration_s = decode_iteration_s(perf, max(1.0, batch), context, clock)[0]
+    reached = batch * perf[DECODE_TOKENS_PER_ITERATION] / iteration_s
+    return max(iteration_s / perf[DECODE_TOKENS_PER_ITERATION] / tpot_s, tokens / reached)
+
+
+@kernel
+def _prefill_seconds(perf: Array, load: Array, clock: float) -> tuple[float, float]:
+    """Return server-seconds per second that scale with the clock, at that clock, and those that do not."""
+    scaling = perf[PREFILL_PER_TOKEN_S] * load[PROMPT] + perf[PREFILL_PER_TOKEN2_S] * load[PAIRS]
+    fixed = perf[PREFILL_STREAM_PER_TOKEN_S] * load[PROMPT] + perf[PREFILL_OVERHEAD_S] * load[REQUESTS]
+    return scaling / compute_rate(clock), fixed
+
+
+@kernel
+def strain(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, clock: float) -> float:
+    """Return how far a pool is beyond its tightest limit at a clock: 1 is at the limit, inf is no rack.
+
+    Args:
+        phase: The phase.
+        limits: The limits; their margin is not applied here.
+        pool: Pool within the phase.
+        load: The pool's load, float64[6].
+        racks: Racks that serve.
+        clock: Clock.
+    """
+    if load[REQUESTS] <= 0.0 or load[OUTPUT] <= 0.0:
+        return 0.0
+    if racks <= 0.0:
+        return math.inf
+    if phase.kind == PREFILL:
+        scaling, fixed = _prefill_seconds(phase.perf[pool], load, clock)
+        return (scaling + fixed) / (racks * phase.units[pool]) / limits.utilisation
+    return _decode_strain(
+        phase.perf[pool],
+        load,
+        racks * phase.units[pool],
+        clock,
+        phase.most_batch[pool],
+        limits.tpot_share * phase.tpot_s,
+        limits.kv_share,
+    )
+
+
+@kernel
+def pool_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float) -> float:
+    """Return the IT power of a pool's awake racks under a load, W."""
+    power = phase.power[pool]
+    if racks <= 0.0:
+        return 0.0
+    if load[REQUESTS] <= 0.0 or load[OUTPUT] <= 0.0:
+        return racks * rack_power_w(power, gpu_power_w(power, clock, 0.0, 0.0, 0.0))
+    perf = phase.perf[pool]
+    units = racks * phase.units[pool]
+    if phase.kind == PREFILL:
+        scaling, fixed = _prefill_seconds(perf, load, clock)
+        total = scaling + fixed
+        memory = perf[PREFILL_STREAM_PER_TOKEN_S] * load[PROMPT]
+        return racks * rack_power_w(power, gpu_power_w(power, clock, min(1.0, total / units), scaling / total, memory / total))
+    context = load[CONTEXT] / load[OUTPUT]
+    most = min(phase.most_batch[pool], perf[DECODE_KV_CAPACITY_TOKENS] / (context + perf[DECODE_KV_REQUEST_TOKENS]))
+    batch = decode_batch(perf, load[OUTPUT] / units, context, clock, most)
+    iteration_s, compute_s, memory_s = decode_iteration_s(perf, max(1.0, batch), context, clock)
+    gpu_w = gpu_power_w(power, clock, min(1.0, batch), compute_s / iteration_s, memory_s / iteration_s)
+    return racks * rack_power_w(power, gpu_w)
+
+
+@kernel
+def lowest_clock(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, floor: float) -> float:
+    """Return the lowest clock from ``floor`` up at which a pool keeps its limits; 1 when none does."""
+    if strain(phase, limits, pool, load, racks, floor) <= 1.0:
+        return floor
+    low = floor
+    high = 1.0
+    for _ in range(9):
+        middle = 0.5 * (low + high)
+        if strain(phase, limits, pool, load, racks, middle) <= 1.0:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@kernel
+def pool_load(load: Array, share: Array, pool: int, factor: float, out: Array) -> None:
+    """Write the load that reaches a pool, times a factor, float64[6]."""
+    out[:] = 0.0
+    for group in range(load.shape[0]):
+        for column in range(LOAD_COLUMNS):
+            out[column] += factor * share[group, pool] * load[group, column]
+
+
+@kernel
+def settle(
+    phase: Phase,
+    limits: Limits,
+    load: Array,
+    need: Array,
+    racks: Array,
+    tilt: Array,
+    room: Array,
+    share: Array,
+    clock: Array,
+    scratch: Array,
+) -> float:
+    """Distribute a load over racks and choose clocks.
+
+    Args:
+        phase: The phase.
+        limits: The limits.
+        load: Load per group, float64[G, 6].
+        need: From ``racks_worth``.
+        racks: Racks that serve, float64[P].
+        tilt: Load of a rack of each pool relative to the others, float64[P].
+        room: Scratch, float64[P].
+        share: Written, float64[G, P].
+        clock: Written, float64[P].
+        scratch: Scratch, float64[6].
+
+    Returns:
+        IT power of the awake racks, W; beyond OVERLOAD_W when some limit is broken even at full clock.
+    """
+    for pool in range(racks.shape[0]):
+        room[pool] = racks[pool] * tilt[pool]
+    if fill(need, room, phase.order, share) == math.inf:
+        return 1e6 * OVERLOAD_W
+    watts = 0.0
+    for pool in range(racks.shape[0]):
+        floor = limits.lowest
+        for group in range(share.shape[0]):
+            if share[group, pool] > 0.01:
+                floor = max(floor, min(1.0, phase.floor[group, pool]))
+        pool_load(load, share, pool, limits.margin, scratch)
+        clock[pool] = lowest_clock(phase, limits, pool, scratch, racks[pool], floor)
+        over = strain(phase, limits, pool, scratch, racks[pool], clock[pool])
+        if over > 1.001:
+            watts += OVERLOAD_W * min(over, 1e3)
+        pool_load(load, share, pool, 1.0, scratch)
+        watts += pool_watts(phase, pool, scratch, racks[pool], clock[pool])
+    return watts
+
+
+@kernel
+def dispatch(
+    phase: Phase,
+    limits: Limits,
+    load: Array,
+    need: Array,
+    racks: Array,
+    tilts: Array,
+    room: Array,
+    share: Array,
+    clock: Array,
+    scratch: Array,
+) -> float:
+    """Settle with the tilt that draws least; arguments as ``settle``, ``tilts`` float64[T, P]."""
+    best = math.inf
+    chosen = 0
+    for index in range(tilts.shape[0]):
+        watts = settle(phase, limits, load, need, racks, tilts[index], room, share, clock, scratch)
+        if watts < best:
+            best = watts
+            chosen = index
+    return settle(phase, limits, load, need, racks, tilts[chosen], room, share, clock, scratch)
+
+
+@kernel
+def plan_racks(
+    phase: Phase,
+    limits: Limits,
+    load: Array,
+    levels: Array,
+    counts: Array,
+    total: Array,
+    tilts: Array,
+    plan_clock: float,
+    need: Array,
+    room: Array,
+    share: Array,
+    clock: Array,
+    scratch: Array,
+    part: Array,
+    chosen: Array,
+) -> None:
+    """Write, for every load level, which row of ``counts`` (racks awake per pool) draws least.
+
+    Args:
+        phase: The phase.
+        limits: The limits.
+        load: Load at level 1, float64[G, 6].
+        levels: Load levels, float64[L].
+        counts: Candidates, float64[C, P].
+        total: Racks of each pool, float64[P].
+        tilts: float64[T, P].
+        plan_clock: Highest clock an arrangement may need; what lies above is kept for surprises.
+        need: Scratch, float64[G, P].
+        room: Scratch, float64[P].
+        share: Scratch, float64[G, P].
+        clock: Scratch, float64[P].
+        scratch: Scratch, float64[6].
+        part: Scratch, float64[G, 6].
+        chosen: Written, int64[L].
+    """
+    for index in range(levels.shape[0]):
+        for group in range(load.shape[0]):
+            for column in range(LOAD_COLUMNS):
+                part[group, column] = load[group, column] * levels[index]
+        racks_worth(phase, part, need)
+        best = math.inf
+        for candidate in range(counts.shape[0]):
+            asleep_w = 0.0
+            for pool in range(total.shape[0]):
+                asleep_w += (total[pool] - counts[candidate, pool]) * phase.power[pool, POWER_SLEEP_RACK_W]
+            for tilt in range(tilts.shape[0]):
+                watts = asleep_w + settle(
+                    phase, limits, part, need, counts[candidate], tilts[tilt], room, share, clock, scratch
+                )
+                for pool in range(total.shape[0]):
+                    if counts[candidate, pool] > 0.0 and clock[pool] > plan_clock:
+                        watts += OVERLOAD_W * (clock[pool] - plan_clock)
+                if watts < best:
+                    best = watts
+                    chosen[index] = candidate
+
+
+def rack_candidates(least: Array, most: Array) -> Array:
+    """Return combinations of racks awake, float64[C, P]: every number in small pools, RACK_LEVELS numbers in large ones."""
+    choices = []
+    for low, high in zip(least.astype(int).tolist(), most.astype(int).tolist(), strict=True):
+        if high - low < 12:
+            choices.append(list(range(low, high + 1)))
+        else:
+            choices.append(sorted({round(x) for x in np.linspace(low, high, RACK_LEVELS)}))
+    return np.array(list(itertools.product(*choices)), dtype=np.float64)
+
+
+def tilt_candidates(pools: int) -> Array:
+    """Return the tilts tried, float64[T, P], the even one first; coarser with more pools."""
+    values = TILTS if pools <= 2 else (0.7, 1.0, 1.45) if pools == 3 else (1.0,)
+    rows = [(1.0, *rest) for rest in itertools.product(values, repeat=pools - 1)]
+    rows.sort(key=lambda row: max(abs(math.log(value)) for value in row))
+    return np.array(rows)
+
+
+class Plant:
+    """The steady-state model of one site.
+
+    Args:
+        facts: The site.
+        ttft_share: Share of a TTFT limit that prefill, transfer and front end of an unqueued request may take.
+
+    Attributes:
+        phases: Prefill and decode.
+        moments: Load of one request per second of each class, float64[classes, G, 6].
+        mean: Load of mean demand, float64[G, 6].
+        tilts: Per phase.
+    """
+
+    def __init__(self, facts: Facts, ttft_share: float = 0.7) -> None:
+        """Fold the site's cells into loads and its pools into phases."""
+        self.facts = facts
+        params = facts.params
+        groups = params.capacity.shape[1]
+        classes = len(params.cls)
+        self.moments = np.zeros((classes, groups, LOAD_COLUMNS))
+        for cell in params.cell:
+            prompt, output = cell[Cell.PROMPT], cell[Cell.OUTPUT]
+            self.moments[int(cell[Cell.CLASS]), int(cell[Cell.GROUP])] += cell[Cell.WEIGHT] * np.array(
+                [1.0, prompt, cell[Cell.PROMPT_SQ], output, output * (prompt + 0.5 * output), output * (prompt + output)]
+            )
+        self.mean = self.load(facts.observation.class_rate)
+        self.phases = tuple(self._phase(kind, ttft_share) for kind in (PREFILL, DECODE))
+        self.tilts = tuple(tilt_candidates(len(facts.members[kind])) for kind in (PREFILL, DECODE))
+
+    def load(self, rate: Array) -> Array:
+        """Return the load of arrivals per second of each class, float64[G, 6]."""
+        return np.asarray(np.tensordot(rate, self.moments, axes=1))
+
+    def _phase(self, kind: int, ttft_share: float) -> Phase:
+        params, members = self.facts.params, self.facts.members[kind]
+        spec = params.pool[members]
+        groups = params.capacity.shape[1]
+        floor = np.zeros((groups, len(members)))
+        if kind == PREFILL:
+            floor = np.array([[self._prefill_floor(group, pool, ttft_share) for pool in members] for group in range(groups)])
+            # A group that no pool serves in time goes wherever it is served fastest.
+            hopeless = ~np.isfinite(floor).any(axis=1)
+            floor[hopeless] = 1.0
+        capacity = params.capacity[kind][:, members]
+        mean_output = self.mean[:, OUTPUT] / np.maximum(self.mean[:, REQUESTS], 1e-300)
+        with np.errstate(divide="ignore"):
+            per_rack = 1.0 / (capacity * np.maximum(mean_output, 1e-9)[:, None])
+        per_rack[~np.isfinite(floor)] = math.inf
+        with np.errstate(invalid="ignore"):
+            advantage = np.where(np.isfinite(per_rack[-1]), capacity[-1] / np.maximum(capacity[0], 1e-300), -1.0)
+        limits = params.cls[:, ClassSpec.TPOT_S]
+        return Phase(
+            kind=kind,
+            perf=np.ascontiguousarray(params.perf[members]),
+            power=np.ascontiguousarray(params.power[members]),
+            units=spec[:, PoolSpec.UNITS_PER_RACK].copy(),
+            most_batch=spec[:, PoolSpec.MAX_BATCH].copy(),
+            floor=floor,
+            per_rack=per_rack,
+            order=np.argsort(-advantage, kind="stable"),
+            tpot_s=float(limits.min()),
+        )
+
+    def _prefill_floor(self, group: int, pool: int, ttft_share: float) -> float:
+        """Return the lowest clock at which a prefill pool serves nearly all of a group in time; inf when none does."""
+        params = self.facts.params
+        coef = params.perf[pool]
+        rate = self.facts.observation.class_rate
+        clocks = []
+        weights = []
+        for cell in params.cell[params.cell[:, Cell.GROUP] == group]:
+            cls = params.cls[int(cell[Cell.CLASS])]
+            if cls[ClassSpec.DEFERRABLE] > 0.0:
+                continue
+            prompt = math.sqrt(cell[Cell.PROMPT_SQ])
+            limit_s = cls[ClassSpec.TTFT_A_S] + cls[ClassSpec.TTFT_B] * prompt + cls[ClassSpec.TTFT_C] * prompt * prompt
+            scaling_s, fixed_s = prefill_work_s(coef, prompt, prompt * prompt)
+            fixed_s += coef[PREFILL_FRONTEND_S] + prompt * coef[PREFILL_KV_BYTES_PER_TOKEN] / coef[PREFILL_TRANSFER_BYTES_PER_S]
+            left_s = ttft_share * limit_s - fixed_s
+            clocks.append(scaling_s / left_s if left_s > 0.0 else math.inf)
+            weights.append(cell[Cell.WEIGHT] * rate[int(cell[Cell.CLASS])])
+        if not clocks:
+            return 0.0
+        order = np.argsort(clocks)
+        kept = np.cumsum(np.array(weights)[order]) / max(sum(weights), 1e-300)
+        clock = float(np.array(clocks)[order][int(np.searchsorted(kept, 1.0 - SLOW_SHARE))])
+        return clock if clock <= 1.0 else math.inf
+
+    def scratch(self, kind: int) -> tuple[Array, Array, Array, Array, Array]:
+        """Return empty arrays for the kernels: need, room, share, clock, one load."""
+        groups, pools = self.phases[kind].floor.shape
+        return np.zeros((groups, pools)), np.zeros(pools), np.zeros((groups, pools)), np.zeros(pools), np.zeros(LOAD_COLUMNS)
+
+    def need(self, kind: int, load: Array) -> Array:
+        """Return racks' worth of each group on each pool, float64[G, P]."""
+        out = np.zeros(self.phases[kind].floor.shape)
+        racks_worth(self.phases[kind], load, out)
+        return out
+
+    def level(self, kind: int, load: Array) -> float:
+        """Return a load as a share of what all racks of a phase serve at full clock within the SLO."""
+        need, _, share, _, _ = self.scratch(kind)
+        racks_worth(self.phases[kind], load, need)
+        return float(fill(need, self.facts.racks[self.facts.members[kind]], self.phases[kind].order, share))
+
+    def rack_plan(self, kind: int, limits: Limits, plan_clock: float) -> tuple[Array, Array]:
+        """Return load levels, float64[L], and the racks awake per pool that draw least at each, float64[L, P]."""
+        members = self.facts.members[kind]
+        total = self.facts.racks[members]
+        counts = rack_candidates(self.facts.params.pool[members, PoolSpec.MIN_ACTIVE], total)
+        levels = np.linspace(0.0, 1.25, LOAD_LEVELS + 1)[1:]
+        load = self.mean / self.level(kind, self.mean)
+        need, room, share, clock, one = self.scratch(kind)
+        chosen = np.zeros(len(levels), dtype=np.int64)
+        plan_racks(
+            self.phases[kind],
+            limits,
+            load,
+            levels,
+            counts,
+            total,
+            self.tilts[kind],
+            plan_clock,
+            need,
+            room,
+            share,
+            clock,
+            one,
+            np.zeros_like(load),
+            chosen,
+        )
+        return levels, counts[chosen]
+
+    def dispatch(self, kind: int, limits: Limits, load: Array, racks: Array) -> tuple[Array, Array, float]:
+        """Return shares float64[G, P], clocks float64[P] and IT power (W) of the cheapest way to serve a load."""
+        need, room, share, clock, one = self.scratch(kind)
+        racks_worth(self.phases[kind], load, need)
+        watts = dispatch(self.phases[kind], limits, load, need, racks, self.tilts[kind], room, share, clock, one)
+        return share, clock, float(watts)
+
+    def watts(self, kind: int, load: Array, share: Array, racks: Array, clock: Array) -> float:
+        """Return the IT power of a phase's awake racks, W."""
+        one = np.zeros(LOAD_COLUMNS)
+        total = 0.0
+        for pool in range(len(racks)):
+            pool_load(load, share, pool, 1.0, one)
+            total += pool_watts(self.phases[kind], pool, one, racks[pool], clock[pool])
+        return total
+
+    def facility_w(self, it_w: float) -> float:
+        """Return facility power for an IT power, W."""
+        site = self.facts.params.site
+        return it_w * float(
+            pue(
+                site[SiteSpec.PUE_BASE],
+                site[SiteSpec.PUE_KELVIN],
+                site[SiteSpec.OUTDOOR_C],
+                it_w / site[SiteSpec.IT_NAMEPLATE_W],
+                site[SiteSpec.PUE_FREE_COOLING_C],
+                site[SiteSpec.PUE_FIXED_SHARE],
+            )
+        )
+
+    def resting_w(self, waking: Array, asleep: Array) -> float:
+        """Return the IT power of racks that are waking and asleep, W."""
+        power = self.facts.params.power
+        return float(waking @ power[:, POWER_WAKE_RACK_W] + asleep @ power[:, POWER_SLEEP_RACK_W])
+
+
+__all__ = ["Limits", "Phase", "Plant"]
