@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
@@ -15,9 +18,29 @@ state up and down atomically, several times the work between the calls. The erro
 for division by zero would stand in every inner loop."""
 
 
+@functools.lru_cache(maxsize=1)
+def sources_digest() -> str:
+    """Return a digest of every source a kernel can depend on."""
+    package = Path(__file__).parent
+    files = [*sorted(package.glob("engine/*.py")), *sorted(package.glob("physics/*.py")), package / "observation.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _stamp(compiled: Any) -> None:
+    """Make a kernel's disk cache depend on all kernel sources.
+
+    numba looks at the file a function stands in, not at what the function calls: after a change in one module its callers
+    in others would go on running the old code.
+    """
+    cache_file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if cache_file is not None:
+        cache_file._source_stamp = sources_digest()
+
+
 def kernel(function: Function) -> Function:
     """Compile a function for the engine, cached on disk."""
     compiled: Function = njit(**_OPTIONS)(function)
+    _stamp(compiled)
     return compiled
 
 
@@ -27,4 +50,5 @@ def inlined_kernel(function: Function) -> Function:
     A call hands over every array of the state by value, a few hundred words: more than most such functions do.
     """
     compiled: Function = njit(**_OPTIONS, forceinline=True)(function)
+    _stamp(compiled)
     return compiled

@@ -61,6 +61,8 @@ class Resolution:
         tick_s: Interval in which arrivals are grouped, s.
         prompt_quantiles: Where prompts are cut into strata.
         output_quantiles: Where outputs are cut into strata.
+        cohorts: Roughly how many cohorts a tick is to have: cells that carry much of the demand are cut into equal parts
+            that arrive at different times, because few large cohorts make a site pulse.
     """
 
     name: str
@@ -68,12 +70,13 @@ class Resolution:
     tick_s: float
     prompt_quantiles: tuple[float, ...]
     output_quantiles: tuple[float, ...]
+    cohorts: int
 
 
 RESOLUTIONS: Mapping[str, Resolution] = {
-    "cohort": Resolution("cohort", COHORT, 5.0, (0.5, 0.9), (0.5, 0.9)),
-    "coarse": Resolution("coarse", COHORT, 15.0, (0.8,), (0.7,)),
-    "request": Resolution("request", REQUEST, 1.0, (0.5, 0.9), (0.5, 0.9)),
+    "cohort": Resolution("cohort", COHORT, 10.0, (0.5, 0.9), (0.5, 0.9), 60),
+    "coarse": Resolution("coarse", COHORT, 30.0, (0.8,), (0.7,), 40),
+    "request": Resolution("request", REQUEST, 1.0, (0.5, 0.9), (0.5, 0.9), 0),
 }
 
 
@@ -316,13 +319,33 @@ def _synthetic_cells(site: SiteConfig, classes: tuple[RequestClass, ...], grain:
                 [index, strata.weight[k], strata.prompt[k], strata.prompt_sq[k], strata.output[k], float(strata.group[k]), k]
             )
             shares.append(site.mix[cls.name] * strata.weight[k])
-    # A golden-ratio order spreads each class, and each prompt length, evenly over the tick.
-    order = np.argsort([(place * 0.6180339887498949) % 1.0 for place in range(len(rows))], kind="stable")
-    return np.array(rows)[order], np.array(shares)[order]
+    table = np.array(rows)
+    parts = _parts(table, np.array(shares), grain.cohorts)
+    table = np.repeat(table, parts, axis=0)
+    table[:, Cell.WEIGHT] /= np.repeat(parts, parts)
+    share = np.repeat(np.array(shares) / parts, parts)
+    order = _spread(len(table))
+    return table[order], share[order]
+
+
+def _parts(cells: Array, shares: Array, cohorts: int) -> Array:
+    """Return into how many equal parts each cell is cut so that about ``cohorts`` parts carry the demand, int64[cells].
+
+    A cell's size is its largest share of requests, prompt tokens or output tokens.
+    """
+    sizes = np.zeros(len(cells))
+    for amount in (np.ones(len(cells)), cells[:, Cell.PROMPT], cells[:, Cell.OUTPUT]):
+        sizes = np.maximum(sizes, shares * amount / (shares @ amount))
+    return np.maximum(1, np.round(sizes * cohorts)).astype(np.int64)
+
+
+def _spread(count: int) -> Array:
+    """Return an order that spreads neighbours evenly over a tick: the golden-ratio sequence."""
+    return np.argsort([(place * 0.6180339887498949) % 1.0 for place in range(count)], kind="stable")
 
 
 def _trace_cells(site: SiteConfig, trace: Trace, labels: Array, grain: Resolution) -> tuple[Array, Array, Array]:
-    """Group a trace's requests into cells of class x prompt x output.
+    """Group a trace's requests into cells of class x prompt x output, large cells cut by turns into equal parts.
 
     Returns:
         Cells, their share of requests, and each request's cell.
@@ -335,21 +358,29 @@ def _trace_cells(site: SiteConfig, trace: Trace, labels: Array, grain: Resolutio
     key = np.stack([labels, group, prompt_bin, output_bin], axis=1)
     kinds, member = np.unique(key, axis=0, return_inverse=True)
     member = member.reshape(-1)
-    count = np.bincount(member, minlength=len(kinds)).astype(np.float64)
 
-    def mean(values: Array) -> Array:
-        return np.bincount(member, weights=values, minlength=len(kinds)) / count
+    def table(kinds: Array, member: Array) -> tuple[Array, Array]:
+        count = np.maximum(np.bincount(member, minlength=len(kinds)), 1).astype(np.float64)
+        cells = np.zeros((len(kinds), len(Cell)))
+        cells[:, Cell.CLASS] = kinds[:, 0]
+        cells[:, Cell.GROUP] = kinds[:, 1]
+        cells[:, Cell.STRATUM] = np.arange(len(kinds))
+        cells[:, Cell.WEIGHT] = count / np.bincount(labels, minlength=int(labels.max()) + 1)[kinds[:, 0]]
+        for column, values in ((Cell.PROMPT, prompt), (Cell.PROMPT_SQ, prompt * prompt), (Cell.OUTPUT, output)):
+            cells[:, column] = np.bincount(member, weights=values, minlength=len(kinds)) / count
+        return cells, count / len(prompt)
 
-    per_class = np.bincount(labels, minlength=int(labels.max()) + 1)
-    cells = np.zeros((len(kinds), len(Cell)))
-    cells[:, Cell.CLASS] = kinds[:, 0]
-    cells[:, Cell.WEIGHT] = count / per_class[kinds[:, 0]]
-    cells[:, Cell.PROMPT] = mean(prompt)
-    cells[:, Cell.PROMPT_SQ] = mean(prompt * prompt)
-    cells[:, Cell.OUTPUT] = mean(output)
-    cells[:, Cell.GROUP] = kinds[:, 1]
-    cells[:, Cell.STRATUM] = np.arange(len(kinds))
-    return cells, count / len(prompt), member
+    parts = _parts(*table(kinds, member), grain.cohorts)
+    turn = np.zeros(len(member), dtype=np.int64)
+    for kind in range(len(kinds)):
+        inside = np.flatnonzero(member == kind)
+        parts[kind] = min(parts[kind], len(inside))
+        turn[inside] = np.arange(len(inside)) % parts[kind]
+    place = np.argsort(_spread(int(parts.sum())))
+    member = place[(np.cumsum(parts) - parts)[member] + turn]
+    spread = np.empty((int(parts.sum()), kinds.shape[1]), dtype=kinds.dtype)
+    spread[place] = np.repeat(kinds, parts, axis=0)
+    return (*table(spread, member), member)
 
 
 def build_params(

@@ -74,6 +74,31 @@ def route(state: State, row: int, phase: int, group: int, count: float) -> int:
 
 
 @inlined_kernel
+def route_cohort(state: State, row: int, phase: int, group: int, place: int, count: float, work: float) -> int:
+    """Send a whole cohort to the pool that is owed most, in work of its group and in requests of its cell together.
+
+    Cells differ a hundredfold in work per request and arrive in a fixed order: carrying requests alone would send the same
+    cells to the same pool tick after tick.
+    """
+    weights = state.weight[row, phase, group]
+    total = state.carry[row, phase, group]
+    own = state.carry_cell[row, phase, place]
+    best = -1
+    best_owed = 0.0
+    for pool in range(weights.shape[0]):
+        if weights[pool] > 0.0:
+            total[pool] += work * weights[pool]
+            own[pool] += count * weights[pool]
+            owed = total[pool] / work + own[pool] / count
+            if best < 0 or owed > best_owed:
+                best = pool
+                best_owed = owed
+    total[best] -= work
+    own[best] -= count
+    return best
+
+
+@inlined_kernel
 def _enter(
     params: Params,
     state: State,
@@ -86,13 +111,23 @@ def _enter(
     prompt_sq: float,
     output: float,
     deadline_s: float,
+    place: int,
 ) -> int:
-    """Create a cohort, count it as arrived and put it into its prefill pool's inbox; return its slot."""
+    """Create a cohort, count it as arrived and put it into its prefill pool's inbox; return its slot.
+
+    ``place`` is its cell at cohort resolution, NOBODY for a single request.
+    """
     slot = take_slot(state, row)
     spec = params.cls[cls]
     scoring = state.site[row, Site.SCORING]
-    prefill = route(state, row, PREFILL, group, count)
-    decode = route(state, row, DECODE, group, count)
+    if place == NOBODY:
+        prefill = route(state, row, PREFILL, group, count)
+        decode = route(state, row, DECODE, group, count)
+    else:
+        # Any one prefill pool measures work: only the ratio between cohorts matters. Prefill pools come first.
+        scaling, fixed = prefill_work_s(params.perf[0], prompt, prompt_sq)
+        prefill = route_cohort(state, row, PREFILL, group, place, count, count * (scaling + fixed))
+        decode = route_cohort(state, row, DECODE, group, place, count, count * output)
     cohort = state.cohort[row, slot]
     cohort[Cohort.ARRIVAL_S] = arrival_s
     cohort[Cohort.COUNT] = count
@@ -320,6 +355,7 @@ def _synthetic_cohorts(params: Params, state: State, row: int, begin_s: float, t
             cell[Cell.PROMPT_SQ],
             cell[Cell.OUTPUT],
             deadline_s,
+            place,
         )
         _add_inflow(params, state, row, slot, tick_s)
 
@@ -351,6 +387,7 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
                     cell[Cell.PROMPT_SQ],
                     cell[Cell.OUTPUT],
                     deadline_s,
+                    NOBODY,
                 )
     time_s = begin_s
     end_s = begin_s + tick_s
@@ -367,9 +404,8 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
                     break
             cls += 1
         prompt, output = _draw_request(params, state, row, cls)
-        _enter(
-            params, state, row, cls, group_of(params, prompt), time_s, 1.0, prompt, prompt * prompt, output, math.inf
-        )
+        group = group_of(params, prompt)
+        _enter(params, state, row, cls, group, time_s, 1.0, prompt, prompt * prompt, output, math.inf, NOBODY)
 
 
 @kernel
@@ -414,6 +450,7 @@ def _trace_requests(params: Params, state: State, row: int, begin_s: float, tick
             prompt * prompt,
             params.trace_output[index],
             math.inf,
+            NOBODY,
         )
 
 
@@ -462,6 +499,7 @@ def _trace_cohorts(params: Params, state: State, row: int, begin_s: float, tick_
             sums[place, 2] / count,
             sums[place, 3] / count,
             math.inf,
+            place,
         )
         _add_inflow(params, state, row, slot, tick_s)
 

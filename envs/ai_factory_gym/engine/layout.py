@@ -365,7 +365,8 @@ class State(NamedTuple):
     heap_key: Array  # float64[rows, pools, 2 (ready, serving), slots]
     heap_slot: Array  # int32[rows, pools, 2, slots]
     weight: Array  # float64[rows, 2 (phase), groups, pools] routing shares, each phase x group sums to 1
-    carry: Array  # float64[rows, 2, groups, pools] requests owed to a pool by earlier whole-cohort choices
+    carry: Array  # float64[rows, 2, groups, pools] work (cohorts) or requests owed to a pool by earlier choices
+    carry_cell: Array  # float64[rows, 2, cells, pools] requests of a cell owed to a pool by earlier choices
     rate: Array  # float64[rows, classes, minutes] requests/s
     hazard: Array  # float64[rows, minutes] share of the deferrable backlog released per second
     cap_steps: Array  # float64[rows, steps, CapStep], padded with inf
@@ -415,6 +416,7 @@ def allocate(
         heap_slot=np.zeros((rows, pools, 2, slots), dtype=np.int32),
         weight=np.zeros((rows, 2, groups, pools)),
         carry=np.zeros((rows, 2, groups, pools)),
+        carry_cell=np.zeros((rows, 2, cells, pools)),
         rate=np.zeros((rows, classes, minutes)),
         hazard=np.zeros((rows, minutes)),
         cap_steps=np.full((rows, cap_steps, len(CapStep)), np.inf),
