@@ -12,10 +12,11 @@ from numba import njit
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, "_nrt": False}
 """Kernels never allocate, so numba's reference counting is off: with it every call counts the two dozen arrays of the
 state up and down atomically, several times the work between the calls. The error model is numpy's because Python's check
-for division by zero would stand in every inner loop."""
+for division by zero would stand in every inner loop. The interpreter lock is released: rows of different factories share
+nothing and may run in threads."""
 
 
 @functools.lru_cache(maxsize=1)

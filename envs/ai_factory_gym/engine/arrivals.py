@@ -33,7 +33,6 @@ from ai_factory_gym.engine.ledger import take_slot
 from ai_factory_gym.engine.prefill import append, server_seconds
 from ai_factory_gym.engine.rng import exponential, normal_pair, poisson, uniform
 from ai_factory_gym.physics.performance import (
-    PREFILL_STREAM_PER_TOKEN_S,
     compute_rate,
     prefill_work_s,
 )
@@ -320,17 +319,7 @@ def _add_inflow(params: Params, state: State, row: int, slot: int, tick_s: float
     cohort = state.cohort[row, slot]
     perf = params.perf[pool]
     rate = compute_rate(numbers[Pool.CLOCK])
-    work = cohort[Cohort.COUNT] * server_seconds(perf, cohort, rate) / tick_s
-    scaling, _ = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
-    compute = cohort[Cohort.COUNT] * scaling / tick_s
-    memory = cohort[Cohort.COUNT] * perf[PREFILL_STREAM_PER_TOKEN_S] * cohort[Cohort.PROMPT] * rate / tick_s
-    # The mix in service is the mix of the backlog and of what flows in.
-    held = numbers[Pool.BACKLOG] / tick_s + numbers[Pool.INFLOW]
-    total = held + work
-    if total > 0.0:
-        numbers[Pool.SHARE_COMPUTE] = (numbers[Pool.SHARE_COMPUTE] * held + compute) / total
-        numbers[Pool.SHARE_MEMORY] = (numbers[Pool.SHARE_MEMORY] * held + memory) / total
-    numbers[Pool.INFLOW] += work
+    numbers[Pool.INFLOW] += cohort[Cohort.COUNT] * server_seconds(perf, cohort, rate) / tick_s
 
 
 @kernel

@@ -272,7 +272,14 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
             lost = min(backlog, count * own)
             backlog -= lost
             turned += lost
-        elif wait_s > 0.0:
+            continue
+        # What is in service is a mix of the backlog and of what this tick brings; work turned away is not part of it.
+        scaling, _ = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
+        part = count * own / max(count * own, backlog + inflow * params.site[SiteSpec.TICK_S])
+        streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * cohort[Cohort.PROMPT] * rate
+        numbers[Pool.SHARE_COMPUTE] += part * (scaling / own - numbers[Pool.SHARE_COMPUTE])
+        numbers[Pool.SHARE_MEMORY] += part * (streaming / own - numbers[Pool.SHARE_MEMORY])
+        if wait_s > 0.0:
             cohort[Cohort.KEY] = numbers[Pool.V] + backlog
             state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
             numbers[Pool.QUEUED] += count

@@ -1,0 +1,382 @@
+"""Both environments against their contracts: every registered id, determinism, infos, snapshots, bad input."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+import ai_factory_gym
+from ai_factory_gym import ConfigError
+from ai_factory_gym.vector_env import AIFactoryVectorEnv
+
+TASKS = list(ai_factory_gym.TASKS)
+EDGE = "ai_factory/Edge-v0"
+SHORT = {"horizon_s": 600.0, "warmup_s": 120.0}
+INFO_KEYS = (
+    "time_s facility_power_w it_power_w cap_w pue clock_mean energy_j output_tokens good_tokens requests_arrived "
+    "requests_met_slo requests_missed_slo requests_rejected requests_in_flight sla_attainment tokens_per_joule "
+    "cap_violation_j brake_s energy_cost_usd carbon_kg cost"
+).split()
+
+
+def rollout(env, seed, steps=6):
+    """Return observations, rewards and infos of a run with drawn actions."""
+    actions = np.random.default_rng(seed).uniform(-1, 1, (steps, *env.action_space.shape)).astype(np.float32)
+    observation, info = env.reset(seed=seed)
+    trail = [observation]
+    numbers = [tuple(info.values())]
+    for action in actions:
+        observation, reward, _, truncated, info = env.step(action)
+        trail.append(observation)
+        numbers.append((reward, *info.values()))
+        if truncated:
+            break
+    return np.array(trail), numbers
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_gymnasium_checker_is_clean(task):
+    env = gymnasium.make(task, **SHORT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped, skip_render_check=True)
+    env.close()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_sb3_checker_is_clean(task):
+    checker = pytest.importorskip("stable_baselines3.common.env_checker", reason="needs the train extra")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checker.check_env(gymnasium.make(task, **SHORT).unwrapped)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_spec_round_trip_and_registration(task):
+    spec = gymnasium.make(task, **SHORT).spec
+    again = EnvSpec.from_json(spec.to_json())
+    assert again.kwargs == spec.kwargs and again.max_episode_steps is None
+    ai_factory_gym.register_tasks()
+    assert gymnasium.make(f"ai_factory_gym:{task}", **SHORT).unwrapped.task.site.name in task
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "coarse", "request"])
+def test_two_envs_and_two_resets_are_bit_equal(resolution):
+    settings = {"horizon_s": 240.0, "warmup_s": 60.0, "resolution": resolution, "demand_scale": 0.05}
+    first = gymnasium.make(EDGE, **settings)
+    second = gymnasium.make(EDGE, **settings)
+    a, b = rollout(first, 7), rollout(second, 7)
+    assert np.array_equal(a[0], b[0]) and a[1] == b[1]
+    assert rollout(first, 7)[1] == a[1]
+    assert rollout(first, 8)[1] != a[1]
+    # reset(seed) and then reset() are reproducible as a pair.
+    first.reset(seed=3)
+    second.reset(seed=3)
+    assert np.array_equal(first.reset()[0], second.reset()[0])
+
+
+def test_two_processes_are_bit_equal():
+    code = (
+        "import gymnasium, numpy as np, ai_factory_gym\n"
+        "e = gymnasium.make('ai_factory/Edge-v0', horizon_s=600.0, warmup_s=120.0); e.reset(seed=5)\n"
+        "a = np.random.default_rng(0).uniform(-1, 1, (5, *e.action_space.shape)).astype(np.float32)\n"
+        "r = [e.step(x) for x in a]\n"
+        "print(np.concatenate([x[0] for x in r]).tobytes().hex(), [x[1].hex() for x in r])"
+    )
+    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    assert len(runs) == 1 and len(runs.pop()) > 100
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_vector_row_equals_single_env(mode):
+    rows, steps = 3, 7
+    settings = {"horizon_s": 180.0, "warmup_s": 60.0}
+    vector = AIFactoryVectorEnv(rows, autoreset_mode=mode, site="edge", **settings)
+    singles = [gymnasium.make(EDGE, **settings) for _ in range(rows)]
+    observations, infos = vector.reset(seed=11)
+    for row, env in enumerate(singles):
+        observation, info = env.reset(seed=11 + row)
+        assert np.array_equal(observation, observations[row])
+        assert info["energy_j"] == infos["energy_j"][row]
+    actions = np.random.default_rng(1).uniform(-1, 1, (steps, rows, *vector.single_action_space.shape)).astype(np.float32)
+    done = np.zeros(rows, dtype=bool)
+    for action in actions:
+        if mode is AutoresetMode.DISABLED and done.any():
+            observations, _ = vector.reset(options={"reset_mask": done})
+            for row in np.flatnonzero(done):
+                assert np.array_equal(singles[row].reset()[0], observations[row])
+            done[:] = False
+        observations, rewards, terminations, truncations, infos = vector.step(action)
+        for row, env in enumerate(singles):
+            if mode is AutoresetMode.NEXT_STEP and done[row]:
+                assert np.array_equal(env.reset()[0], observations[row]) and rewards[row] == 0.0
+                continue
+            observation, reward, terminated, truncated, info = env.step(action[row])
+            assert (reward, terminated, truncated) == (rewards[row], terminations[row], truncations[row])
+            if mode is AutoresetMode.SAME_STEP and (terminated or truncated):
+                assert np.array_equal(infos["final_obs"][row], observation)
+                assert infos["final_info"]["good_tokens"][row] == info["good_tokens"]
+                observation, info = env.reset()
+            assert np.array_equal(observation, observations[row])
+            assert info["good_tokens"] == infos["good_tokens"][row]
+        done = terminations | truncations
+        if mode is AutoresetMode.NEXT_STEP:
+            done = truncations.copy()
+        if mode is AutoresetMode.SAME_STEP:
+            done[:] = False
+
+
+def test_make_vec_and_returned_arrays_are_not_shared():
+    envs = gymnasium.make_vec(EDGE, num_envs=2, vectorization_mode="vector_entry_point", **SHORT)
+    first, _ = envs.reset(seed=1)
+    kept = first.copy()
+    envs.step(np.zeros(envs.action_space.shape, dtype=np.float32))
+    assert np.array_equal(first, kept)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+
+
+def test_pickled_env_goes_on_equally():
+    env = gymnasium.make(EDGE, **SHORT).unwrapped
+    env.reset(seed=2)
+    env.step(env.action_space.sample() * 0)
+    copy = pickle.loads(pickle.dumps(env))
+    action = np.full(env.action_space.shape, 0.25, dtype=np.float32)
+    assert np.array_equal(env.step(action)[0], copy.step(action)[0])
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+def test_snapshot_run_restore_run(resolution):
+    env = gymnasium.make(EDGE, horizon_s=600.0, warmup_s=60.0, resolution=resolution, demand_scale=0.05).unwrapped
+    env.reset(seed=4)
+    saved = env.snapshot()
+    actions = np.random.default_rng(9).uniform(-1, 1, (4, *env.action_space.shape)).astype(np.float32)
+    first = [(env.step(a)[1], env.factory.info(0)) for a in actions]
+    env.restore(saved)
+    assert [(env.step(a)[1], env.factory.info(0)) for a in actions] == first
+
+
+def test_info_contract():
+    env = gymnasium.make(EDGE, **SHORT)
+    _, info = env.reset(seed=0)
+    names = [cls.name for cls in env.unwrapped.classes]
+    wanted = set(INFO_KEYS) | {f"class/{n}/{k}" for n in names for k in ("arrived", "met", "missed", "attainment")}
+    assert wanted <= set(info) and any(key.startswith("reward_terms/") for key in info)
+    assert info["time_s"] == 0.0 and info["sla_attainment"] == 1.0 and info["tokens_per_joule"] == 0.0
+    before = info
+    for _ in range(10):
+        _, reward, terminated, truncated, info = env.step(np.zeros(env.action_space.shape, np.float32))
+        assert set(info) == set(before) and all(type(value) is float for value in info.values())
+        assert info["requests_arrived"] == info["requests_met_slo"] + info["requests_missed_slo"] + info["requests_in_flight"]
+        assert reward == pytest.approx(sum(v for k, v in info.items() if k.startswith("reward_terms/")))
+        for key in ("energy_j", "good_tokens", "requests_arrived", "output_tokens"):
+            assert info[key] >= before[key]
+        before = info
+    assert truncated and not terminated and info["time_s"] == 600.0
+
+
+def test_same_world_for_different_actions():
+    env = gymnasium.make(EDGE, **SHORT)
+    arrived = []
+    for value in (-1.0, 1.0):
+        env.reset(seed=6)
+        for _ in range(10):
+            info = env.step(np.full(env.action_space.shape, value, np.float32))[4]
+        arrived.append([v for k, v in info.items() if k.endswith("/arrived") and "batch" not in k])
+    assert arrived[0] == arrived[1]
+
+
+def test_drain_decides_every_fate_and_freezes_energy():
+    env = gymnasium.make(EDGE, horizon_s=300.0, warmup_s=120.0, drain=True)
+    env.reset(seed=1)
+    frozen = None
+    for _ in range(2000):
+        *_, truncated, info = env.step(np.zeros(env.action_space.shape, np.float32))
+        if info["time_s"] >= 300.0:
+            frozen = frozen or (info["energy_j"], info["requests_arrived"], info["output_tokens"])
+            assert (info["energy_j"], info["requests_arrived"], info["output_tokens"]) == frozen
+        if truncated:
+            break
+    assert truncated and info["requests_in_flight"] == 0.0
+
+
+def test_reset_options():
+    env = gymnasium.make(EDGE, **SHORT)
+    env.reset(seed=1, options={})
+    low = env.reset(seed=1, options={"demand_scale": 0.2})[0]
+    high = env.reset(seed=1, options={"demand_scale": 1.0})[0]
+    rate = env.unwrapped.observation_layout.slices["class_rate"]
+    assert high[rate].sum() > 3 * low[rate].sum()
+    noon = env.reset(seed=1, options={"start_time_s": 43200.0, "horizon_s": 120.0, "scenario": "burst"})[0]
+    assert noon[1] == pytest.approx(-1.0, abs=1e-3)
+    env.step(np.zeros(env.action_space.shape, np.float32))
+    assert env.step(np.zeros(env.action_space.shape, np.float32))[3]
+
+
+def test_announced_curtailment_is_seen_and_comes():
+    env = gymnasium.make(EDGE, scenario="curtailment", horizon_s=6 * 3600.0, start_time_s=8.5 * 3600.0, warmup_s=60.0)
+    env.reset(seed=3)
+    layout = env.unwrapped.observation_layout.slices["cap_announced"]
+    seen = {}
+    for step in range(360):
+        observation, *_, info = env.step(np.zeros(env.action_space.shape, np.float32))
+        if observation[layout][0] == 1.0 and "announced" not in seen:
+            seen["announced"] = step
+            assert observation[layout][2] == pytest.approx(0.75)
+            assert observation[layout][3] == pytest.approx(3.0 / 4.0)
+        if info["cap_w"] < 2.0e6 and "fell" not in seen:
+            seen["fell"] = step
+    assert seen["fell"] - seen["announced"] == pytest.approx(60, abs=1)
+
+
+def test_ansi_rendering_shows_pools_and_classes():
+    env = gymnasium.make(EDGE, render_mode="ansi", **SHORT)
+    env.reset(seed=0)
+    env.step(np.zeros(env.action_space.shape, np.float32))
+    picture = env.render()
+    assert "gb300_nvl72/decode" in picture and "chat" in picture and "MW of 2.000" in picture
+
+
+def test_import_is_light():
+    code = "import sys, ai_factory_gym; print([m for m in ('numba', 'torch', 'matplotlib', 'scipy', 'stable_baselines3') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert done.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scenario": "diurnl"}, ["scenario", "'diurnl'", "allowed", "Did you mean 'diurnal'"]),
+        ({"levers": ("clok",)}, ["levers", "'clok'", "Did you mean 'clock'"]),
+        ({"levers": ("clock", "clock")}, ["levers", "twice"]),
+        ({"levers": ()}, ["levers", "none given"]),
+        ({"reward": "tokens_per_wat"}, ["reward", "Did you mean 'tokens_per_watt'"]),
+        ({"resolution": "requests"}, ["resolution", "Did you mean 'request'"]),
+        ({"site": "enterprise", "resolution": "request"}, ["resolution", "requests per episode", "allow_slow=True"]),
+        ({"horizon_s": 100.0}, ["horizon_s", "100.0", "multiple", "60"]),
+        ({"horizon_s": float("nan")}, ["horizon_s", "nan"]),
+        ({"control_interval_s": 45.0, "horizon_s": 450.0, "warmup_s": 450.0}, ["control_interval_s", "45.0", "tick of 10 s"]),
+        ({"demand_scale": -1.0}, ["demand_scale", "-1.0"]),
+        ({"start_time_s": "rnd"}, ["start_time_s", "'rnd'"]),
+        ({"rate_scale": 2.0}, ["rate_scale", "no trace is given"]),
+        ({"trace": "nowhere.csv"}, ["nowhere.csv"]),
+        ({"render_mode": "human"}, ["render_mode", "'human'", "ansi"]),
+        ({"site": "egde"}, ["site", "'egde'", "Did you mean 'edge'"]),
+    ],
+)
+def test_bad_settings_name_key_value_and_nearest(settings, words):
+    with pytest.raises(ConfigError) as error:
+        ai_factory_gym.AIFactoryEnv(**{"site": "edge", **settings})
+    for word in words:
+        assert word in str(error.value)
+
+
+def site_table(**changes):
+    """Return a small valid site, changed."""
+    table = {
+        "name": "cage",
+        "cap_w": 5.0e5,
+        "model": "deepseek-r1",
+        "demand_rps": 100.0,
+        "mix": {"chat": 1.0},
+        "pools": [
+            {"rack": "gb300_nvl72", "phase": "prefill", "racks": 1, "dp": 4},
+            {"rack": "gb300_nvl72", "phase": "decode", "racks": 1, "dp": 8},
+        ],
+    }
+    table.update(changes)
+    return table
+
+
+def pools(**changes):
+    """Return the two pools of the small site, the second one changed."""
+    first, second = site_table()["pools"]
+    return [first, {**second, **changes}]
+
+
+def test_small_site_from_a_table_runs():
+    env = ai_factory_gym.AIFactoryEnv(site=site_table(), lambda_tokens_per_joule=1.0, **SHORT)
+    env.reset(seed=0)
+    assert env.step(np.zeros(env.action_space.shape, np.float32))[4]["good_tokens"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cap_w": 5.0e4}, ["idle draw", "0.067 MW", "lowest cap 0.043 MW"]),
+        ({"model": "deepseek-r2"}, ["model", "'deepseek-r2'", "Did you mean 'deepseek-r1'"]),
+        ({"pools": pools(rack="gb300_nvl27")}, ["rack", "'gb300_nvl27'", "Did you mean 'gb300_nvl72'"]),
+        ({"pools": pools(phase="decoding")}, ["phase", "'decoding'", "Did you mean 'decode'"]),
+        ({"pools": pools(dp=7)}, ["7 GPUs", "72 GPUs", "evenly"]),
+        ({"pools": pools(dp=1)}, ["deepseek-r1", "does not fit", "GB of weights per GPU"]),
+        ({"pools": pools(racks=0)}, ["racks", "0"]),
+        ({"pools": pools(rcks=3)}, ["'rcks'", "Did you mean 'racks'"]),
+        ({"mix": {"chatt": 1.0}}, ["mix", "'chatt'", "Did you mean 'chat'"]),
+        ({"mix": {"chat": 0.5}}, ["mix", "sum to 0.5"]),
+        ({"caps": 1.0}, ["'caps'", "allowed"]),
+        ({"group_edges": [10.0, 5.0]}, ["group_edges", "increasing"]),
+        ({}, ["lambda_tokens_per_joule", "'cage'", "ai_factory_baselines.freeze"]),
+    ],
+)
+def test_bad_sites_are_refused(changes, words):
+    with pytest.raises(ConfigError) as error:
+        ai_factory_gym.AIFactoryEnv(site=site_table(**changes), **SHORT)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (lambda n: np.full(n, np.nan), ["nan", "[-1, 1]"]),
+        (lambda n: np.full(n, 1.5), ["1.5", "index 0"]),
+        (lambda n: np.zeros(n + 1), ["shape"]),
+    ],
+)
+def test_bad_actions_are_refused(action, words):
+    env = ai_factory_gym.AIFactoryEnv(site="edge", **SHORT)
+    env.reset(seed=0)
+    with pytest.raises(ConfigError) as error:
+        env.step(action(env.action_space.shape[0]))
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"scenari": "burst"}, {"scenario": "brst"}, {"horizon_s": 61.0}, {"demand_scale": np.nan}])
+def test_bad_reset_options_are_refused(options):
+    env = ai_factory_gym.AIFactoryEnv(site="edge", **SHORT)
+    with pytest.raises(ConfigError):
+        env.reset(seed=0, options=options)
+
+
+def test_vector_env_refuses_bad_input():
+    with pytest.raises(ConfigError, match="num_envs"):
+        AIFactoryVectorEnv(0, site="edge")
+    with pytest.raises(ConfigError, match="autoreset_mode"):
+        AIFactoryVectorEnv(1, site="edge", autoreset_mode="same")
+    envs = AIFactoryVectorEnv(2, site="edge", **SHORT)
+    with pytest.raises(ConfigError, match="3 given for 2 rows"):
+        envs.reset(seed=[1, 2, 3])
+
+
+def test_breaker_trips_only_without_a_brake():
+    env = ai_factory_gym.AIFactoryEnv(site="edge", brake=False, horizon_s=3600.0, warmup_s=600.0, demand_scale=2.0)
+    env.reset(seed=0)
+    full = env.action_layout.encode(clock=1.0, racks=env.factory.params.pool[:, 1])
+    for _ in range(60):
+        _, _, terminated, truncated, info = env.step(full)
+        if terminated:
+            break
+    assert terminated and not truncated and info["cap_violation_j"] > 0.0
