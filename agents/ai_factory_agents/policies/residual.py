@@ -1,0 +1,73 @@
+"""The residual parametrisation: an agent that corrects a rule instead of replacing it.
+
+``action = clip(rule action + scale x residual, -1, 1)``, where the residual in [-1, 1] is what the network gives. The
+network sees the raw observation followed by the rule's action: the rule has a memory (its hysteresis) that the
+observation alone does not show. A residual of zero is the rule. Training (``ResidualVecEnv``) and the saved policy
+(``TrainedPolicy``) share the functions of this file.
+
+Residual policy learning: Silver et al., "Residual Policy Learning", arXiv 1812.06298; Johannink et al., "Residual
+Reinforcement Learning for Robot Control", arXiv 1812.03201.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ai_factory_gym.errors import unknown
+
+RESIDUAL_RULES = ("reactive", "none")
+"""Rules an agent may correct; ``none`` is an agent that acts on its own."""
+
+
+def residual_action(rule_action: NDArray[Any], residual: NDArray[Any], scale: float) -> NDArray[np.float32]:
+    """Return the action: the rule's, corrected and kept within [-1, 1].
+
+    Args:
+        rule_action: float[..., actions].
+        residual: What the network gives, float[..., actions]; clipped to [-1, 1] first.
+        scale: Largest correction of any entry, in units of the action.
+    """
+    correction = np.float32(scale) * np.clip(np.asarray(residual, dtype=np.float32), -1.0, 1.0)
+    return np.asarray(np.clip(np.asarray(rule_action, dtype=np.float32) + correction, -1.0, 1.0))
+
+
+def residual_observation(observation: NDArray[Any], rule_action: NDArray[Any]) -> NDArray[np.float32]:
+    """Return what the network sees: float32[..., observations + actions]."""
+    return np.concatenate([observation, rule_action], axis=-1, dtype=np.float32)
+
+
+def make_rule(name: str, task: str, settings: Mapping[str, float] | None = None) -> Any:
+    """Build the rule that an agent corrects, or None for ``none``.
+
+    Args:
+        name: One of RESIDUAL_RULES.
+        task: Registered id; the rule is made from an environment of it.
+        settings: The rule's parameters, as ``rule_settings`` gave them; None takes those it is tuned to now.
+
+    Raises:
+        ConfigError: When there is no such rule or no such task.
+    """
+    if name not in RESIDUAL_RULES:
+        raise unknown("residual_of", name, RESIDUAL_RULES)
+    if name == "none":
+        return None
+    import gymnasium
+
+    import ai_factory_baselines
+
+    env = gymnasium.make(task)
+    try:
+        rule: Any = ai_factory_baselines.make(name, env)
+        return rule if settings is None else type(rule)(env, dataclasses.replace(rule.settings, **settings))
+    finally:
+        env.close()
+
+
+def rule_settings(rule: Any) -> dict[str, float]:
+    """Return a rule's parameters: an agent goes on correcting the rule it was trained on when that is tuned anew."""
+    return dict(dataclasses.asdict(rule.settings))
