@@ -299,8 +299,9 @@ def test_daily_curve_has_mean_one_and_the_stated_swing(peak_hour: float, ratio: 
 
 
 def test_chat_day_resembles_the_recorded_one() -> None:
-    # ServeGen m-large: the median day's busiest hour is 1.45 times its mean; deepseek-r1: 2.19 times.
-    for name, measured in (("chat", 1.45), ("reasoning", 2.19)):
+    # ServeGen m-large: the median day's busiest hour is 1.45 times its mean. Reasoning takes the same swing: the one
+    # recorded day of deepseek-r1 (2.19 times) is a single day.
+    for name, measured in (("chat", 1.45), ("reasoning", 1.45)):
         profile = request_class(name).demand
         assert daily_factor(profile, profile.peak_hour * 3600.0) == pytest.approx(measured, rel=0.15)
 

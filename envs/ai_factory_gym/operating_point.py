@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Cell, Params, PoolSpec
-from ai_factory_gym.params import nameplate_it_w, reference_tpot_s, site_pue
+from ai_factory_gym.params import mean_context, nameplate_it_w, reference_tpot_s, site_pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
@@ -80,28 +80,30 @@ class SteadySite:
         self.output_tokens = float(self.share @ cell[:, Cell.OUTPUT])
 
     def _group(self, group: int) -> tuple[float, Array]:
-        """Return a group's share of requests and its mean (prompt, prompt squared, output)."""
+        """Return a group's share of requests and its mean (prompt, prompt squared, output, context in flight)."""
         cell = self.params.cell
         part = np.where(cell[:, Cell.GROUP] == group, self.share, 0.0)
         total = float(part.sum())
-        moments = np.array([part @ cell[:, c] for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT)])
-        return total, moments / max(total, 1e-300)
+        if total <= 0.0:
+            return 0.0, np.zeros(4)
+        moments = [part @ cell[:, c] / total for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT)]
+        return total, np.array([*moments, mean_context(cell, part)])
 
     def at(self, load_rps: float, prefill_clock: float = 1.0, decode_clock: float = 1.0) -> OperatingPoint:
         """Return the steady state at a load and a clock per phase."""
         params = self.params
         pools = len(params.pool)
         work = np.zeros((pools, 3))  # prompts, squared prompts, requests per second
-        decode = np.zeros((pools, 3))  # requests/s, context x requests, output tokens/s
+        decode = np.zeros((pools, 3))  # requests/s, context x output tokens/s, output tokens/s
         for group in range(params.capacity.shape[1]):
-            share, (prompt, prompt_sq, output) = self._group(group)
+            share, (prompt, prompt_sq, output, context) = self._group(group)
             for phase, table in ((PREFILL, work), (DECODE, decode)):
                 weight = params.capacity[phase, group] * params.pool[:, PoolSpec.RACKS]
                 rate = load_rps * share * weight / weight.sum()
                 if phase == PREFILL:
                     table += rate[:, None] * np.array([prompt, prompt_sq, 1.0])
                 else:
-                    table += rate[:, None] * np.array([1.0, prompt + 0.5 * output, output])
+                    table += rate[:, None] * np.array([1.0, context * output, output])
         state = [
             self._prefill(index, work[index], prefill_clock)
             if params.pool[index, PoolSpec.PHASE] == PREFILL
@@ -138,7 +140,7 @@ class SteadySite:
         replicas = spec[PoolSpec.RACKS] * spec[PoolSpec.UNITS_PER_RACK]
         if load[0] <= 0.0:
             return 0.0, 0.0, 0.0, spec[PoolSpec.RACKS] * rack_power_w(power, gpu_power_w(power, clock, 0.0, 0.0, 0.0)), None
-        context = load[1] / load[0]
+        context = load[1] / load[2]
         most = min(spec[PoolSpec.MAX_BATCH], perf[DECODE_KV_CAPACITY_TOKENS] / (context + load[2] / load[0] / 2.0 + perf[DECODE_KV_REQUEST_TOKENS]))
         needed = load[2] / replicas
 

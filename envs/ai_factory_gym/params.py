@@ -188,8 +188,7 @@ def reference_batch(site: SiteConfig, classes: tuple[RequestClass, ...], params:
     weight = np.array([site.mix.get(classes[int(cls)].name, 0.0) for cls in params.cell[:, Cell.CLASS]]) * params.cell[:, Cell.WEIGHT]
     if weight.sum() <= 0.0:
         weight = params.cell[:, Cell.WEIGHT]
-    share = weight / weight.sum()
-    context = float(share @ (params.cell[:, Cell.PROMPT] + 0.5 * params.cell[:, Cell.OUTPUT]))
+    context = mean_context(params.cell, weight / weight.sum())
     return np.array(
         [
             largest_batch(params.perf[index], context, reference_tpot_s(classes), 1.0, pool.max_batch) if pool.phase == "decode" else 0.0
@@ -204,18 +203,26 @@ def reference_tpot_s(classes: tuple[RequestClass, ...]) -> float:
     return REFERENCE_TPOT_SHARE * min(limits)
 
 
-def _group_moments(cells: Array, weights: Array, group: int) -> tuple[float, float, float]:
-    """Return the mean prompt, squared prompt and output of a group over the site's mix; of all requests if it is empty."""
-    chosen = cells[:, Cell.GROUP] == group
-    share = np.where(chosen, weights, 0.0)
+def mean_context(cells: Array, share: Array) -> float:
+    """Return the mean KV tokens of a request in flight, tokens.
+
+    A request holds its place for as long as its output takes, so the mean over requests in flight weighs each by its
+    output: E[output x (prompt + output / 2)] / E[output] (Little's law per cell).
+
+    Args:
+        cells: float64[cells, Cell].
+        share: Share of requests per cell.
+    """
+    held = share * cells[:, Cell.OUTPUT]
+    return float(held @ (cells[:, Cell.PROMPT] + 0.5 * cells[:, Cell.OUTPUT]) / held.sum())
+
+
+def _group_share(cells: Array, weights: Array, group: int) -> Array:
+    """Return each cell's share of a group's requests over the site's mix; of all requests if the group is empty."""
+    share = np.where(cells[:, Cell.GROUP] == group, weights, 0.0)
     if share.sum() <= 0.0:
         share = weights
-    share = share / share.sum()
-    return (
-        float(share @ cells[:, Cell.PROMPT]),
-        float(share @ cells[:, Cell.PROMPT_SQ]),
-        float(share @ cells[:, Cell.OUTPUT]),
-    )
+    return np.asarray(share / share.sum())
 
 
 def _capacity(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, cells: Array, weights: Array) -> Array:
@@ -224,14 +231,15 @@ def _capacity(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, 
     capacity = np.zeros((2, groups, len(site.pools)))
     tpot_s = reference_tpot_s(classes)
     for group in range(groups):
-        prompt, prompt_sq, output = _group_moments(cells, weights, group)
+        share = _group_share(cells, weights, group)
+        prompt, prompt_sq, output = (float(share @ cells[:, c]) for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT))
+        context = mean_context(cells, share)
         for index, pool in enumerate(site.pools):
             if pool.phase == "prefill":
                 scaling_s, fixed_s = prefill_work_s(perf[index], prompt, prompt_sq)
                 lanes = pool.replicas_per_rack * perf[index, PREFILL_SERVERS_PER_REPLICA]
                 capacity[PREFILL, group, index] = lanes / (scaling_s + fixed_s)
             else:
-                context = prompt + 0.5 * output
                 batch = largest_batch(perf[index], context, tpot_s, 1.0, pool.max_batch)
                 if batch > 0.0:
                     iteration_s = decode_iteration_s(perf[index], batch, context, 1.0)[0]
@@ -254,7 +262,8 @@ def _reference_joules(site: SiteConfig, classes: tuple[RequestClass, ...], perf:
     factor = site_pue(site, 1.0)
     tpot_s = reference_tpot_s(classes)
     share = weights / weights.sum()
-    prompt, prompt_sq, output = (float(share @ cells[:, column]) for column in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT))
+    prompt, prompt_sq = (float(share @ cells[:, column]) for column in (Cell.PROMPT, Cell.PROMPT_SQ))
+    context = mean_context(cells, share)
     sums = np.zeros(3)
     racks = np.zeros(2)
     for index, pool in enumerate(site.pools):
@@ -270,9 +279,9 @@ def _reference_joules(site: SiteConfig, classes: tuple[RequestClass, ...], perf:
             sums[1] += pool.racks * joules * pairs_s / rate / prompt_sq
             racks[PREFILL] += pool.racks
             continue
-        batch = largest_batch(coef, prompt + 0.5 * output, tpot_s, REFERENCE_CLOCK, pool.max_batch)
+        batch = largest_batch(coef, context, tpot_s, REFERENCE_CLOCK, pool.max_batch)
         if batch > 0.0:
-            iteration_s, compute_s, memory_s = decode_iteration_s(coef, batch, prompt + 0.5 * output, REFERENCE_CLOCK)
+            iteration_s, compute_s, memory_s = decode_iteration_s(coef, batch, context, REFERENCE_CLOCK)
             rack_w = rack_power_w(watts, gpu_power_w(watts, REFERENCE_CLOCK, 1.0, compute_s / iteration_s, memory_s / iteration_s))
             tokens_per_s = pool.replicas_per_rack * batch * coef[DECODE_TOKENS_PER_ITERATION] / iteration_s
             sums[2] += pool.racks * factor * rack_w / tokens_per_s

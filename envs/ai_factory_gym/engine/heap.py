@@ -1,12 +1,14 @@
-"""Binary min-heaps over two parallel arrays (keys and cohort slots); the caller keeps the size.
+"""Min-heaps with four children per node over two parallel arrays (keys and cohort slots); the caller keeps the size.
 
-Equal keys are ordered by slot, so that the order of events never depends on how the heap was built.
+Four children halve the depth of a binary heap and lie side by side in memory: at request resolution a heap holds every
+request in flight and most of its cost is waiting for memory. Equal keys are ordered by slot, so that the order of events
+never depends on how the heap was built.
 """
 
 from __future__ import annotations
 
-from ai_factory_gym.jit import inlined_kernel
 from ai_factory_gym.engine.layout import Array
+from ai_factory_gym.jit import inlined_kernel
 
 
 @inlined_kernel
@@ -14,7 +16,7 @@ def push(keys: Array, slots: Array, size: int, key: float, slot: int) -> None:
     """Insert ``(key, slot)`` into a heap of ``size`` entries; the caller adds one to its size."""
     child = size
     while child > 0:
-        parent = (child - 1) >> 1
+        parent = (child - 1) >> 2
         above = keys[parent]
         if above < key or (above == key and slots[parent] < slot):
             break
@@ -34,15 +36,18 @@ def pop(keys: Array, slots: Array, size: int) -> int:
     slot = slots[last]
     parent = 0
     while True:
-        child = 2 * parent + 1
-        if child >= last:
+        first = 4 * parent + 1
+        if first >= last:
             break
-        right = child + 1
-        if right < last and (keys[right] < keys[child] or (keys[right] == keys[child] and slots[right] < slots[child])):
-            child = right
-        if key < keys[child] or (key == keys[child] and slot < slots[child]):
+        child = first
+        least = keys[first]
+        for other in range(first + 1, min(first + 4, last)):
+            if keys[other] < least or (keys[other] == least and slots[other] < slots[child]):
+                child = other
+                least = keys[other]
+        if key < least or (key == least and slot < slots[child]):
             break
-        keys[parent] = keys[child]
+        keys[parent] = least
         slots[parent] = slots[child]
         parent = child
     keys[parent] = key
