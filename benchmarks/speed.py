@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -135,10 +134,14 @@ def main() -> None:
         "import gymnasium, numpy as np, ai_factory_gym; e = gymnasium.make('ai_factory/Edge-v0'); e.reset(seed=0); "
         "e.step(np.zeros(e.action_space.shape, np.float32))"
     )
-    print(f"\nrequest resolution: {requests / 1e6:.2f} million requests/s, {requests * cartpole:.1f} requests per CartPole step")
+    print(
+        f"\nrequest resolution: {requests / 1e6:.2f} million requests/s, {requests * cartpole:.1f} requests per CartPole step"
+    )
     print(f"the same site scaled 250x: {best['Edge-v0 x 250'] / best['Edge-v0, gym.make']:.2f} x the time per step")
-    print(f"import ai_factory_gym: {ours - plain:.2f} s beyond gymnasium; first step from a fresh interpreter, warm cache: {first - plain:.2f} s")
-    print(f"peak memory of a process with one environment: {memory_mb():.0f} MB (this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB)")
+    print(
+        f"import ai_factory_gym: {ours - plain:.2f} s beyond gymnasium; first step from a fresh interpreter, warm cache: {first - plain:.2f} s"
+    )
+    print(f"peak memory of a process with one environment: {memory_mb():.0f} MB")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,13 @@ def test_engine_settles_at_the_steady_operating_point(load):
 
     scale = load / task_site(EDGE).demand_rps
     # Without the rack lever every rack stays awake, as the steady state assumes.
-    settings = {"scenario": "steady", "horizon_s": 1800.0, "warmup_s": 3600.0, "demand_scale": scale, "levers": ("clock",)}
+    settings = {
+        "scenario": "steady",
+        "horizon_s": 1800.0,
+        "warmup_s": 3600.0,
+        "demand_scale": scale,
+        "levers": ("clock",),
+    }
     _, info, env = run(clocks(0.9, 0.8), change=still, **settings)
     point = SteadySite(env.task.site, env.classes, env.factory.params).at(load, 0.9, 0.8)
     assert info["energy_j"] / 1800.0 == pytest.approx(point.facility_w, rel=0.03)
@@ -201,7 +207,14 @@ def test_azure_conversation_trace_replays_alike_at_both_resolutions():
     results = {}
     for resolution in ("cohort", "request"):
         _, info, _ = run(
-            clocks(0.9, 0.8), trace=path, rate_scale=200.5, resolution=resolution, horizon_s=600.0, warmup_s=300.0, scenario="steady", drain=True
+            clocks(0.9, 0.8),
+            trace=path,
+            rate_scale=200.5,
+            resolution=resolution,
+            horizon_s=600.0,
+            warmup_s=300.0,
+            scenario="steady",
+            drain=True,
         )
         results[resolution] = info
     cohort, request = results["cohort"], results["request"]
@@ -215,5 +228,7 @@ def test_trace_longer_than_it_is_needs_repeat():
     path = trace_path("azure_llm_2023_conv.csv.gz")
     with pytest.raises(ai_factory_gym.ConfigError, match="trace_repeat=True"):
         gymnasium.make(EDGE, trace=path, horizon_s=7200.0)
-    env = gymnasium.make(EDGE, trace=path, horizon_s=7200.0, trace_repeat=True, trace_class=[[500, "chat"], [float("inf"), "reasoning"]])
+    env = gymnasium.make(
+        EDGE, trace=path, horizon_s=7200.0, trace_repeat=True, trace_class=[[500, "chat"], [float("inf"), "reasoning"]]
+    )
     assert [cls.name for cls in env.unwrapped.classes] == ["chat", "reasoning"]

@@ -93,7 +93,10 @@ def test_two_processes_are_bit_equal():
         "r = [e.step(x) for x in a]\n"
         "print(np.concatenate([x[0] for x in r]).tobytes().hex(), [x[1].hex() for x in r])"
     )
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    runs = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
     assert len(runs) == 1 and len(runs.pop()) > 100
 
 
@@ -108,7 +111,9 @@ def test_vector_row_equals_single_env(mode):
         observation, info = env.reset(seed=11 + row)
         assert np.array_equal(observation, observations[row])
         assert info["energy_j"] == infos["energy_j"][row]
-    actions = np.random.default_rng(1).uniform(-1, 1, (steps, rows, *vector.single_action_space.shape)).astype(np.float32)
+    actions = (
+        np.random.default_rng(1).uniform(-1, 1, (steps, rows, *vector.single_action_space.shape)).astype(np.float32)
+    )
     done = np.zeros(rows, dtype=bool)
     for action in actions:
         if mode is AutoresetMode.DISABLED and done.any():
@@ -176,7 +181,10 @@ def test_info_contract():
     for _ in range(10):
         _, reward, terminated, truncated, info = env.step(np.zeros(env.action_space.shape, np.float32))
         assert set(info) == set(before) and all(type(value) is float for value in info.values())
-        assert info["requests_arrived"] == info["requests_met_slo"] + info["requests_missed_slo"] + info["requests_in_flight"]
+        assert (
+            info["requests_arrived"]
+            == info["requests_met_slo"] + info["requests_missed_slo"] + info["requests_in_flight"]
+        )
         assert reward == pytest.approx(sum(v for k, v in info.items() if k.startswith("reward_terms/")))
         for key in ("energy_j", "good_tokens", "requests_arrived", "output_tokens"):
             assert info[key] >= before[key]
@@ -248,7 +256,9 @@ def test_ansi_rendering_shows_pools_and_classes():
 
 def test_import_is_light():
     code = "import sys, ai_factory_gym; print([m for m in ('numba', 'torch', 'matplotlib', 'scipy', 'stable_baselines3') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -267,7 +277,10 @@ def test_import_is_light():
         ({"site": "enterprise", "resolution": "request"}, ["resolution", "requests per episode", "allow_slow=True"]),
         ({"horizon_s": 100.0}, ["horizon_s", "100.0", "multiple", "60"]),
         ({"horizon_s": float("nan")}, ["horizon_s", "nan"]),
-        ({"control_interval_s": 45.0, "horizon_s": 450.0, "warmup_s": 450.0}, ["control_interval_s", "45.0", "tick of 10 s"]),
+        (
+            {"control_interval_s": 45.0, "horizon_s": 450.0, "warmup_s": 450.0},
+            ["control_interval_s", "45.0", "tick of 10 s"],
+        ),
         ({"demand_scale": -1.0}, ["demand_scale", "-1.0"]),
         ({"start_time_s": "rnd"}, ["start_time_s", "'rnd'"]),
         ({"rate_scale": 2.0}, ["rate_scale", "no trace is given"]),
@@ -354,7 +367,9 @@ def test_bad_actions_are_refused(action, words):
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize("options", [{"scenari": "burst"}, {"scenario": "brst"}, {"horizon_s": 61.0}, {"demand_scale": np.nan}])
+@pytest.mark.parametrize(
+    "options", [{"scenari": "burst"}, {"scenario": "brst"}, {"horizon_s": 61.0}, {"demand_scale": np.nan}]
+)
 def test_bad_reset_options_are_refused(options):
     env = ai_factory_gym.AIFactoryEnv(site="edge", **SHORT)
     with pytest.raises(ConfigError):

@@ -77,10 +77,15 @@ def describe(name: str) -> str:
         phase = PREFILL if params.pool[index, PoolSpec.PHASE] == PREFILL else DECODE
         rates = ", ".join(f"{rate:,.0f}" for rate in params.capacity[phase, :, index])
         mark = " *" if pool.rack_type.hypothetical else ""
-        lines.append(f"{pool.name + mark:<30}{pool.racks:>7}{pool.racks * pool.replicas_per_rack:>10}{pool.gpus_per_replica:>11}{rates:>50}")
+        lines.append(
+            f"{pool.name + mark:<30}{pool.racks:>7}{pool.racks * pool.replicas_per_rack:>10}{pool.gpus_per_replica:>11}{rates:>50}"
+        )
     if any(pool.rack_type.hypothetical for pool in site.pools):
         lines.append("* hypothetical: announced, then withdrawn; never shipped")
-    lines += ["", f"{'class':<20}{'share':>7}{'prompt':>10}{'output':>9}{'TTFT limit':>13}{'TPOT limit':>12}{'target':>8}"]
+    lines += [
+        "",
+        f"{'class':<20}{'share':>7}{'prompt':>10}{'output':>9}{'TTFT limit':>13}{'TPOT limit':>12}{'target':>8}",
+    ]
     for cls in classes:
         prompt = cls.prompt.mean()
         limit = f"{cls.deadline_s / 3600:.0f} h to do" if cls.deferrable else f"{cls.ttft_limit_s(prompt):.2f} s"

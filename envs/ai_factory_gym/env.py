@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -69,7 +69,9 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``pool_wait`` | pools | predicted wait / 10 s |
     | ``pool_clock`` | pools | mean clock |
     | ``pool_power`` | pools | IT power / nameplate |
-    | ``pool_active``, ``pool_waking``, ``pool_wake_time``, ``pool_draining``, ``pool_asleep``, ``pool_failed`` | pools each | racks by state / racks; time to go / wake time |
+    | ``pool_active``, ``pool_waking`` | pools each | racks in that state / racks |
+    | ``pool_wake_time`` | pools | time until the next rack is awake / wake time |
+    | ``pool_draining``, ``pool_asleep``, ``pool_failed`` | pools each | racks in that state / racks |
     | ``class_rate``, ``class_rate_lag1``, ``class_rate_lag2`` | classes each | arrivals/s now and one and two steps ago / mean |
     | ``queue_wait`` | classes | mean TTFT of the step / limit |
     | ``class_queued`` | classes | requests without a first token / 10 s of mean demand |
@@ -103,7 +105,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     - v0: first version; until the first release its numbers may be recalibrated (``site.calibration`` says which they are).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}
 
     def __init__(self, *, render_mode: str | None = None, **settings: Any) -> None:
         """Build the environment from the arguments of ``build_task``."""
@@ -156,7 +158,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             dict(self.factory.info(0)),
         )
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return a text picture of the site (``render_mode="ansi"``)."""
         if self.render_mode is None:
             return None

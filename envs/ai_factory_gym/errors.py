@@ -34,7 +34,9 @@ def unknown(key: str, value: object, allowed: Collection[str]) -> ConfigError:
     return ConfigError(f"{key}: unknown value {value!r}; allowed: {', '.join(names) or '(none)'}.{hint}")
 
 
-def check_keys(where: str, given: Mapping[str, Any], *, required: Collection[str], optional: Collection[str] = ()) -> None:
+def check_keys(
+    where: str, given: Mapping[str, Any], *, required: Collection[str], optional: Collection[str] = ()
+) -> None:
     """Refuse a table with unknown or missing keys.
 
     Args:

@@ -121,7 +121,10 @@ class Factory:
     # ------------------------------------------------------------------------------------------------ episodes
 
     def begin(
-        self, rows: Sequence[int], generators: Sequence[np.random.Generator], options: Sequence[Mapping[str, Any] | None]
+        self,
+        rows: Sequence[int],
+        generators: Sequence[np.random.Generator],
+        options: Sequence[Mapping[str, Any] | None],
     ) -> None:
         """Start episodes in rows and warm them up with the neutral action.
 
@@ -157,7 +160,9 @@ class Factory:
                 f"make a new environment with scenario={chosen.name!r}."
             )
         check_cap(task.site, task.site.cap_w * chosen.lowest_cap_fraction)
-        horizon_s = check_range("options: horizon_s", options.get("horizon_s", task.horizon_s), task.control_interval_s, 3.2e7, "s")
+        horizon_s = check_range(
+            "options: horizon_s", options.get("horizon_s", task.horizon_s), task.control_interval_s, 3.2e7, "s"
+        )
         steps = horizon_s / task.control_interval_s
         if abs(steps - round(steps)) > 1e-9:
             raise ConfigError(f"options: horizon_s: {horizon_s!r} must be a multiple of {task.control_interval_s:g} s.")

@@ -30,7 +30,9 @@ LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 
 def from_centre(action: Array, low: Array | float, centre: Array | float, high: Array | float) -> Array:
     """Map -1, 0, 1 to ``low``, ``centre``, ``high``, linearly between."""
-    return np.where(action < 0.0, centre + action * (np.asarray(centre) - low), centre + action * (high - np.asarray(centre)))
+    return np.where(
+        action < 0.0, centre + action * (np.asarray(centre) - low), centre + action * (high - np.asarray(centre))
+    )
 
 
 def to_centre(value: Array | float, low: Array | float, centre: Array | float, high: Array | float) -> Array:
@@ -146,7 +148,9 @@ class ActionLayout:
         action = np.zeros(self.size)
         if clock is not None and "clock" in self.slices:
             span = self.slices["clock"]
-            action[span] = to_centre(np.broadcast_to(clock, (span.stop - span.start,)), self.clock_min, NEUTRAL_CLOCK, 1.0)
+            action[span] = to_centre(
+                np.broadcast_to(clock, (span.stop - span.start,)), self.clock_min, NEUTRAL_CLOCK, 1.0
+            )
         if racks is not None and "active_racks" in self.slices:
             pool = self.params.pool
             # Half a rack below the wanted number rounds up to it.
@@ -177,5 +181,7 @@ def check_action(action: Array, shape: Sequence[int]) -> Array:
     if not (np.abs(array) <= 1.0).all():
         flat = array.reshape(-1)
         index = int(np.flatnonzero(~(np.abs(flat) <= 1.0))[0])
-        raise ConfigError(f"action: {flat[index]!r} at index {index} is not allowed; every entry must be a number in [-1, 1].")
+        raise ConfigError(
+            f"action: {flat[index]!r} at index {index} is not allowed; every entry must be a number in [-1, 1]."
+        )
     return array

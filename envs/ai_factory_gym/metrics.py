@@ -25,7 +25,12 @@ def attainment(met: float, missed: float) -> float:
 
 
 def build_info(
-    site: Array, cls: Array, names: tuple[str, ...], config: SiteConfig, targets: tuple[float, ...], terms: Mapping[str, float]
+    site: Array,
+    cls: Array,
+    names: tuple[str, ...],
+    config: SiteConfig,
+    targets: tuple[float, ...],
+    terms: Mapping[str, float],
 ) -> Info:
     """Build the info of one row.
 

@@ -38,15 +38,27 @@ DURATION_SCALE_S = 14400.0
 BLOCKS: tuple[tuple[str, str, str], ...] = (
     ("time_of_day", "2", "sine and cosine of the local time"),
     ("cap", "1", "cap in force / base cap"),
-    ("cap_announced", "4", "1 when a change is announced; time until it / 2 h; cap after it / base cap; its duration / 4 h"),
+    (
+        "cap_announced",
+        "4",
+        "1 when a change is announced; time until it / 2 h; cap after it / base cap; its duration / 4 h",
+    ),
     ("price", "1", "electricity price / 100 USD/MWh"),
     ("carbon", "1", "carbon intensity / 500 g/kWh"),
     ("power", "2", "facility power over the last step / base cap; last segment / base cap"),
     ("brake", "2", "1 while the brake is engaged; share of the last step under it"),
     ("pool_busy", "pools", "share of awake time in which the pool's racks ran"),
-    ("pool_batch", "pools", "decode: requests in flight per replica / reference batch; prefill: requests in the queue per rack / 100"),
+    (
+        "pool_batch",
+        "pools",
+        "decode: requests in flight per replica / reference batch; prefill: requests in the queue per rack / 100",
+    ),
     ("pool_kv", "pools", "decode: KV memory reserved / capacity of the active racks; prefill: 0"),
-    ("pool_transfer", "pools", "decode: requests whose KV is in transfer or waits / reference batch of all replicas; prefill: 0"),
+    (
+        "pool_transfer",
+        "pools",
+        "decode: requests whose KV is in transfer or waits / reference batch of all replicas; prefill: 0",
+    ),
     ("pool_tpot", "pools", "decode: time per output token / tightest TPOT limit; prefill: 0"),
     ("pool_wait", "pools", "prefill: time to serve the queue, s / 10; decode: predicted wait for admission, s / 10"),
     ("pool_clock", "pools", "mean clock over the last step"),
@@ -156,7 +168,10 @@ def _pool_blocks(
             wait_s = numbers[Pool.QUEUED_WORK] / max(1.0, servers * numbers[Pool.CLOCK])
         else:
             load = numbers[Pool.IN_FLIGHT] / replicas / batch[pool]
-            room = max(1.0, ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]) * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
+            room = (
+                max(1.0, ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK])
+                * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
+            )
             kv = numbers[Pool.RESERVED] / room
             transfer = numbers[Pool.IN_TRANSIT] / replicas / batch[pool]
             tpot = numbers[Pool.TPOT_S] / tpot_s

@@ -115,7 +115,14 @@ class SteadySite:
         facility_w = it_w * site_pue(self.site, it_w / nameplate_it_w(self.site, params.power))
         reasons = [reason for reason in binds if reason]
         return OperatingPoint(
-            load_rps, facility_w, utilisation, batch, tpot, watts, load_rps * self.output_tokens / facility_w, reasons[0] if reasons else None
+            load_rps,
+            facility_w,
+            utilisation,
+            batch,
+            tpot,
+            watts,
+            load_rps * self.output_tokens / facility_w,
+            reasons[0] if reasons else None,
         )
 
     def _prefill(self, index: int, work: Array, clock: float) -> tuple[float, float, float, float, str | None]:
@@ -139,13 +146,24 @@ class SteadySite:
         perf, power, spec = params.perf[index], params.power[index], params.pool[index]
         replicas = spec[PoolSpec.RACKS] * spec[PoolSpec.UNITS_PER_RACK]
         if load[0] <= 0.0:
-            return 0.0, 0.0, 0.0, spec[PoolSpec.RACKS] * rack_power_w(power, gpu_power_w(power, clock, 0.0, 0.0, 0.0)), None
+            return (
+                0.0,
+                0.0,
+                0.0,
+                spec[PoolSpec.RACKS] * rack_power_w(power, gpu_power_w(power, clock, 0.0, 0.0, 0.0)),
+                None,
+            )
         context = load[1] / load[2]
-        most = min(spec[PoolSpec.MAX_BATCH], perf[DECODE_KV_CAPACITY_TOKENS] / (context + load[2] / load[0] / 2.0 + perf[DECODE_KV_REQUEST_TOKENS]))
+        most = min(
+            spec[PoolSpec.MAX_BATCH],
+            perf[DECODE_KV_CAPACITY_TOKENS] / (context + load[2] / load[0] / 2.0 + perf[DECODE_KV_REQUEST_TOKENS]),
+        )
         needed = load[2] / replicas
 
         def throughput(batch: float) -> float:
-            return batch * perf[DECODE_TOKENS_PER_ITERATION] / decode_iteration_s(perf, max(1.0, batch), context, clock)[0]
+            return (
+                batch * perf[DECODE_TOKENS_PER_ITERATION] / decode_iteration_s(perf, max(1.0, batch), context, clock)[0]
+            )
 
         low, high = 0.0, float(most)
         binds = "kv" if throughput(high) < needed else None
@@ -178,7 +196,9 @@ class SteadySite:
             return sum(w for w, k in zip(point.pool_w, phase, strict=True) if k == which)
 
         good_prefill = [c for c in CLOCKS if prefill[c].binds != "prefill"]
-        good_decode = [c for c in CLOCKS if decode[c].binds not in ("tpot", "kv") or prefill[1.0].binds == decode[c].binds]
+        good_decode = [
+            c for c in CLOCKS if decode[c].binds not in ("tpot", "kv") or prefill[1.0].binds == decode[c].binds
+        ]
         good_decode = [c for c in good_decode if all(t <= self.tpot_limit_s for t in decode[c].tpot_s)]
         best_prefill = min(good_prefill, key=lambda c: phase_w(prefill[c], PREFILL), default=1.0)
         best_decode = min(good_decode, key=lambda c: phase_w(decode[c], DECODE), default=1.0)

@@ -124,7 +124,13 @@ def pool_coefficients(site: SiteConfig, pool: PoolConfig) -> Array:
     if pool.phase == "prefill":
         return np.array(
             prefill_coefficients(
-                pool.rack_type, site.served_model, precision=pool.precision, tp=pool.tp, dp=pool.dp, pp=pool.pp, profile=pool.profile
+                pool.rack_type,
+                site.served_model,
+                precision=pool.precision,
+                tp=pool.tp,
+                dp=pool.dp,
+                pp=pool.pp,
+                profile=pool.profile,
             )
         )
     return np.array(
@@ -179,19 +185,31 @@ def site_pue(site: SiteConfig, load_fraction: float) -> float:
     """Return a site's PUE at a share of its nameplate IT power."""
     cooling = site.cooling
     return float(
-        pue(cooling.base, cooling.per_kelvin, cooling.outdoor_c, load_fraction, cooling.free_cooling_c, cooling.fixed_share)
+        pue(
+            cooling.base,
+            cooling.per_kelvin,
+            cooling.outdoor_c,
+            load_fraction,
+            cooling.free_cooling_c,
+            cooling.fixed_share,
+        )
     )
 
 
 def reference_batch(site: SiteConfig, classes: tuple[RequestClass, ...], params: Params) -> Array:
     """Return the batch per decode replica that leaves a margin to the tightest TPOT limit at clock 1, float64[pools]; 0 for prefill."""
-    weight = np.array([site.mix.get(classes[int(cls)].name, 0.0) for cls in params.cell[:, Cell.CLASS]]) * params.cell[:, Cell.WEIGHT]
+    weight = (
+        np.array([site.mix.get(classes[int(cls)].name, 0.0) for cls in params.cell[:, Cell.CLASS]])
+        * params.cell[:, Cell.WEIGHT]
+    )
     if weight.sum() <= 0.0:
         weight = params.cell[:, Cell.WEIGHT]
     context = mean_context(params.cell, weight / weight.sum())
     return np.array(
         [
-            largest_batch(params.perf[index], context, reference_tpot_s(classes), 1.0, pool.max_batch) if pool.phase == "decode" else 0.0
+            largest_batch(params.perf[index], context, reference_tpot_s(classes), 1.0, pool.max_batch)
+            if pool.phase == "decode"
+            else 0.0
             for index, pool in enumerate(site.pools)
         ]
     )
@@ -253,7 +271,9 @@ def _capacity(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, 
     return capacity
 
 
-def _reference_joules(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, power: Array, cells: Array, weights: Array) -> Array:
+def _reference_joules(
+    site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, power: Array, cells: Array, weights: Array
+) -> Array:
     """Return facility joules per (prompt token, prompt token squared, output token) at the reference point, float64[3].
 
     Prefill: a fully busy rack at the reference clock. Decode: a rack at the reference batch and clock. Each phase is the
@@ -273,7 +293,9 @@ def _reference_joules(site: SiteConfig, classes: tuple[RequestClass, ...], perf:
             pairs_s = prefill_work_s(coef, 0.0, prompt_sq)[0]
             rate = compute_rate(REFERENCE_CLOCK)
             service_s = (linear_s + pairs_s) / rate + fixed_s
-            rack_w = rack_power_w(watts, gpu_power_w(watts, REFERENCE_CLOCK, 1.0, (linear_s + pairs_s) / rate / service_s, 0.0))
+            rack_w = rack_power_w(
+                watts, gpu_power_w(watts, REFERENCE_CLOCK, 1.0, (linear_s + pairs_s) / rate / service_s, 0.0)
+            )
             joules = factor * rack_w / (pool.replicas_per_rack * coef[PREFILL_SERVERS_PER_REPLICA])
             sums[0] += pool.racks * joules * (linear_s / rate + fixed_s) / prompt
             sums[1] += pool.racks * joules * pairs_s / rate / prompt_sq
@@ -282,12 +304,16 @@ def _reference_joules(site: SiteConfig, classes: tuple[RequestClass, ...], perf:
         batch = largest_batch(coef, context, tpot_s, REFERENCE_CLOCK, pool.max_batch)
         if batch > 0.0:
             iteration_s, compute_s, memory_s = decode_iteration_s(coef, batch, context, REFERENCE_CLOCK)
-            rack_w = rack_power_w(watts, gpu_power_w(watts, REFERENCE_CLOCK, 1.0, compute_s / iteration_s, memory_s / iteration_s))
+            rack_w = rack_power_w(
+                watts, gpu_power_w(watts, REFERENCE_CLOCK, 1.0, compute_s / iteration_s, memory_s / iteration_s)
+            )
             tokens_per_s = pool.replicas_per_rack * batch * coef[DECODE_TOKENS_PER_ITERATION] / iteration_s
             sums[2] += pool.racks * factor * rack_w / tokens_per_s
             racks[DECODE] += pool.racks
     if racks[DECODE] == 0.0:
-        raise ConfigError(f"site {site.name!r}: no decode pool keeps the tightest TPOT limit at clock {REFERENCE_CLOCK}.")
+        raise ConfigError(
+            f"site {site.name!r}: no decode pool keeps the tightest TPOT limit at clock {REFERENCE_CLOCK}."
+        )
     return sums / np.array([racks[PREFILL], racks[PREFILL], racks[DECODE]])
 
 
@@ -325,7 +351,15 @@ def _synthetic_cells(site: SiteConfig, classes: tuple[RequestClass, ...], grain:
         strata = build_strata(cls, site.group_edges, grain.prompt_quantiles, grain.output_quantiles)
         for k in range(len(strata.weight)):
             rows.append(
-                [index, strata.weight[k], strata.prompt[k], strata.prompt_sq[k], strata.output[k], float(strata.group[k]), k]
+                [
+                    index,
+                    strata.weight[k],
+                    strata.prompt[k],
+                    strata.prompt_sq[k],
+                    strata.output[k],
+                    float(strata.group[k]),
+                    k,
+                ]
             )
             shares.append(site.mix[cls.name] * strata.weight[k])
     table = np.array(rows)
@@ -491,13 +525,21 @@ def build_params(
 def nameplate_it_w(site: SiteConfig, power: Array | None = None) -> float:
     """Return the IT power of the site with every GPU at its limit, W."""
     rows = np.array([pool_power(pool) for pool in site.pools]) if power is None else power
-    return float(sum(pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0)) for pool, row in zip(site.pools, rows, strict=True)))
+    return float(
+        sum(
+            pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0))
+            for pool, row in zip(site.pools, rows, strict=True)
+        )
+    )
 
 
 def idle_facility_w(site: SiteConfig) -> float:
     """Return facility power with every rack awake and no request served, W."""
     rows = np.array([pool_power(pool) for pool in site.pools])
-    idle_w = sum(pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 0.0, 0.0, 0.0)) for pool, row in zip(site.pools, rows, strict=True))
+    idle_w = sum(
+        pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 0.0, 0.0, 0.0))
+        for pool, row in zip(site.pools, rows, strict=True)
+    )
     return float(idle_w * site_pue(site, idle_w / nameplate_it_w(site, rows)))
 
 

@@ -131,7 +131,9 @@ def _number(key: str, value: Any, low: float, high: float, unit: str) -> float:
 def _multiple(key: str, value_s: float, interval_s: float) -> None:
     steps = value_s / interval_s
     if abs(steps - round(steps)) > 1e-9:
-        raise ConfigError(f"{key}: {value_s!r} is not allowed; must be a multiple of the control interval of {interval_s:g} s.")
+        raise ConfigError(
+            f"{key}: {value_s!r} is not allowed; must be a multiple of the control interval of {interval_s:g} s."
+        )
 
 
 def _trace_rule(rule: Any, site: SiteConfig) -> TraceRule:
@@ -151,7 +153,9 @@ def _trace_rule(rule: Any, site: SiteConfig) -> TraceRule:
             raise unknown("trace_class", name, names)
     limits = [limit for limit, _ in checked]
     if limits != sorted(limits) or not checked or limits[-1] < site.context_limit and not math.isinf(limits[-1]):
-        raise ConfigError(f"trace_class: limits {limits!r} must rise and end at .inf or the site's longest context, {site.context_limit}.")
+        raise ConfigError(
+            f"trace_class: limits {limits!r} must rise and end at .inf or the site's longest context, {site.context_limit}."
+        )
     return rule if isinstance(rule, str) else tuple(checked)
 
 
@@ -238,7 +242,9 @@ def build_task(
                 f"trace_repeat=True to repeat it."
             )
     elif rate_scale != 1.0:
-        raise ConfigError(f"rate_scale: {rate_scale!r} scales a trace, and no trace is given; demand_scale scales synthetic demand.")
+        raise ConfigError(
+            f"rate_scale: {rate_scale!r} scales a trace, and no trace is given; demand_scale scales synthetic demand."
+        )
     horizon = _number("horizon_s", DAY_S if horizon_s is None else horizon_s, control_interval_s, 366 * DAY_S, "s")
     _multiple("horizon_s", horizon, control_interval_s)
     task = Task(

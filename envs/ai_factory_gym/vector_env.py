@@ -107,7 +107,9 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         else:
             seeds = list(seed)
             if len(seeds) != self.num_envs:
-                raise ConfigError(f"seed: {len(seeds)} given for {self.num_envs} rows; give one number, one per row, or None.")
+                raise ConfigError(
+                    f"seed: {len(seeds)} given for {self.num_envs} rows; give one number, one per row, or None."
+                )
         given = dict(options or {})
         mask = np.asarray(given.pop("reset_mask", np.ones(self.num_envs, dtype=np.bool_)), dtype=np.bool_)
         if mask.shape != (self.num_envs,) or not mask.any():
@@ -203,7 +205,7 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             infos[f"_{key}"] = mask.copy()
         return infos
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """Return a text picture per row (``render_mode="ansi"``)."""
         if self.render_mode is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.jit import inlined_kernel, kernel
+from ai_factory_gym.engine.heap import pop, push
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     COHORT,
@@ -28,10 +28,10 @@ from ai_factory_gym.engine.layout import (
     Stage,
     State,
 )
-from ai_factory_gym.engine.heap import pop, push
 from ai_factory_gym.engine.ledger import take_slot
 from ai_factory_gym.engine.prefill import append, server_seconds
 from ai_factory_gym.engine.rng import exponential, normal_pair, poisson, uniform
+from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
     compute_rate,
     prefill_work_s,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.heap import pop, push
-from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.engine.layout import (
     NOBODY,
     Cohort,
@@ -25,6 +24,7 @@ from ai_factory_gym.engine.layout import (
     State,
 )
 from ai_factory_gym.engine.ledger import first_token, last_token, take_slot
+from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.engine.layout import (
     COHORT,
     PREFILL,
@@ -17,6 +16,7 @@ from ai_factory_gym.engine.layout import (
     SiteSpec,
     State,
 )
+from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
@@ -80,7 +80,9 @@ def pool_power_w(
 
 
 @kernel
-def _decode_power_w(params: Params, state: State, row: int, pool: int, clock: float, duty: float, in_flight: float) -> float:
+def _decode_power_w(
+    params: Params, state: State, row: int, pool: int, clock: float, duty: float, in_flight: float
+) -> float:
     """Return a decode pool's power with ``in_flight`` requests at its present mean context, W."""
     ints = state.pool_int[row, pool]
     replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
@@ -88,13 +90,19 @@ def _decode_power_w(params: Params, state: State, row: int, pool: int, clock: fl
         return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
     numbers = state.pool[row, pool]
     context = numbers[Pool.CONTEXT] / numbers[Pool.IN_FLIGHT] if numbers[Pool.IN_FLIGHT] > 0.0 else 1.0
-    iteration, compute_s, memory_s = decode_iteration_s(params.perf[pool], max(1.0, in_flight / replicas), context, clock)
+    iteration, compute_s, memory_s = decode_iteration_s(
+        params.perf[pool], max(1.0, in_flight / replicas), context, clock
+    )
     busy = duty * min(1.0, in_flight / replicas)
-    return pool_power_w(params, state, row, pool, clock, busy, busy * compute_s / iteration, busy * memory_s / iteration)
+    return pool_power_w(
+        params, state, row, pool, clock, busy, busy * compute_s / iteration, busy * memory_s / iteration
+    )
 
 
 @kernel
-def _most_power_w(params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float) -> float:
+def _most_power_w(
+    params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float
+) -> float:
     """Return an upper bound of a pool's mean power over the next ``seconds``, W.
 
     Prefill: no more can be served than waits, is in service or arrives. Decode: no request finishes and every request
@@ -111,17 +119,28 @@ def _most_power_w(params: Params, state: State, row: int, pool: int, seconds: fl
                 capacity = servers * compute_rate(clock) * duty
                 busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
                 return pool_power_w(
-                    params, state, row, pool, clock, busy, busy * numbers[Pool.SHARE_COMPUTE], busy * numbers[Pool.SHARE_MEMORY]
+                    params,
+                    state,
+                    row,
+                    pool,
+                    clock,
+                    busy,
+                    busy * numbers[Pool.SHARE_COMPUTE],
+                    busy * numbers[Pool.SHARE_MEMORY],
                 )
             # A request of any size may start: bound the activities by one.
-            busy = min(1.0, (ints[PoolInt.BUSY] + numbers[Pool.QUEUED] + numbers[Pool.INFLOW] * seconds) / servers) * duty
+            busy = (
+                min(1.0, (ints[PoolInt.BUSY] + numbers[Pool.QUEUED] + numbers[Pool.INFLOW] * seconds) / servers) * duty
+            )
         return pool_power_w(params, state, row, pool, clock, busy, busy, 0.0)
     most = numbers[Pool.IN_FLIGHT] + numbers[Pool.WAITING]
     replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
     most = min(most, replicas * spec[PoolSpec.MAX_BATCH])
     if numbers[Pool.IN_FLIGHT] > 0.0:
         context = numbers[Pool.CONTEXT] / numbers[Pool.IN_FLIGHT]
-        most = max(numbers[Pool.IN_FLIGHT], min(most, replicas * params.perf[pool, DECODE_KV_CAPACITY_TOKENS] / context))
+        most = max(
+            numbers[Pool.IN_FLIGHT], min(most, replicas * params.perf[pool, DECODE_KV_CAPACITY_TOKENS] / context)
+        )
     return max(
         _decode_power_w(params, state, row, pool, clock, duty, most),
         _decode_power_w(params, state, row, pool, clock, duty, numbers[Pool.IN_FLIGHT]),

@@ -11,7 +11,6 @@ import math
 from ai_factory_gym.engine.arrivals import admit_tick, most_arrivals
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
 from ai_factory_gym.engine.draw import meter_segment, plan_segment
-from ai_factory_gym.jit import kernel
 from ai_factory_gym.engine.layout import (
     DECODE,
     PREFILL,
@@ -30,6 +29,7 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.engine.ledger import sweep
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks
+from ai_factory_gym.jit import kernel
 from ai_factory_gym.physics.performance import compute_rate
 
 DONE, NEEDS_SLOTS = 0, 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.engine.layout import (
     HISTOGRAM_BINS,
     HISTOGRAM_BINS_PER_DECADE,
@@ -24,6 +23,7 @@ from ai_factory_gym.engine.layout import (
     Stage,
     State,
 )
+from ai_factory_gym.jit import inlined_kernel, kernel
 
 _BINS_PER_E = HISTOGRAM_BINS_PER_DECADE / math.log(10.0)
 
@@ -190,7 +190,9 @@ def first_token(params: Params, state: State, row: int, slot: int, time_s: float
             miss(params, state, row, slot)
         else:
             # One part in a billion absorbs the rounding of a request that runs at exactly its limit.
-            cohort[Cohort.DEADLINE_S] = time_s + spec[ClassSpec.TPOT_S] * (cohort[Cohort.OUTPUT] - 1.0) * (1.0 + 1e-9) + 1e-9
+            cohort[Cohort.DEADLINE_S] = (
+                time_s + spec[ClassSpec.TPOT_S] * (cohort[Cohort.OUTPUT] - 1.0) * (1.0 + 1e-9) + 1e-9
+            )
 
 
 @inlined_kernel

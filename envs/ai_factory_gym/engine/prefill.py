@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.heap import pop, push
-from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.engine.layout import (
     COHORT,
     NOBODY,
@@ -28,6 +27,7 @@ from ai_factory_gym.engine.layout import (
     State,
 )
 from ai_factory_gym.engine.ledger import reject
+from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
     PREFILL_FRONTEND_S,
     PREFILL_KV_BYTES_PER_TOKEN,

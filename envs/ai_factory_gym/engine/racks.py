@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.jit import kernel
 from ai_factory_gym.engine.layout import PREFILL, Params, Pool, PoolInt, PoolSpec, State, Transition
+from ai_factory_gym.jit import kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
 
 WAKE, DRAIN = 0, 1
@@ -103,7 +103,6 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
     """
     for pool in range(params.pool.shape[0]):
         ints = state.pool_int[row, pool]
-        spec = params.pool[pool]
         if ints[PoolInt.WAKING] > 0:
             entries = state.transition[row, pool, WAKE]
             for entry in range(entries.shape[0]):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from ai_factory_gym.jit import inlined_kernel, kernel
+
 from ai_factory_gym.engine.layout import Array
+from ai_factory_gym.jit import inlined_kernel, kernel
 
 _TO_UNIT = 1.0 / 9007199254740992.0  # 2^-53
 _S11 = np.uint64(11)

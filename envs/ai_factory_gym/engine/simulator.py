@@ -161,9 +161,7 @@ class Engine:
                 wider["hazard"] = np.pad(self._state.hazard, ((0, 0), (0, extra)), mode="edge")
             if steps > self._state.cap_steps.shape[1]:
                 extra = steps - self._state.cap_steps.shape[1]
-                wider["cap_steps"] = np.pad(
-                    self._state.cap_steps, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf
-                )
+                wider["cap_steps"] = np.pad(self._state.cap_steps, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf)
             if wider:
                 self._state = self._state._replace(**wider)
             return
@@ -202,15 +200,30 @@ class Engine:
             decision.racks,
         )
         self._status[rows] = kernel.NEEDS_SLOTS
-        while kernel.run_rows(tuple(self.params), tuple(self.state), rows, self._path_start_s, self._status) != kernel.DONE:
+        while (
+            kernel.run_rows(tuple(self.params), tuple(self.state), rows, self._path_start_s, self._status)
+            != kernel.DONE
+        ):
             self._state = grow(self.state, 2 * self.state.free.shape[1])
 
     def open_window(self, row: int) -> None:
         """Begin scoring: totals start at zero, requests in flight stay but enter no request counter."""
         state = self.state
         site = state.site[row]
-        keep = (Site.TIME_S, Site.FACILITY_POWER_W, Site.IT_POWER_W, Site.CAP_W, Site.PUE, Site.OVERDRAW_S, Site.BRAKED)
-        keep += (Site.BRAKED_AT_S, Site.BRAKE_CLOCK, Site.DECODE_DUTY, Site.PREFILL_DUTY, Site.STEP_S)
+        keep = [
+            Site.TIME_S,
+            Site.FACILITY_POWER_W,
+            Site.IT_POWER_W,
+            Site.CAP_W,
+            Site.PUE,
+            Site.OVERDRAW_S,
+            Site.BRAKED,
+            Site.BRAKED_AT_S,
+            Site.BRAKE_CLOCK,
+            Site.DECODE_DUTY,
+            Site.PREFILL_DUTY,
+            Site.STEP_S,
+        ]
         kept = {column: site[column] for column in keep}
         site[:] = 0.0
         for column, value in kept.items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from ai_factory_gym.jit import kernel
 
-
 FREE_COOLING_C = 20.0
 """Outdoor temperature below which free cooling suffices (status assumed; coolant inlet is 17-45 C)."""
 

@@ -60,7 +60,9 @@ class PoolConfig:
         if self.phase == "prefill" and (self.mtp or self.ep is not None):
             raise ConfigError(f"{where}: mtp and ep are settings of decode pools.")
         if self.phase == "decode" and self.pp != 1:
-            raise ConfigError(f"{where}.pp: {self.pp!r} is not allowed; pipeline stages are a setting of prefill pools.")
+            raise ConfigError(
+                f"{where}.pp: {self.pp!r} is not allowed; pipeline stages are a setting of prefill pools."
+            )
         if self.gpus_per_rack % self.gpus_per_replica:
             raise ConfigError(
                 f"{where}: a replica of {self.gpus_per_replica} GPUs (tp {self.tp} x dp {self.dp} x pp {self.pp}) does not divide "
