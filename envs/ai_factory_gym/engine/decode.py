@@ -63,6 +63,8 @@ def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> None
     cohort[Cohort.G_ADMIT] = numbers[Pool.G]
     numbers[Pool.IN_FLIGHT] += count
     numbers[Pool.EMITTING] += count * output / span
+    numbers[Pool.LEAVING] += count / span
+    numbers[Pool.FREEING] += count / span * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
     numbers[Pool.CONTEXT] += count * prompt
     numbers[Pool.RESERVED] += count * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
     numbers[Pool.KV_TOKENS_IN] += count * prompt
@@ -89,6 +91,8 @@ def _complete(params: Params, state: State, row: int, pool: int, time_s: float) 
     span = params.perf[pool, DECODE_TOKENS_PER_ITERATION] + output - 1.0
     numbers[Pool.IN_FLIGHT] -= count
     numbers[Pool.EMITTING] -= count * output / span
+    numbers[Pool.LEAVING] -= count / span
+    numbers[Pool.FREEING] -= count / span * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
     numbers[Pool.CONTEXT] -= count * (prompt + output)
     numbers[Pool.RESERVED] -= count * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
     numbers[Pool.KV_TOKENS_OUT] += count * (prompt + output)
@@ -96,6 +100,8 @@ def _complete(params: Params, state: State, row: int, pool: int, time_s: float) 
         # An empty batch is exactly empty: rounding must not accumulate over a day.
         numbers[Pool.IN_FLIGHT] = 0.0
         numbers[Pool.EMITTING] = 0.0
+        numbers[Pool.LEAVING] = 0.0
+        numbers[Pool.FREEING] = 0.0
         numbers[Pool.CONTEXT] = 0.0
         numbers[Pool.RESERVED] = 0.0
     # Tokens count as good only when they were emitted inside the scored window.
@@ -212,21 +218,25 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
 def predict_admission_wait(params: Params, state: State, row: int, pool: int) -> None:
     """Set ``WAIT_S``: how long a request that becomes ready now would wait for KV memory or a batch place.
 
-    By Little's law places free up at (requests in flight) / (mean residence), and a residence is the mean output at the
-    present time per token; the mean output of the batch is its tokens still to emit doubled (uniform ages).
+    Each request in flight gives its place and its memory back once per residence, so both free up at the sum of their
+    inverse residences; what waits, over that, is the wait for whichever of the two is short.
     """
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
     numbers[Pool.WAIT_S] = 0.0
-    in_flight = numbers[Pool.IN_FLIGHT]
-    if ints[PoolInt.READY] == 0 or in_flight <= 0.0 or numbers[Pool.TPOT_S] <= 0.0:
+    if ints[PoolInt.READY] == 0 or numbers[Pool.IN_FLIGHT] <= 0.0 or numbers[Pool.TPOT_S] <= 0.0:
         return
     if state.heap_key[row, pool, 0, 0] > numbers[Pool.TIME_S]:
         return
-    waiting = 0.0
+    requests = 0.0
+    tokens = 0.0
     for entry in range(ints[PoolInt.READY]):
         if state.heap_key[row, pool, 0, entry] <= numbers[Pool.TIME_S]:
-            waiting += state.cohort[row, state.heap_slot[row, pool, 0, entry], Cohort.COUNT]
-    extra = params.perf[pool, DECODE_KV_REQUEST_TOKENS] * in_flight
-    residence_s = 2.0 * (numbers[Pool.RESERVED] - extra - numbers[Pool.CONTEXT]) / in_flight * numbers[Pool.TPOT_S]
-    numbers[Pool.WAIT_S] = waiting / in_flight * residence_s
+            cohort = state.cohort[row, state.heap_slot[row, pool, 0, entry]]
+            requests += cohort[Cohort.COUNT]
+            tokens += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
+    places = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK] * params.pool[pool, PoolSpec.MAX_BATCH]
+    if places - numbers[Pool.IN_FLIGHT] < 1.0:
+        numbers[Pool.WAIT_S] = requests / numbers[Pool.LEAVING] * numbers[Pool.TPOT_S]
+    else:
+        numbers[Pool.WAIT_S] = tokens / numbers[Pool.FREEING] * numbers[Pool.TPOT_S]

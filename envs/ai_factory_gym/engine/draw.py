@@ -28,6 +28,9 @@ from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, 
 _BISECTIONS = 24
 _LOWEST_CLOCK = 0.2
 
+_CONGESTED_S = 2.0
+"""Longest segment while a decode pool has no room, s."""
+
 
 @inlined_kernel
 def cap_now_w(state: State, row: int, time_s: float) -> float:
@@ -320,6 +323,10 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
             # Stop exactly when the brake would have to act.
             left_s = spec[SiteSpec.BRAKE_REACTION_S] - site[Site.OVERDRAW_S]
             end_s = min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, 1e-3)))
+    for pool in range(params.pool.shape[0]):
+        if state.pool[row, pool, Pool.WAIT_S] > 0.0:
+            # Who is turned away depends on this wait: while there is one it is looked at often.
+            end_s = min(end_s, begin_s + _CONGESTED_S)
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.CLOCK] = min(_throttled_clock(params, state, row, pool), clock_limit)

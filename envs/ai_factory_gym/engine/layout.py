@@ -223,6 +223,8 @@ class Pool(IntEnum):
     KV_TOKENS_OUT = 37  # KV tokens freed
     TPOT_S = 38  # of the last evaluation
     IN_TRANSIT = 39  # requests whose KV is being transferred or waits
+    LEAVING = 40  # requests that finish per unit of G, were the batch in a steady state
+    FREEING = 41  # KV tokens they give back per unit of G
 
 
 class PoolInt(IntEnum):
