@@ -1,9 +1,9 @@
 """Rules for ai-factory-gym; each has the ``predict`` method that learned agents have.
 
-    import ai_factory_baselines
+import ai_factory_baselines
 
-    rule = ai_factory_baselines.make("reactive", env)
-    action, state = rule.predict(observation, state)
+rule = ai_factory_baselines.make("reactive", env)
+action, state = rule.predict(observation, state)
 """
 
 from __future__ import annotations

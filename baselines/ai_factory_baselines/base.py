@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Params, PoolSpec
 from ai_factory_gym.errors import ConfigError
-from ai_factory_gym.levers import ActionLayout
+from ai_factory_gym.levers import ROUTING_GAIN, ActionLayout
 from ai_factory_gym.observation import DURATION_SCALE_S, NOTICE_SCALE_S, ObservationLayout
 
 PHASES = (PREFILL, DECODE)
@@ -33,6 +34,8 @@ class Facts:
         racks: Racks of each pool, float64[pools].
         control_interval_s: Length of a control step.
         clock_min: Lowest clock ceiling.
+        sigma: Standard deviation of the logarithm of each class's minute-scale demand, float64[classes].
+        tau_s: Its correlation time, float64[classes].
     """
 
     params: Params
@@ -42,6 +45,8 @@ class Facts:
     racks: Array
     control_interval_s: float
     clock_min: float
+    sigma: Array
+    tau_s: Array
 
     @classmethod
     def of(cls, env: Any) -> Facts:
@@ -63,6 +68,8 @@ class Facts:
             racks=params.pool[:, PoolSpec.RACKS].copy(),
             control_interval_s=float(inner.task.control_interval_s),
             clock_min=float(inner.task.site.clock_min),
+            sigma=np.array([cls.demand.overdispersion_sigma for cls in inner.classes]),
+            tau_s=np.array([cls.demand.overdispersion_tau_s for cls in inner.classes]),
         )
 
 
@@ -169,7 +176,8 @@ def routing_factors(facts: Facts, phase: int, share: Array, active: Array, clock
     factor = np.where((capacity > 0.0) & (share > 0.0), share / np.maximum(capacity, 1e-300), 0.0)
     largest = factor.max(axis=1, keepdims=True)
     # Where no wanted pool is available the site decides: all factors equal.
-    return np.where(largest > 0.0, np.maximum(factor / np.maximum(largest, 1e-300), STARVED), 1.0) * np.exp(4.0)
+    relative = np.maximum(factor / np.maximum(largest, 1e-300), STARVED)
+    return np.asarray(np.where(largest > 0.0, relative, 1.0) * np.exp(ROUTING_GAIN))
 
 
 class Rule(ABC):
@@ -200,7 +208,8 @@ class Rule(ABC):
         return 0
 
     def reset(self) -> None:
-        """Forget everything; called before each episode."""
+        """Forget everything; called before each episode. Memory lies in ``state``, so there is nothing to do here."""
+        return
 
     def predict(
         self,

@@ -1,9 +1,9 @@
 """A steady-state model of a site, as an operator would keep one: who serves what, at which clock, for how many watts.
 
-Built on the environment's own physics (``ai_factory_gym.physics``). A phase is described by the load of each
+Built on the environment's own physics (``ai_factory_gym.physics``). A phase is described by the load of each class and
 prompt-length group; ``settle`` distributes it over the awake racks, finds the lowest clock of every pool that keeps the
-limits, and adds up the power. At a fixed load and fixed racks the lowest admissible clock draws least: dynamic power per
-unit of work falls with the square of the voltage, and a slower decode iteration reads the weights less often.
+limits, and adds up the power. At a fixed load and fixed racks the lowest admissible clock draws least: dynamic power
+per unit of work falls with the square of the voltage, and a slower decode iteration reads the weights less often.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+
+from ai_factory_baselines.base import Facts
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Cell, ClassSpec, PoolSpec, SiteSpec
 from ai_factory_gym.jit import kernel
 from ai_factory_gym.physics.cooling import pue
@@ -33,23 +35,24 @@ from ai_factory_gym.physics.performance import (
 )
 from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, gpu_power_w, rack_power_w
 
-from ai_factory_baselines.base import Facts
-
 REQUESTS, PROMPT, PAIRS, OUTPUT, CONTEXT, RESERVE = range(6)
-"""Columns of a load: requests/s; prompt tokens/s; squared prompt tokens/s; output tokens/s; output tokens/s weighted with
-the mean KV context of their request, and with its prompt + output. A request is in flight in proportion to its output, so
-the mean context in flight is CONTEXT / OUTPUT."""
+"""Columns of a load: requests/s; prompt tokens/s; squared prompt tokens/s; output tokens/s; output tokens/s weighted
+with the mean KV context of their request, and with its prompt + output. A request is in flight in proportion to its
+output, so the mean context in flight is CONTEXT / OUTPUT."""
 
 LOAD_COLUMNS = 6
 
 SLOW_SHARE = 0.02
-"""A pool may serve a group when at most this share of the group's requests is too long for it (status: design choice)."""
+"""A pool may serve a group when at most this share of its requests is too long for it (status: design choice)."""
 
 OVERLOAD_W = 1e12
 """Penalty per unit of overload that puts any overloaded arrangement behind every sufficient one."""
 
 TILTS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.45, 2.0)
 """Load of a rack of one pool relative to a rack of the first that ``dispatch`` tries."""
+
+EVEN_OUT_S = 10.0
+"""Time over which queues and batches even out the randomness of single arrivals (status: design choice)."""
 
 LOAD_LEVELS = 48
 RACK_LEVELS = 9
@@ -68,7 +71,8 @@ class Phase(NamedTuple):
         per_rack: Racks' worth of one unit of load per group at clock 1, inf where a pool cannot serve a group,
             float64[G, P]; for prefill it is computed from the load itself and only says inf or not.
         order: Pools, best for long prompts first, int64[P].
-        tpot_s: Tightest TPOT limit.
+        tpot_s: TPOT limit kept by each pool, float64[P].
+        sigma: Relative standard deviation of each class's rate from one step to the next, float64[classes].
     """
 
     kind: int
@@ -79,7 +83,8 @@ class Phase(NamedTuple):
     floor: Array
     per_rack: Array
     order: Array
-    tpot_s: float
+    tpot_s: Array
+    sigma: Array
 
 
 class Limits(NamedTuple):
@@ -89,20 +94,34 @@ class Limits(NamedTuple):
         utilisation: Highest share of busy time of prefill servers.
         tpot_share: Highest TPOT as a share of the tightest limit.
         kv_share: Highest share of KV memory reserved.
-        margin: Factor on the load for which clocks are chosen.
+        sigmas: Clocks are chosen for the load plus this many standard deviations of its change within a step.
         lowest: Lowest clock.
     """
 
     utilisation: float
     tpot_share: float
     kv_share: float
-    margin: float
+    sigmas: float
     lowest: float
+
+
+class Dispatch(NamedTuple):
+    """How a phase serves a load.
+
+    Attributes:
+        share: Share of each group per pool, float64[G, P].
+        clock: Clock ceilings, float64[P].
+        sufficient: Whether every limit is kept.
+    """
+
+    share: Array
+    clock: Array
+    sufficient: bool
 
 
 @kernel
 def racks_worth(phase: Phase, load: Array, need: Array) -> None:
-    """Write the racks' worth of each group's load on each pool at clock 1, float64[G, P]; inf where it may not go."""
+    """Write the racks' worth of each group's load (float64[G, 6]) on each pool at clock 1; inf where it may not go."""
     for group in range(need.shape[0]):
         for pool in range(need.shape[1]):
             if phase.per_rack[group, pool] == math.inf:
@@ -197,7 +216,9 @@ def decode_batch(perf: Array, tokens_per_s: float, context: float, clock: float,
 
 
 @kernel
-def _decode_strain(perf: Array, load: Array, replicas: float, clock: float, most_batch: float, tpot_s: float, kv: float) -> float:
+def _decode_strain(
+    perf: Array, load: Array, replicas: float, clock: float, most_batch: float, tpot_s: float, kv: float
+) -> float:
     """Return how far a decode pool is beyond its tightest limit: 1 is at the limit."""
     context = load[CONTEXT] / load[OUTPUT]
     held = load[RESERVE] / load[OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
@@ -206,7 +227,8 @@ def _decode_strain(perf: Array, load: Array, replicas: float, clock: float, most
     batch = decode_batch(perf, tokens, context, clock, most)
     iteration_s = decode_iteration_s(perf, max(1.0, batch), context, clock)[0]
     reached = batch * perf[DECODE_TOKENS_PER_ITERATION] / iteration_s
-    return max(iteration_s / perf[DECODE_TOKENS_PER_ITERATION] / tpot_s, tokens / reached)
+    worst: float = max(iteration_s / perf[DECODE_TOKENS_PER_ITERATION] / tpot_s, tokens / reached)
+    return worst
 
 
 @kernel
@@ -223,7 +245,7 @@ def strain(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, c
 
     Args:
         phase: The phase.
-        limits: The limits; their margin is not applied here.
+        limits: The limits; their sigmas are not applied here.
         pool: Pool within the phase.
         load: The pool's load, float64[6].
         racks: Racks that serve.
@@ -235,21 +257,31 @@ def strain(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, c
         return math.inf
     if phase.kind == PREFILL:
         scaling, fixed = _prefill_seconds(phase.perf[pool], load, clock)
-        return (scaling + fixed) / (racks * phase.units[pool]) / limits.utilisation
+        busy: float = (scaling + fixed) / (racks * phase.units[pool])
+        return busy / limits.utilisation
     return _decode_strain(
         phase.perf[pool],
         load,
         racks * phase.units[pool],
         clock,
         phase.most_batch[pool],
-        limits.tpot_share * phase.tpot_s,
+        limits.tpot_share * phase.tpot_s[pool],
         limits.kv_share,
     )
 
 
 @kernel
-def pool_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float) -> float:
-    """Return the IT power of a pool's awake racks under a load, W."""
+def pool_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float, least: float) -> float:
+    """Return the IT power of a pool's awake racks under a load, W.
+
+    Args:
+        phase: The phase.
+        pool: Pool within the phase.
+        load: The pool's load, float64[6].
+        racks: Racks awake.
+        clock: Clock.
+        least: Busy share (prefill) or batch per replica (decode) to assume at least.
+    """
     power = phase.power[pool]
     if racks <= 0.0:
         return 0.0
@@ -261,10 +293,11 @@ def pool_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float)
         scaling, fixed = _prefill_seconds(perf, load, clock)
         total = scaling + fixed
         memory = perf[PREFILL_STREAM_PER_TOKEN_S] * load[PROMPT]
-        return racks * rack_power_w(power, gpu_power_w(power, clock, min(1.0, total / units), scaling / total, memory / total))
+        busy = min(1.0, max(least, total / units))
+        return racks * rack_power_w(power, gpu_power_w(power, clock, busy, scaling / total, memory / total))
     context = load[CONTEXT] / load[OUTPUT]
     most = min(phase.most_batch[pool], perf[DECODE_KV_CAPACITY_TOKENS] / (context + perf[DECODE_KV_REQUEST_TOKENS]))
-    batch = decode_batch(perf, load[OUTPUT] / units, context, clock, most)
+    batch = max(min(least, most), decode_batch(perf, load[OUTPUT] / units, context, clock, most))
     iteration_s, compute_s, memory_s = decode_iteration_s(perf, max(1.0, batch), context, clock)
     gpu_w = gpu_power_w(power, clock, min(1.0, batch), compute_s / iteration_s, memory_s / iteration_s)
     return racks * rack_power_w(power, gpu_w)
@@ -287,12 +320,27 @@ def lowest_clock(phase: Phase, limits: Limits, pool: int, load: Array, racks: fl
 
 
 @kernel
-def pool_load(load: Array, share: Array, pool: int, factor: float, out: Array) -> None:
-    """Write the load that reaches a pool, times a factor, float64[6]."""
+def pool_load(phase: Phase, load: Array, share: Array, pool: int, out: Array) -> float:
+    """Write the load that reaches a pool, float64[6], and return the relative standard deviation of its work."""
     out[:] = 0.0
-    for group in range(load.shape[0]):
-        for column in range(LOAD_COLUMNS):
-            out[column] += factor * share[group, pool] * load[group, column]
+    variance = 0.0
+    total = 0.0
+    for cls in range(load.shape[0]):
+        work = 0.0
+        for group in range(load.shape[1]):
+            part = share[group, pool]
+            for column in range(LOAD_COLUMNS):
+                out[column] += part * load[cls, group, column]
+            if phase.kind == PREFILL:
+                coef = phase.perf[pool]
+                work += part * (coef[PREFILL_PER_TOKEN_S] * load[cls, group, PROMPT])
+                work += part * (coef[PREFILL_PER_TOKEN2_S] * load[cls, group, PAIRS])
+            else:
+                work += part * load[cls, group, OUTPUT]
+        spread = work * phase.sigma[cls]
+        variance += spread * spread
+        total += work
+    return math.sqrt(variance) / max(total, 1e-300)
 
 
 @kernel
@@ -313,7 +361,7 @@ def settle(
     Args:
         phase: The phase.
         limits: The limits.
-        load: Load per group, float64[G, 6].
+        load: Load per class and group, float64[C, G, 6].
         need: From ``racks_worth``.
         racks: Racks that serve, float64[P].
         tilt: Load of a rack of each pool relative to the others, float64[P].
@@ -335,13 +383,15 @@ def settle(
         for group in range(share.shape[0]):
             if share[group, pool] > 0.01:
                 floor = max(floor, min(1.0, phase.floor[group, pool]))
-        pool_load(load, share, pool, limits.margin, scratch)
+        spread = pool_load(phase, load, share, pool, scratch)
+        for column in range(LOAD_COLUMNS):
+            scratch[column] *= 1.0 + limits.sigmas * spread
         clock[pool] = lowest_clock(phase, limits, pool, scratch, racks[pool], floor)
         over = strain(phase, limits, pool, scratch, racks[pool], clock[pool])
         if over > 1.001:
             watts += OVERLOAD_W * min(over, 1e3)
-        pool_load(load, share, pool, 1.0, scratch)
-        watts += pool_watts(phase, pool, scratch, racks[pool], clock[pool])
+        pool_load(phase, load, share, pool, scratch)
+        watts += pool_watts(phase, pool, scratch, racks[pool], clock[pool], 0.0)
     return watts
 
 
@@ -385,6 +435,7 @@ def plan_racks(
     clock: Array,
     scratch: Array,
     part: Array,
+    sums: Array,
     chosen: Array,
 ) -> None:
     """Write, for every load level, which row of ``counts`` (racks awake per pool) draws least.
@@ -392,7 +443,7 @@ def plan_racks(
     Args:
         phase: The phase.
         limits: The limits.
-        load: Load at level 1, float64[G, 6].
+        load: Load at level 1, float64[C, G, 6].
         levels: Load levels, float64[L].
         counts: Candidates, float64[C, P].
         total: Racks of each pool, float64[P].
@@ -403,14 +454,18 @@ def plan_racks(
         share: Scratch, float64[G, P].
         clock: Scratch, float64[P].
         scratch: Scratch, float64[6].
-        part: Scratch, float64[G, 6].
+        part: Scratch, float64[C, G, 6].
+        sums: Scratch, float64[G, 6].
         chosen: Written, int64[L].
     """
     for index in range(levels.shape[0]):
-        for group in range(load.shape[0]):
-            for column in range(LOAD_COLUMNS):
-                part[group, column] = load[group, column] * levels[index]
-        racks_worth(phase, part, need)
+        sums[:] = 0.0
+        for cls in range(load.shape[0]):
+            for group in range(load.shape[1]):
+                for column in range(LOAD_COLUMNS):
+                    part[cls, group, column] = load[cls, group, column] * levels[index]
+                    sums[group, column] += part[cls, group, column]
+        racks_worth(phase, sums, need)
         best = math.inf
         for candidate in range(counts.shape[0]):
             asleep_w = 0.0
@@ -429,7 +484,7 @@ def plan_racks(
 
 
 def rack_candidates(least: Array, most: Array) -> Array:
-    """Return combinations of racks awake, float64[C, P]: every number in small pools, RACK_LEVELS numbers in large ones."""
+    """Return combinations of racks awake, float64[C, P]: every number in small pools, RACK_LEVELS ones in large."""
     choices = []
     for low, high in zip(least.astype(int).tolist(), most.astype(int).tolist(), strict=True):
         if high - low < 12:
@@ -457,7 +512,9 @@ class Plant:
     Attributes:
         phases: Prefill and decode.
         moments: Load of one request per second of each class, float64[classes, G, 6].
-        mean: Load of mean demand, float64[G, 6].
+        mean: Load of mean demand, float64[classes, G, 6].
+        sigma: Relative standard deviation of each class's rate from one step to the next, float64[classes].
+        reversion: Share of a deviation from the usual rate that is left one step later, float64[classes].
         tilts: Per phase.
     """
 
@@ -470,16 +527,21 @@ class Plant:
         self.moments = np.zeros((classes, groups, LOAD_COLUMNS))
         for cell in params.cell:
             prompt, output = cell[Cell.PROMPT], cell[Cell.OUTPUT]
-            self.moments[int(cell[Cell.CLASS]), int(cell[Cell.GROUP])] += cell[Cell.WEIGHT] * np.array(
-                [1.0, prompt, cell[Cell.PROMPT_SQ], output, output * (prompt + 0.5 * output), output * (prompt + output)]
-            )
-        self.mean = self.load(facts.observation.class_rate)
+            context, reserve = output * (prompt + 0.5 * output), output * (prompt + output)
+            columns = np.array([1.0, prompt, cell[Cell.PROMPT_SQ], output, context, reserve])
+            self.moments[int(cell[Cell.CLASS]), int(cell[Cell.GROUP])] += cell[Cell.WEIGHT] * columns
+        rate = facts.observation.class_rate
+        self.mean = self.load(rate)
+        self.reversion = np.exp(-facts.control_interval_s / facts.tau_s)
+        # Change of an Ornstein-Uhlenbeck process over a step, and Poisson noise over the time that queues even out.
+        change = 2.0 * facts.sigma**2 * (1.0 - self.reversion)
+        self.sigma = np.sqrt(change + 2.0 / (EVEN_OUT_S * np.maximum(rate, 1e-9)))
         self.phases = tuple(self._phase(kind, ttft_share) for kind in (PREFILL, DECODE))
         self.tilts = tuple(tilt_candidates(len(facts.members[kind])) for kind in (PREFILL, DECODE))
 
     def load(self, rate: Array) -> Array:
-        """Return the load of arrivals per second of each class, float64[G, 6]."""
-        return np.asarray(np.tensordot(rate, self.moments, axes=1))
+        """Return the load of arrivals per second of each class, float64[classes, G, 6]."""
+        return np.asarray(rate[:, None, None] * self.moments)
 
     def _phase(self, kind: int, ttft_share: float) -> Phase:
         params, members = self.facts.params, self.facts.members[kind]
@@ -487,18 +549,21 @@ class Plant:
         groups = params.capacity.shape[1]
         floor = np.zeros((groups, len(members)))
         if kind == PREFILL:
-            floor = np.array([[self._prefill_floor(group, pool, ttft_share) for pool in members] for group in range(groups)])
+            for group in range(groups):
+                floor[group] = [self._prefill_floor(group, pool, ttft_share) for pool in members]
             # A group that no pool serves in time goes wherever it is served fastest.
             hopeless = ~np.isfinite(floor).any(axis=1)
             floor[hopeless] = 1.0
         capacity = params.capacity[kind][:, members]
-        mean_output = self.mean[:, OUTPUT] / np.maximum(self.mean[:, REQUESTS], 1e-300)
+        usual = self.mean.sum(axis=0)
+        mean_output = usual[:, OUTPUT] / np.maximum(usual[:, REQUESTS], 1e-300)
         with np.errstate(divide="ignore"):
             per_rack = 1.0 / (capacity * np.maximum(mean_output, 1e-9)[:, None])
         per_rack[~np.isfinite(floor)] = math.inf
         with np.errstate(invalid="ignore"):
             advantage = np.where(np.isfinite(per_rack[-1]), capacity[-1] / np.maximum(capacity[0], 1e-300), -1.0)
-        limits = params.cls[:, ClassSpec.TPOT_S]
+        limits = params.cls[params.cls[:, ClassSpec.DEFERRABLE] == 0.0, ClassSpec.TPOT_S]
+        limits = limits if len(limits) else params.cls[:, ClassSpec.TPOT_S]
         return Phase(
             kind=kind,
             perf=np.ascontiguousarray(params.perf[members]),
@@ -508,7 +573,8 @@ class Plant:
             floor=floor,
             per_rack=per_rack,
             order=np.argsort(-advantage, kind="stable"),
-            tpot_s=float(limits.min()),
+            tpot_s=np.full(len(members), limits.min()),
+            sigma=self.sigma,
         )
 
     def _prefill_floor(self, group: int, pool: int, ttft_share: float) -> float:
@@ -525,7 +591,8 @@ class Plant:
             prompt = math.sqrt(cell[Cell.PROMPT_SQ])
             limit_s = cls[ClassSpec.TTFT_A_S] + cls[ClassSpec.TTFT_B] * prompt + cls[ClassSpec.TTFT_C] * prompt * prompt
             scaling_s, fixed_s = prefill_work_s(coef, prompt, prompt * prompt)
-            fixed_s += coef[PREFILL_FRONTEND_S] + prompt * coef[PREFILL_KV_BYTES_PER_TOKEN] / coef[PREFILL_TRANSFER_BYTES_PER_S]
+            transfer_s = prompt * coef[PREFILL_KV_BYTES_PER_TOKEN] / coef[PREFILL_TRANSFER_BYTES_PER_S]
+            fixed_s += coef[PREFILL_FRONTEND_S] + transfer_s
             left_s = ttft_share * limit_s - fixed_s
             clocks.append(scaling_s / left_s if left_s > 0.0 else math.inf)
             weights.append(cell[Cell.WEIGHT] * rate[int(cell[Cell.CLASS])])
@@ -538,19 +605,19 @@ class Plant:
 
     def scratch(self, kind: int) -> tuple[Array, Array, Array, Array, Array]:
         """Return empty arrays for the kernels: need, room, share, clock, one load."""
-        groups, pools = self.phases[kind].floor.shape
-        return np.zeros((groups, pools)), np.zeros(pools), np.zeros((groups, pools)), np.zeros(pools), np.zeros(LOAD_COLUMNS)
+        shape = self.phases[kind].floor.shape
+        return np.zeros(shape), np.zeros(shape[1]), np.zeros(shape), np.zeros(shape[1]), np.zeros(LOAD_COLUMNS)
 
     def need(self, kind: int, load: Array) -> Array:
         """Return racks' worth of each group on each pool, float64[G, P]."""
         out = np.zeros(self.phases[kind].floor.shape)
-        racks_worth(self.phases[kind], load, out)
+        racks_worth(self.phases[kind], load.sum(axis=0), out)
         return out
 
     def level(self, kind: int, load: Array) -> float:
         """Return a load as a share of what all racks of a phase serve at full clock within the SLO."""
         need, _, share, _, _ = self.scratch(kind)
-        racks_worth(self.phases[kind], load, need)
+        racks_worth(self.phases[kind], load.sum(axis=0), need)
         return float(fill(need, self.facts.racks[self.facts.members[kind]], self.phases[kind].order, share))
 
     def rack_plan(self, kind: int, limits: Limits, plan_clock: float) -> tuple[Array, Array]:
@@ -577,24 +644,58 @@ class Plant:
             clock,
             one,
             np.zeros_like(load),
+            np.zeros(load.shape[1:]),
             chosen,
         )
         return levels, counts[chosen]
 
-    def dispatch(self, kind: int, limits: Limits, load: Array, racks: Array) -> tuple[Array, Array, float]:
-        """Return shares float64[G, P], clocks float64[P] and IT power (W) of the cheapest way to serve a load."""
-        need, room, share, clock, one = self.scratch(kind)
-        racks_worth(self.phases[kind], load, need)
-        watts = dispatch(self.phases[kind], limits, load, need, racks, self.tilts[kind], room, share, clock, one)
-        return share, clock, float(watts)
+    def dispatch(self, phase: Phase, limits: Limits, load: Array, racks: Array) -> Dispatch:
+        """Return the cheapest way to serve a load with the racks of a phase."""
+        need, room, share, clock, one = self.scratch(phase.kind)
+        racks_worth(phase, load.sum(axis=0), need)
+        watts = dispatch(phase, limits, load, need, racks, self.tilts[phase.kind], room, share, clock, one)
+        return Dispatch(share, clock, watts < OVERLOAD_W)
 
-    def watts(self, kind: int, load: Array, share: Array, racks: Array, clock: Array) -> float:
-        """Return the IT power of a phase's awake racks, W."""
+    def relaxed(self) -> list[Phase]:
+        """Return decode with the next TPOT limit above the tightest in one pool each, smallest first, then in all.
+
+        Requests of the class with the tightest limit miss it there; those of all others do not. Empty when all classes
+        have one limit.
+        """
+        decode = self.phases[DECODE]
+        cls = self.facts.params.cls
+        limits = np.unique(cls[cls[:, ClassSpec.DEFERRABLE] == 0.0, ClassSpec.TPOT_S])
+        if len(limits) < 2:
+            return []
+        capacity = self.facts.racks[self.facts.members[DECODE]] / decode.per_rack[0]
+        out = []
+        for pool in np.argsort(capacity, kind="stable"):
+            tpot_s = decode.tpot_s.copy()
+            tpot_s[pool] = limits[1]
+            out.append(decode._replace(tpot_s=tpot_s))
+        if len(capacity) > 1:
+            out.append(decode._replace(tpot_s=np.full(len(capacity), limits[1])))
+        return out
+
+    def served(self, load: Array, share: Array, racks: Array, clock: Array) -> float:
+        """Return the share of prompts that prefill can serve."""
+        one = np.zeros(LOAD_COLUMNS)
+        total = served = 0.0
+        saturated = Limits(1.0, 1.0, 1.0, 0.0, 0.0)
+        for pool in range(len(racks)):
+            pool_load(self.phases[PREFILL], load, share, pool, one)
+            over = strain(self.phases[PREFILL], saturated, pool, one, racks[pool], clock[pool])
+            total += one[PROMPT]
+            served += one[PROMPT] / max(1.0, over)
+        return served / total if total > 0.0 else 1.0
+
+    def watts(self, kind: int, load: Array, share: Array, racks: Array, clock: Array, least: Array) -> float:
+        """Return the IT power of a phase's awake racks, W; ``least`` as in ``pool_watts``, float64[P]."""
         one = np.zeros(LOAD_COLUMNS)
         total = 0.0
         for pool in range(len(racks)):
-            pool_load(load, share, pool, 1.0, one)
-            total += pool_watts(self.phases[kind], pool, one, racks[pool], clock[pool])
+            pool_load(self.phases[kind], load, share, pool, one)
+            total += pool_watts(self.phases[kind], pool, one, racks[pool], clock[pool], least[pool])
         return total
 
     def facility_w(self, it_w: float) -> float:
@@ -611,10 +712,16 @@ class Plant:
             )
         )
 
+    @property
+    def waking_w(self) -> Array:
+        """IT power a rack adds when it wakes, W, float64[pools]."""
+        power = self.facts.params.power
+        return np.asarray(power[:, POWER_WAKE_RACK_W] - power[:, POWER_SLEEP_RACK_W])
+
     def resting_w(self, waking: Array, asleep: Array) -> float:
         """Return the IT power of racks that are waking and asleep, W."""
         power = self.facts.params.power
         return float(waking @ power[:, POWER_WAKE_RACK_W] + asleep @ power[:, POWER_SLEEP_RACK_W])
 
 
-__all__ = ["Limits", "Phase", "Plant"]
+__all__ = ["Dispatch", "Limits", "Phase", "Plant", "fill"]

@@ -1,12 +1,12 @@
-"""``reactive``: length-aware routing, a clock lock that follows load and cap, racks that sleep and wake with hysteresis.
+"""``reactive``: length-aware routing, a clock lock that follows load and cap, racks that sleep with hysteresis.
 
 What it knows comes from the observation and from a steady-state model of the site (``plant``); it forecasts nothing but
 the present trend. Three loops, from fast to slow:
 
 1. Every step the present load, with a margin, is distributed over the racks that are active, at the lowest clocks that
    keep TTFT, TPOT and KV memory. A queue adds the clock that clears it.
-2. If the power predicted for a somewhat larger load does not fit the cap, in force or about to be, all clocks come down
-   together until it does.
+2. If the power predicted for a somewhat larger load does not fit the cap, in force or about to be, margins go first,
+   then some decode pools break the tightest TPOT limit, then all clocks come down.
 3. Racks awake follow a plan, computed once: which racks draw least at each load level while clocks keep a reserve. They
    wake at once when the smoothed load (extrapolated over the wake time) asks for them, and sleep one decision at a time
    after the load has been lower, with a larger margin, for a while.
@@ -15,20 +15,19 @@ the present trend. Three loops, from fast to slow:
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
-from ai_factory_gym.errors import ConfigError, check_keys, check_range
 
 from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors
 from ai_factory_baselines.plant import Limits, Plant
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
+from ai_factory_gym.errors import ConfigError, check_keys, check_range
 
 TUNED_PATH = Path(__file__).with_name("tuned.toml")
 
@@ -41,7 +40,22 @@ CAP_TARGET = 0.985
 KV_SHARE = 0.95
 """Share of KV memory that may be reserved before requests would have to wait (status: design choice)."""
 
-CLOCK_STEPS = 14
+RELEASE_TARGET = 0.92
+"""The same while the brake is engaged: it lets go when its own, pessimistic prediction is below 0.98 (status: design
+choice)."""
+
+BEHIND_S = 0.5
+"""Prefill wait beyond which servers are taken to be busy all the time (status: design choice)."""
+
+QUEUE_S = 0.05
+"""Prefill wait below which there is no queue to clear (status: design choice)."""
+
+BARE = 0.98
+"""Utilisation and TPOT, as shares of their limits, when power allows no margin (status: design choice)."""
+
+CLOCK_STEPS = 10
+Predictor = Callable[[tuple[Array, Array], Array], float]
+
 TREND_GAIN = 0.15
 """Weight of the newest difference in the smoothed trend (status: design choice)."""
 
@@ -51,7 +65,9 @@ class Settings:
     """What is tuned. Every margin is a factor minus one.
 
     Attributes:
-        clock_margin: Load above the present one for which clocks are chosen.
+        prefill_sigmas: Prefill clocks are chosen for the load plus this many standard deviations of its change within
+            a step.
+        decode_sigmas: The same for decode, where batches even load out.
         utilisation: Highest utilisation of prefill servers at that load.
         tpot_share: Highest TPOT at that load, as a share of the tightest limit.
         power_margin: Load above the present one whose power must fit the cap.
@@ -63,7 +79,8 @@ class Settings:
         lead: How much of the trend over the wake time is added to the load that racks follow.
     """
 
-    clock_margin: float = 0.12
+    prefill_sigmas: float = 1.5
+    decode_sigmas: float = 1.0
     utilisation: float = 0.92
     tpot_share: float = 0.92
     power_margin: float = 0.08
@@ -81,7 +98,8 @@ class Settings:
 
 
 RANGES: Mapping[str, tuple[float, float]] = {
-    "clock_margin": (0.0, 1.0),
+    "prefill_sigmas": (0.0, 6.0),
+    "decode_sigmas": (0.0, 6.0),
     "utilisation": (0.5, 1.0),
     "tpot_share": (0.5, 1.0),
     "power_margin": (0.0, 1.0),
@@ -105,19 +123,18 @@ def settings_from_table(where: str, table: Mapping[str, Any], base: Settings) ->
     return dataclasses.replace(base, **{key: float(value) for key, value in table.items()})
 
 
-@functools.lru_cache(maxsize=1)
-def _tuned() -> Mapping[str, Mapping[str, float]]:
+def tuned_settings(site: str) -> Settings:
+    """Return the tuned settings of a site by its name, those under ``default`` for a site that was not tuned.
+
+    Raises:
+        ConfigError: When ``tuned.toml`` cannot be used.
+    """
     try:
-        return tomllib.loads(TUNED_PATH.read_text(encoding="utf-8"))
+        tables = tomllib.loads(TUNED_PATH.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{TUNED_PATH.name}: not valid TOML ({error}).") from None
-
-
-def tuned_settings(site: str) -> Settings:
-    """Return the tuned settings of a site by its name, those under ``default`` for a site that was not tuned."""
-    tables = _tuned()
-    base = settings_from_table("tuned.toml: default", tables.get("default", {}), Settings())
-    return settings_from_table(f"tuned.toml: {site}", tables.get(site, {}), base)
+    name = site if site in tables else "default"
+    return settings_from_table(f"{TUNED_PATH.name}: {name}", tables.get(name, {}).get("settings", {}), Settings())
 
 
 class Reactive(Rule):
@@ -139,11 +156,13 @@ class Reactive(Rule):
         self.settings = settings
         self.plant = Plant(self.facts)
         lowest = self.facts.clock_min
-        clocks = Limits(settings.utilisation, settings.tpot_share, KV_SHARE, 1.0 + settings.clock_margin, lowest)
-        self._limits = clocks
-        # The plan keeps its reserve in clocks (plan_clock) and in the load it is read at, not in the load of a level.
-        steady = clocks._replace(margin=1.0)
-        self._plans = tuple(self.plant.rack_plan(kind, steady, settings.plan_clock) for kind in PHASES)
+        self._limits = tuple(
+            Limits(settings.utilisation, settings.tpot_share, KV_SHARE, sigmas, lowest)
+            for sigmas in (settings.prefill_sigmas, settings.decode_sigmas)
+        )
+        self._bare = Limits(BARE, BARE, KV_SHARE, 0.0, lowest)
+        self._relaxed = self.plant.relaxed()
+        self._plans = tuple(self.plant.rack_plan(kind, self._limits[kind], settings.plan_clock) for kind in PHASES)
         self._wake_s = tuple(float(self.facts.params.pool[m, PoolSpec.WAKE_S].max()) for m in self.facts.members)
 
     # Memory: whether the episode has begun, smoothed rate per class, trend of the load level per phase, and for each
@@ -167,20 +186,17 @@ class Reactive(Rule):
         if fresh:
             before[:] = smooth
         racks = np.zeros(len(self.facts.racks))
-        share: list[Array] = []
-        clock = np.zeros(len(self.facts.racks))
-        load = self.plant.load(np.maximum(seen.rate, 1e-3 * self.facts.observation.class_rate))
         for phase in PHASES:
             members = self.facts.members[phase]
             level = self.plant.level(phase, self.plant.load(smooth))
             change = level - self.plant.level(phase, self.plant.load(before))
             trend[phase] += TREND_GAIN * (change - trend[phase])
             racks[members] = self._racks(phase, level, float(trend[phase]), seen, low_steps)
-            active = np.maximum(seen.active[members], 0.0)
-            shares, clocks, _ = self.plant.dispatch(phase, self._limits, load, active)
-            share.append(shares)
-            clock[members] = self._corrected(phase, seen, load, shares, active, clocks)
-        clock = self._under_cap(seen, load, share, clock, racks)
+        # Deviations from the usual rate fade as fast as the class's demand forgets them.
+        next_rate = smooth + self.plant.reversion * (seen.rate - smooth)
+        load = self.plant.load(np.maximum(next_rate, 1e-3 * self.facts.observation.class_rate))
+        racks = self._affordable(seen, load, racks)
+        share, clock = self._serve(seen, load, racks)
         return self.facts.action.encode(
             clock=clock,
             racks=racks,
@@ -208,46 +224,108 @@ class Reactive(Rule):
         low_steps[members] = counter
         return np.asarray(wanted)
 
-    def _corrected(self, phase: int, seen: View, load: Array, share: Array, active: Array, clock: Array) -> Array:
-        """Raise clocks where the site is behind the model: a prefill queue to clear, a decode batch above the expected."""
+    def _corrected(self, phase: int, seen: View, clock: Array) -> Array:
+        """Raise clocks where the site is behind the model: a queue to clear, a batch above the expected."""
         members = self.facts.members[phase]
-        clock = clock.copy()
         if phase == PREFILL:
-            # Utilisation the queue adds while it is cleared; wait is in server-seconds at the last clock.
+            # Utilisation the queue adds while it is cleared; the wait is in seconds at the last clock.
             extra = seen.wait_s[members] * np.maximum(seen.clock[members], 0.1) / CLEAR_S
-            return np.asarray(np.minimum(1.0, clock + np.where(seen.wait_s[members] > 0.05, extra, 0.0)))
-        limit_s = self.settings.tpot_share * self.plant.phases[phase].tpot_s
-        late = seen.tpot_s[members] / limit_s
+            return np.asarray(np.minimum(1.0, clock + np.where(seen.wait_s[members] > QUEUE_S, extra, 0.0)))
+        late = seen.tpot_s[members] / (self.settings.tpot_share * self.plant.phases[phase].tpot_s)
         return np.asarray(np.where(late > 1.0, np.minimum(1.0, np.maximum(clock, seen.clock[members] * late)), clock))
 
-    def _under_cap(self, seen: View, load: Array, share: list[Array], clock: Array, racks: Array) -> Array:
-        """Lower all clocks together until the predicted power fits the lower of the caps in force and about to be."""
+    def _serve(self, seen: View, load: Array, racks: Array) -> tuple[tuple[Array, Array], Array]:
+        """Return shares per phase and clocks that serve a load under the cap.
+
+        Tried in this order, until one is sufficient and its predicted power fits: with all margins; without margins
+        (and anything between, as the power allows); with a slower TPOT, that breaks the tightest limit, in some decode
+        pools; with all clocks lowered.
+        """
+        active = [seen.active[members] for members in self.facts.members]
+        comfortable = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
+        clock = np.zeros(len(self.facts.racks))
+        for k in PHASES:
+            clock[self.facts.members[k]] = self._corrected(k, seen, comfortable[k].clock)
+        predict = self._predictor(seen, load, np.maximum(seen.waking, racks - seen.active - seen.draining))
+        target_w = self._target_w(seen)
+        share = (comfortable[PREFILL].share, comfortable[DECODE].share)
+        if comfortable[DECODE].sufficient and predict(share, clock) <= target_w:
+            return share, clock
+        bare = [self.plant.dispatch(self.plant.phases[k], self._bare, load, active[k]) for k in PHASES]
+        best = (bare[PREFILL].share, bare[DECODE].share)
+        least = np.zeros(len(clock))
+        for k in PHASES:
+            least[self.facts.members[k]] = bare[k].clock
+        if bare[DECODE].sufficient and predict(best, least) <= target_w:
+            return best, self._between(predict, best, least, np.maximum(clock, least), target_w)
+        for phase in self._relaxed:
+            slower = self.plant.dispatch(phase, self._bare, load, active[DECODE])
+            least[self.facts.members[DECODE]] = slower.clock
+            best = (bare[PREFILL].share, slower.share)
+            if slower.sufficient and predict(best, least) <= target_w:
+                return best, self._between(predict, best, least, np.maximum(clock, least), target_w)
+        floor = np.full(len(clock), self.facts.clock_min)
+        return best, self._between(predict, best, floor, np.maximum(least, floor), target_w)
+
+    def _target_w(self, seen: View) -> float:
+        """Return the facility power to stay below in the next step, W."""
         cap_w = seen.cap_w
         if seen.next_cap_s <= self.facts.control_interval_s:
             cap_w = min(cap_w, seen.next_cap_w)
+        return (RELEASE_TARGET if seen.braked else CAP_TARGET) * cap_w
+
+    def _predictor(self, seen: View, load: Array, waking: Array) -> Predictor:
+        """Return the function from shares and clocks to facility power in the next step, W."""
+        prefill, decode = self.facts.members
         more = load * (1.0 + self.settings.power_margin)
+        # Servers with a queue are busy all the time, and a batch that has grown does not shrink at once.
+        queued = np.where(seen.braked | (seen.wait_s[prefill] > BEHIND_S), 1.0, 0.0)
+        batch = seen.batch[decode] * (1.0 + self.settings.power_margin)
         awake = seen.active + seen.draining
-        waking = np.maximum(seen.waking, racks - seen.active)
         resting_w = self.plant.resting_w(waking, np.maximum(0.0, self.facts.racks - awake - waking))
 
-        def predicted_w(clocks: Array) -> float:
-            it_w = resting_w
-            for phase in PHASES:
-                members = self.facts.members[phase]
-                it_w += self.plant.watts(phase, more, share[phase], awake[members], clocks[members])
+        def predict(share: tuple[Array, Array], clock: Array) -> float:
+            served = self.plant.served(more, share[PREFILL], awake[prefill], clock[prefill])
+            it_w = resting_w + self.plant.watts(PREFILL, more, share[PREFILL], awake[prefill], clock[prefill], queued)
+            it_w += self.plant.watts(DECODE, more * served, share[DECODE], awake[decode], clock[decode], batch)
             return self.plant.facility_w(it_w)
 
-        if predicted_w(clock) <= CAP_TARGET * cap_w:
-            return clock
-        low, high = 0.0, 1.0
-        floor = self.facts.clock_min
+        return predict
+
+    def _affordable(self, seen: View, load: Array, racks: Array) -> Array:
+        """Wake no more racks at a time than the cap has room for while they wake."""
+        fresh = np.maximum(0.0, racks - seen.active - seen.waking - seen.draining)
+        if not fresh.any():
+            return racks
+        active = [seen.active[members] for members in self.facts.members]
+        bare = [self.plant.dispatch(self.plant.phases[k], self._bare, load, active[k]) for k in PHASES]
+        clock = np.zeros(len(racks))
+        for k in PHASES:
+            clock[self.facts.members[k]] = bare[k].clock
+        now_w = self._predictor(seen, load, seen.waking)((bare[PREFILL].share, bare[DECODE].share), clock)
+        room_w = max(0.0, self._target_w(seen) - now_w)
+        extra_w = self.plant.waking_w * float(self.plant.facility_w(1e6) / 1e6)
+        allowed = racks.copy()
+        # Decode first: a rack there serves more.
+        for pool in reversed(range(len(racks))):
+            afford = min(fresh[pool], math.floor(room_w / extra_w[pool]))
+            allowed[pool] -= fresh[pool] - afford
+            room_w -= afford * extra_w[pool]
+        return allowed
+
+    @staticmethod
+    def _between(predict: Predictor, share: tuple[Array, Array], low: Array, high: Array, target_w: float) -> Array:
+        """Return the highest clocks on the line from ``low`` to ``high`` whose predicted power fits."""
+        if predict(share, high) <= target_w:
+            return high
+        least, most = 0.0, 1.0
         for _ in range(CLOCK_STEPS):
-            middle = 0.5 * (low + high)
-            if predicted_w(floor + middle * (clock - floor)) <= CAP_TARGET * cap_w:
-                low = middle
+            middle = 0.5 * (least + most)
+            if predict(share, low + middle * (high - low)) <= target_w:
+                least = middle
             else:
-                high = middle
-        return np.asarray(floor + low * (clock - floor))
+                most = middle
+        return np.asarray(low + least * (high - low))
 
 
 __all__ = ["RANGES", "Reactive", "Settings", "settings_from_table", "tuned_settings"]

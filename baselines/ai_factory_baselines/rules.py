@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from ai_factory_gym.engine.layout import PREFILL, Array
 
 from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors
 from ai_factory_baselines.plant import Plant, fill
+from ai_factory_gym.engine.layout import PREFILL, Array
 
 LEAST_FREE = 0.02
 """Free capacity a full pool is credited with, so that it keeps being tried (status: design choice)."""
