@@ -29,7 +29,7 @@ from ai_factory_agents.callbacks import score  # noqa: E402
 from ai_factory_agents.policies import TrainedPolicy, residual_action  # noqa: E402
 from ai_factory_agents.run_directory import RunDirectory  # noqa: E402
 from ai_factory_agents.training import Settings, train, training_seed  # noqa: E402
-from ai_factory_agents.vec_env import FactoryVecEnv, ResidualVecEnv  # noqa: E402
+from ai_factory_agents.vec_env import FactoryVecEnv, ResidualVecEnv, draw_windows, rule_rewards  # noqa: E402
 
 TASK = "ai_factory/Edge-v0"
 TINY = {
@@ -79,6 +79,7 @@ def settings(tiny: dict[str, Path], run: Path, algo: str = "ppo", **changes: Any
         hyperparams=tiny[algo],
         residual_of="none",
         window_hours=(0.1, 0.2),
+        windows=6,
         eval_every=32,
         eval_seeds=1,
         eval_hours=0.1,
@@ -149,28 +150,36 @@ def test_a_tripped_breaker_is_no_time_limit() -> None:
 
 
 def test_windows_differ_and_repeat_with_the_seed() -> None:
-    venv = FactoryVecEnv(vector(4, start_time_s="random"), horizon_s=(60.0, 600.0))
+    windows = draw_windows(0, 12, (1.0 / 60.0, 0.1), 60.0)
+    assert windows == draw_windows(0, 12, (1.0 / 60.0, 0.1), 60.0) != draw_windows(1, 12, (1.0 / 60.0, 0.1), 60.0)
+    assert all(window.seed in TRAINING_SEEDS and 60.0 <= window.horizon_s <= 360.0 for window in windows)
+    venv = FactoryVecEnv(vector(4, start_time_s="random"), windows=windows)
 
-    def lengths() -> list[tuple[int, int]]:
+    def ends() -> list[tuple[int, int, int]]:
         venv.seed(7)
         venv.reset()
-        ends = []
-        for step in range(30):
+        found = []
+        for step in range(20):
+            before = venv.window.copy()
             dones = venv.step(np.zeros((4, *venv.action_space.shape), dtype=np.float32))[2]  # type: ignore[misc]
-            ends += [(step, int(row)) for row in np.flatnonzero(dones)]
-        return ends
+            assert (venv.elapsed[dones] == 0).all()
+            found += [(step, int(row), int(before[row])) for row in np.flatnonzero(dones)]
+        return found
 
-    first = lengths()
-    assert first == lengths()
-    assert len({step for step, _ in first}) > 3
-    assert max(np.diff([step for step, row in first if row == 0])) <= 10
+    first = ends()
+    assert first == ends()
+    for row in range(4):
+        steps = [step for step, which, _ in first if which == row]
+        played = [index for _, which, index in first if which == row]
+        assert np.diff([-1, *steps]).tolist() == [round(windows[index].horizon_s / 60.0) for index in played]
+    assert len({index for _, _, index in first}) > 3
     venv.close()
 
 
 def test_adapter_refuses_what_it_cannot_do() -> None:
     env = vector(2)
     with pytest.raises(ConfigError, match="multiples of the control interval"):
-        FactoryVecEnv(env, horizon_s=(90.0, 600.0))
+        draw_windows(0, 1, (0.5, 0.755), 60.0)
     with pytest.raises(ConfigError, match="none given"):
         FactoryVecEnv([])
     venv = FactoryVecEnv(env)
@@ -225,6 +234,23 @@ def test_residual_corrects_the_rule_and_shows_what_it_would_do() -> None:
         taken = infos[0]["terminal_observation"][:wrapped] if dones[0] else seen[0, :wrapped]
         place = inner.shards[0].observation_layout.slices["previous_action"]
         assert taken[place] == pytest.approx(0.01 * ((step - 1) % 3) + 0.1)
+    venv.close()
+
+
+def test_a_residual_of_zero_earns_what_the_rule_earns() -> None:
+    windows = draw_windows(3, 5, (0.05, 0.1), 60.0)
+    inner = FactoryVecEnv([vector(2, start_time_s="random"), vector(1, start_time_s="random")], windows=windows)
+    rule = CountingRule(inner.action_space.shape[0])  # type: ignore[index]
+    reference = rule_rewards(inner, rule)
+    assert reference.shape == (5, max(round(window.horizon_s / 60.0) for window in windows))
+    venv = ResidualVecEnv(inner, rule, 0.5, reference)
+    venv.seed(0)
+    venv.reset()
+    for _ in range(15):
+        rewards = venv.step(np.zeros((3, *venv.action_space.shape), dtype=np.float32))[1]  # type: ignore[misc]
+        assert (rewards == 0.0).all()
+    rewards = venv.step(np.full((3, *venv.action_space.shape), -1.0, dtype=np.float32))[1]  # type: ignore[misc]
+    assert (rewards != 0.0).all()
     venv.close()
 
 
@@ -398,7 +424,7 @@ def test_artefact_refuses_other_sites_and_files(run: RunDirectory, tmp_path: Pat
         ({"residual_scale": 0.0}, "residual_scale"),
         ({"seed": 2_000_000}, "seed"),
         ({"rows": 0}, "rows"),
-        ({"window_hours": (3.0, 2.0)}, "horizon_s"),
+        ({"window_hours": (3.0, 2.0)}, "window_hours"),
         ({"hyperparams": Path("nowhere.yml")}, "no file 'nowhere.yml'"),
         ({"task": "CartPole-v1"}, "hyperparams.*'CartPole-v1'"),
         ({"resume": Path("nowhere")}, "nowhere.*not the directory of a run"),

@@ -6,6 +6,7 @@
 | ``best.zip`` | the best policy so far, as one artefact (``ai_factory_agents.load_run``) |
 | ``last.zip`` | the policy at the end |
 | ``checkpoints/<steps>/`` | SB3's ``model.zip`` and ``vecnormalize.pkl`` to resume from; SAC's newest has its buffer |
+| ``reference.npy`` | with a rule: what it earns alone in every step of every training window |
 | ``metrics.csv`` | one row per evaluation on tuning seeds |
 | ``tensorboard/`` | training curves |
 | ``evaluation-<steps>.csv``, ``.txt`` | the final comparison on held-out seeds: episodes and table |
@@ -84,6 +85,11 @@ class RunDirectory:
     def tensorboard(self) -> Path:
         """Directory of the training curves."""
         return self.path / "tensorboard"
+
+    @property
+    def reference(self) -> Path:
+        """What the rule alone earns in the training windows."""
+        return self.path / "reference.npy"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.json``, whole or not at all."""

@@ -26,7 +26,7 @@ from ai_factory_agents.hyperparameters import ZOO_KEYS, check_algorithm, load_hy
 from ai_factory_agents.policies.artefact import TrainedPolicy, from_model
 from ai_factory_agents.policies.residual import RESIDUAL_RULES, make_rule
 from ai_factory_agents.run_directory import RunDirectory
-from ai_factory_agents.vec_env import FactoryVecEnv, ResidualVecEnv
+from ai_factory_agents.vec_env import HOUR_S, FactoryVecEnv, ResidualVecEnv, draw_windows, rule_rewards
 from ai_factory_gym import TASKS
 from ai_factory_gym.errors import ConfigError, unknown
 from ai_factory_gym.evaluation import (
@@ -41,7 +41,9 @@ from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
 CLASSES: dict[str, type[PPO] | type[SAC]] = {"ppo": PPO, "sac": SAC}
 
-HOUR_S = 3600.0
+WINDOWS_WITH_RULE = 160
+WINDOWS_FREE = 10_000
+"""Training windows when none are asked for: a rule has to be played in each beforehand."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Settings:
     """Largest correction of any action."""
     window_hours: tuple[float, float] = (2.0, 6.0)
     """Shortest and longest training episode; each starts at a random time of day."""
+    windows: int | None = None
+    """Training episodes to draw from. With a rule its rewards in every one are computed beforehand, so that training
+    earns the difference: 160 when not given; without a rule 10,000."""
     hyperparams: Path | None = None
     """YAML file of hyperparameters keyed by task; the one that ships when not given."""
     eval_every: int = 50_000
@@ -119,7 +124,7 @@ def check_settings(settings: Settings) -> None:
         raise ConfigError(f"residual_scale: {settings.residual_scale!r} is not allowed; must be a number in (0, 2].")
     if settings.seed not in TRAINING_SEEDS:
         raise ConfigError(f"seed: {settings.seed!r} is not allowed; must be in [0, {TRAINING_SEEDS.stop - 1}].")
-    for name in ("total_steps", "rows", "eval_every", "jobs", "rollout_threads", "torch_threads"):
+    for name in ("total_steps", "rows", "windows", "eval_every", "jobs", "rollout_threads", "torch_threads"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name}: {value!r} is not allowed; must be at least 1.")
@@ -162,7 +167,7 @@ def train(settings: Settings, report: Callable[[str], None] = print) -> RunDirec
     torch.set_num_threads(settings.torch_threads)
     rule = make_rule(settings.residual_of, settings.task)
     rows = settings.rows or int(hyperparameters["n_envs"])
-    venv = make_training_env(settings, rows, rule)
+    venv, residual = make_training_env(settings, rows, rule)
     checkpoint = None if resumed is None else resumed.newest_checkpoint()
     model, normalise = _build(settings, hyperparameters, venv, checkpoint)
     # Only now, when everything has been accepted, is anything written.
@@ -194,6 +199,8 @@ def train(settings: Settings, report: Callable[[str], None] = print) -> RunDirec
         f"{settings.algo.upper()} {kind} on {settings.task}: {total:,} steps, {rows} sites side by side, "
         f"seed {settings.seed}, in {run.path}"
     )
+    if residual is not None:
+        residual.reference = _reference(run, residual, report)
     started_s = time.perf_counter()
     try:
         model.learn(
@@ -215,8 +222,12 @@ def train(settings: Settings, report: Callable[[str], None] = print) -> RunDirec
     return run
 
 
-def make_training_env(settings: Settings, rows: int, rule: Any) -> VecEnv:
-    """Build the environments of training: random start times, windows of random length, the residual, the monitor."""
+def make_training_env(settings: Settings, rows: int, rule: Any) -> tuple[VecEnv, ResidualVecEnv | None]:
+    """Build the environments of training: windows at random times of day, the residual, the monitor.
+
+    Returns:
+        The environments, and the residual wrapper among them, if any, whose reference is still to be set.
+    """
     threads = min(settings.rollout_threads, os.cpu_count() or 1, rows)
     shards = []
     for part in np.array_split(np.arange(rows), threads):
@@ -227,15 +238,24 @@ def make_training_env(settings: Settings, rows: int, rule: Any) -> VecEnv:
             autoreset_mode="SameStep",
             scenario="diurnal",
             start_time_s="random",
-            horizon_s=settings.window_hours[1] * HOUR_S,
         ).unwrapped
         assert isinstance(made, AIFactoryVectorEnv)
         shards.append(made)
-    low, high = (hours * HOUR_S for hours in settings.window_hours)
-    venv: VecEnv = FactoryVecEnv(shards, horizon_s=(low, high))
-    if rule is not None:
-        venv = ResidualVecEnv(venv, rule, settings.residual_scale)
-    return VecMonitor(venv)
+    count = settings.windows or (WINDOWS_FREE if rule is None else WINDOWS_WITH_RULE)
+    windows = draw_windows(settings.seed, count, settings.window_hours, shards[0].task.control_interval_s)
+    inner = FactoryVecEnv(shards, windows=windows)
+    residual = None if rule is None else ResidualVecEnv(inner, rule, settings.residual_scale)
+    return VecMonitor(residual or inner), residual
+
+
+def _reference(run: RunDirectory, residual: ResidualVecEnv, report: Callable[[str], None]) -> Any:
+    """Return what the rule alone earns in every window; computed once per run."""
+    if not run.reference.exists():
+        started_s = time.perf_counter()
+        earned = rule_rewards(residual.inner, residual.rule)
+        np.save(run.reference, earned)
+        report(f"Played {len(earned)} training windows with the rule alone in {time.perf_counter() - started_s:.0f} s")
+    return np.load(run.reference)
 
 
 def training_seed(seed: int, steps: int, rows: int) -> int:

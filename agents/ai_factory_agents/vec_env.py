@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -18,10 +18,49 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from ai_factory_agents.policies.residual import residual_action, residual_observation
 from ai_factory_gym.errors import ConfigError
+from ai_factory_gym.evaluation import TRAINING_SEEDS
 from ai_factory_gym.levers import check_action
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
 Array = NDArray[Any]
+
+HOUR_S = 3600.0
+
+
+class Window(NamedTuple):
+    """One training episode: everything that happens in it, whatever the operator does, follows from these two.
+
+    Attributes:
+        seed: Seed of the environment.
+        horizon_s: Length, s.
+    """
+
+    seed: int
+    horizon_s: float
+
+
+def draw_windows(seed: int, count: int, hours: tuple[float, float], interval_s: float) -> list[Window]:
+    """Draw training episodes.
+
+    Args:
+        seed: Seed of the draw.
+        count: Number of windows.
+        hours: Shortest and longest window.
+        interval_s: Control interval, s.
+
+    Raises:
+        ConfigError: When a length is not a whole number of control steps.
+    """
+    steps = [value * HOUR_S / interval_s for value in hours]
+    if any(abs(value - round(value)) > 1e-6 for value in steps) or not 1 <= round(steps[0]) <= round(steps[1]):
+        raise ConfigError(
+            f"window_hours: {tuple(hours)!r} is not allowed; must be two rising multiples of the control interval, "
+            f"{interval_s:g} s."
+        )
+    rng = np.random.default_rng([seed, 1])
+    seeds = rng.integers(TRAINING_SEEDS.start, TRAINING_SEEDS.stop, count).tolist()
+    lengths = rng.integers(round(steps[0]), round(steps[1]) + 1, count).tolist()
+    return [Window(seed, interval_s * length) for seed, length in zip(seeds, lengths, strict=True)]
 
 
 class FactoryVecEnv(VecEnv):
@@ -34,15 +73,19 @@ class FactoryVecEnv(VecEnv):
     Args:
         env: The vector environment, or several of the same task, which are stepped side by side in threads. Row i of
             all gets seed + i, so the result does not depend on how rows are divided.
-        horizon_s: Lowest and highest length of an episode, s; drawn anew for every episode, in whole control steps.
-            None leaves the task's.
+        windows: Episodes to choose from; every episode is one of them, drawn at random. None goes on with each row's own
+            random stream and the task's horizon, as the vector environment does.
+
+    Attributes:
+        window: Index of each row's window, int64[rows].
+        elapsed: Steps of each row's episode so far, int64[rows].
 
     Raises:
-        ConfigError: When the environments differ in their spaces or a length is not a whole number of control steps.
+        ConfigError: When the environments are of different tasks.
     """
 
     def __init__(
-        self, env: AIFactoryVectorEnv | Sequence[AIFactoryVectorEnv], *, horizon_s: tuple[float, float] | None = None
+        self, env: AIFactoryVectorEnv | Sequence[AIFactoryVectorEnv], *, windows: Sequence[Window] | None = None
     ) -> None:
         """Take the environments over; they must not be stepped by anybody else."""
         self.shards = [env] if isinstance(env, AIFactoryVectorEnv) else list(env)
@@ -52,32 +95,48 @@ class FactoryVecEnv(VecEnv):
         for shard in self.shards[1:]:
             if shard.observation_layout.slices != first.observation_layout.slices or shard.task.site != first.task.site:
                 raise ConfigError("env: the vector environments are of different tasks.")
-        self._steps = _whole_steps(horizon_s, first.task.control_interval_s)
-        self._interval_s = first.task.control_interval_s
+        self.windows = windows
         self._first_row = np.cumsum([0, *(shard.num_envs for shard in self.shards)])
         rows = int(self._first_row[-1])
         self._pool = ThreadPoolExecutor(len(self.shards)) if len(self.shards) > 1 else None
         self._generators = [np.random.default_rng() for _ in range(rows)]
+        self.window: Array = np.zeros(rows, dtype=np.int64)
+        self.elapsed: Array = np.zeros(rows, dtype=np.int64)
         self._actions: Array = np.zeros((rows, first.action_layout.size))
         super().__init__(rows, first.single_observation_space, first.single_action_space)
 
     def reset(self) -> VecEnvObs:
-        """Start every row; seeds given to ``seed`` and options given to ``set_options`` are used once."""
-        observations = np.zeros((self.num_envs, *self.observation_space.shape), dtype=np.float32)  # type: ignore[misc]
-        for index, shard in enumerate(self.shards):
-            rows = range(self._first_row[index], self._first_row[index + 1])
-            for row in rows:
-                seed = self._seeds[row]
-                if seed is not None:
-                    # The windows have their own stream: a row's days are those of a single environment of its seed.
-                    self._generators[row] = np.random.default_rng([seed, 1])
-            options = [self._draw_options(row) | self._options[row] for row in rows]
-            shard.reset(seed=[self._seeds[row] for row in rows], options=_by_key(options))
-            for place, row in enumerate(rows):
-                self.reset_infos[row] = dict(shard.factory.info(place))
-            shard.factory.observe(np.arange(len(rows)), observations[rows.start : rows.stop])
+        """Start every row; seeds given to ``seed`` and options given to ``set_options`` are used once.
+
+        With windows, a row's seed decides which ones it meets and in what order.
+        """
+        for row, seed in enumerate(self._seeds):
+            if seed is not None:
+                self._generators[row] = np.random.default_rng(seed)
+        if self.windows is None:
+            observations = self._start(self._seeds, self._options)
+        else:
+            observations = self.play([self._draw(row) for row in range(self.num_envs)])
         self._reset_seeds()
         self._reset_options()
+        return observations
+
+    def play(self, chosen: Sequence[int]) -> Array:
+        """Start every row in the window of an index and return the observations."""
+        assert self.windows is not None
+        self.window[:] = chosen
+        drawn = [self.windows[index] for index in chosen]
+        return self._start([window.seed for window in drawn], [{"horizon_s": window.horizon_s} for window in drawn])
+
+    def _start(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> Array:
+        observations = np.zeros((self.num_envs, self.shards[0].observation_layout.size), dtype=np.float32)
+        for index, shard in enumerate(self.shards):
+            rows = slice(int(self._first_row[index]), int(self._first_row[index + 1]))
+            shard.reset(seed=list(seeds[rows]), options=_by_key(options[rows]))
+            for place in range(shard.num_envs):
+                self.reset_infos[rows.start + place] = dict(shard.factory.info(place))
+            shard.factory.observe(np.arange(shard.num_envs), observations[rows])
+        self.elapsed[:] = 0
         return observations
 
     def step_async(self, actions: Array) -> None:
@@ -98,6 +157,7 @@ class FactoryVecEnv(VecEnv):
         first = int(self._first_row[index])
         rows = np.arange(shard.num_envs)
         factory.step(rows, self._actions[first : first + len(rows)])
+        self.elapsed[first : first + len(rows)] += 1
         rewards = factory.rewards(rows).astype(np.float32)
         terminated = factory.terminated(rows)
         done = terminated | factory.truncated(rows)
@@ -117,21 +177,24 @@ class FactoryVecEnv(VecEnv):
         return observations, rewards, done, infos
 
     def _begin_again(self, shard: AIFactoryVectorEnv, first: int, done: Array) -> None:
-        """Start rows again, each with a window of its own."""
-        drawn = {int(row): self._draw_options(first + int(row)) for row in np.flatnonzero(done)}
-        options: dict[str, Any] = {"reset_mask": done}
-        if self._steps is not None:
-            # Rows that go on need some value in the list; it is not used.
-            options["horizon_s"] = [
-                drawn.get(row, {}).get("horizon_s", self._interval_s) for row in range(shard.num_envs)
-            ]
-        shard.reset(options=options)
+        """Start rows again."""
+        self.elapsed[first : first + len(done)][done] = 0
+        if self.windows is None:
+            shard.reset(options={"reset_mask": done})
+            return
+        seeds: list[int | None] = [None] * len(done)
+        # Rows that go on need some value in the list; it is not used.
+        horizons = [shard.task.horizon_s] * len(done)
+        for row in np.flatnonzero(done):
+            index = self._draw(first + int(row))
+            self.window[first + row] = index
+            seeds[row], horizons[row] = self.windows[index]
+        shard.reset(seed=seeds, options={"reset_mask": done, "horizon_s": horizons})
 
-    def _draw_options(self, row: int) -> dict[str, Any]:
-        """Draw what differs from episode to episode."""
-        if self._steps is None:
-            return {}
-        return {"horizon_s": self._interval_s * int(self._generators[row].integers(self._steps[0], self._steps[1] + 1))}
+    def _draw(self, row: int) -> int:
+        """Draw a row's next window."""
+        assert self.windows is not None
+        return int(self._generators[row].integers(len(self.windows)))
 
     def close(self) -> None:
         """Close the environments."""
@@ -177,13 +240,19 @@ class FactoryVecEnv(VecEnv):
 class ResidualVecEnv(VecEnvWrapper):
     """Actions become corrections of a rule, and the rule's action becomes part of the observation.
 
+    With a reference, the reward becomes what the step earned beyond what the rule alone earns in the same step of the
+    same window. Arrivals, prices and caps do not depend on actions, so this changes the return of every policy by the
+    same amount, and takes away most of its variance: what a day brings is common to both (Mao et al., "Variance Reduction
+    for Reinforcement Learning in Input-Driven Environments", arXiv 1807.02264). A residual of zero earns exactly zero.
+
     Args:
         venv: Environments with raw observations and actions in [-1, 1].
         rule: Anything with a batched ``predict`` that keeps its memory in ``state`` only.
         scale: See ``residual_action``.
+        reference: Rewards of the rule alone, see ``rule_rewards``; None leaves rewards as they are.
     """
 
-    def __init__(self, venv: VecEnv, rule: Any, scale: float) -> None:
+    def __init__(self, venv: FactoryVecEnv, rule: Any, scale: float, reference: Array | None = None) -> None:
         """Widen the observation space by the rule's action."""
         seen, acted = venv.observation_space, venv.action_space
         assert isinstance(seen, spaces.Box) and isinstance(acted, spaces.Box)
@@ -191,58 +260,78 @@ class ResidualVecEnv(VecEnvWrapper):
             np.concatenate([seen.low, acted.low]), np.concatenate([seen.high, acted.high]), dtype=np.float32
         )
         super().__init__(venv, observation_space=wider)
+        self.inner = venv
         self.rule = rule
         self.scale = scale
+        self.reference = reference
         self._state: Any = None
         self._rule_action: Array = np.zeros((venv.num_envs, *acted.shape), dtype=np.float32)
+        self._rule_reward: Array = np.zeros(venv.num_envs, dtype=np.float32)
 
     def reset(self) -> VecEnvObs:
         """Start every row and ask the rule for its first action."""
-        observations = self.venv.reset()
-        assert isinstance(observations, np.ndarray)
-        self._rule_action, self._state = self._ask(observations, None, np.ones(self.num_envs, dtype=np.bool_))
+        observations = np.asarray(self.venv.reset())
+        self._rule_action, self._state = _ask(self.rule, observations, None, np.ones(self.num_envs, dtype=np.bool_))
         return residual_observation(observations, self._rule_action)
 
     def step_async(self, actions: Array) -> None:
         """Correct the rule's actions."""
+        if self.reference is not None:
+            self._rule_reward = self.reference[self.inner.window, self.inner.elapsed]
         self.venv.step_async(residual_action(self._rule_action, actions, self.scale))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Finish the step and ask the rule what it would do next."""
         observations, rewards, dones, infos = self.venv.step_wait()
-        assert isinstance(observations, np.ndarray)
+        observations = np.asarray(observations)
         if dones.any():
             last = observations.copy()
             for row in np.flatnonzero(dones):
                 last[row] = infos[row]["terminal_observation"]
             # The rule's answer to the end of an episode completes the terminal observation; its memory is thrown away.
-            answer, _ = self._ask(last, copy.deepcopy(self._state), np.zeros(self.num_envs, dtype=np.bool_))
+            answer, _ = _ask(self.rule, last, copy.deepcopy(self._state), np.zeros(self.num_envs, dtype=np.bool_))
             for row in np.flatnonzero(dones):
                 infos[row]["terminal_observation"] = residual_observation(last[row], answer[row])
-        self._rule_action, self._state = self._ask(observations, self._state, dones)
-        return residual_observation(observations, self._rule_action), rewards, dones, infos
-
-    def _ask(self, observations: Array, state: Any, episode_start: Array) -> tuple[Array, Any]:
-        action, state = self.rule.predict(observations, state=state, episode_start=episode_start, deterministic=True)
-        return np.asarray(action, dtype=np.float32), state
+        self._rule_action, self._state = _ask(self.rule, observations, self._state, dones)
+        return residual_observation(observations, self._rule_action), rewards - self._rule_reward, dones, infos
 
 
-def _by_key(options: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def rule_rewards(venv: FactoryVecEnv, rule: Any) -> Array:
+    """Return what a rule earns in every step of every window of an environment, float32[windows, longest].
+
+    Args:
+        venv: Environments with windows; they are left in the middle of episodes.
+        rule: As in ``ResidualVecEnv``.
+    """
+    assert venv.windows is not None
+    interval_s = venv.shards[0].task.control_interval_s
+    lengths = np.array([round(window.horizon_s / interval_s) for window in venv.windows])
+    earned = np.zeros((len(lengths), int(lengths.max())), dtype=np.float32)
+    # Windows of about one length side by side: a row whose window has ended idles until the longest has.
+    order = np.argsort(lengths, kind="stable")
+    idle = np.zeros((venv.num_envs, *venv.action_space.shape), dtype=np.float32)  # type: ignore[misc]
+    for begin in range(0, len(order), venv.num_envs):
+        chosen = np.resize(order[begin : begin + venv.num_envs], venv.num_envs)
+        observations = venv.play(chosen.tolist())
+        state: Any = None
+        start = np.ones(venv.num_envs, dtype=np.bool_)
+        for step in range(int(lengths[chosen].max())):
+            action, state = _ask(rule, observations, state, start)
+            seen, rewards, start, _ = venv.step(residual_action(action, idle, 0.0))
+            observations = np.asarray(seen)
+            running = step < lengths[chosen]
+            earned[chosen[running], step] = rewards[running]
+    return earned
+
+
+def _ask(rule: Any, observations: Array, state: Any, episode_start: Array) -> tuple[Array, Any]:
+    action, state = rule.predict(observations, state=state, episode_start=episode_start, deterministic=True)
+    return np.asarray(action, dtype=np.float32), state
+
+
+def _by_key(options: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """Turn one dictionary per row into one list per key."""
     for key in {key for chosen in options for key in chosen}:
         if not all(key in chosen for chosen in options):
             raise ConfigError(f"options: {key}: given for some rows only; give it for all.")
     return {key: [chosen[key] for chosen in options] for key in options[0]}
-
-
-def _whole_steps(horizon_s: tuple[float, float] | None, interval_s: float) -> tuple[int, int] | None:
-    """Return the shortest and longest episode in control steps."""
-    if horizon_s is None:
-        return None
-    steps = [value / interval_s for value in horizon_s]
-    if any(abs(value - round(value)) > 1e-9 for value in steps) or not 1 <= steps[0] <= steps[1]:
-        raise ConfigError(
-            f"horizon_s: {tuple(horizon_s)!r} is not allowed; must be two rising multiples of the control "
-            f"interval, {interval_s:g} s."
-        )
-    return round(steps[0]), round(steps[1])
