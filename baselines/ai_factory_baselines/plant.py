@@ -105,6 +105,10 @@ class Limits(NamedTuple):
     lowest: float
 
 
+BARE_LIMITS = Limits(1.0, 1.0, 1.0, 0.0, 0.2)
+"""The limits themselves, without any margin."""
+
+
 class Dispatch(NamedTuple):
     """How a phase serves a load.
 
@@ -518,7 +522,7 @@ class Plant:
         tilts: Per phase.
     """
 
-    def __init__(self, facts: Facts, ttft_share: float = 0.7) -> None:
+    def __init__(self, facts: Facts, ttft_share: float = 0.85) -> None:
         """Fold the site's cells into loads and its pools into phases."""
         self.facts = facts
         params = facts.params
@@ -681,10 +685,9 @@ class Plant:
         """Return the share of prompts that prefill can serve."""
         one = np.zeros(LOAD_COLUMNS)
         total = served = 0.0
-        saturated = Limits(1.0, 1.0, 1.0, 0.0, 0.0)
         for pool in range(len(racks)):
             pool_load(self.phases[PREFILL], load, share, pool, one)
-            over = strain(self.phases[PREFILL], saturated, pool, one, racks[pool], clock[pool])
+            over = strain(self.phases[PREFILL], BARE_LIMITS, pool, one, racks[pool], clock[pool])
             total += one[PROMPT]
             served += one[PROMPT] / max(1.0, over)
         return served / total if total > 0.0 else 1.0
@@ -724,4 +727,4 @@ class Plant:
         return float(waking @ power[:, POWER_WAKE_RACK_W] + asleep @ power[:, POWER_SLEEP_RACK_W])
 
 
-__all__ = ["Dispatch", "Limits", "Phase", "Plant", "fill"]
+__all__ = ["BARE_LIMITS", "Dispatch", "Limits", "Phase", "Plant", "fill"]
