@@ -34,9 +34,11 @@ help:
 	@echo "make clean        remove the virtual environment and the caches"
 
 train: install-train
+	$(BIN)/python -m ai_factory_gym warmup
 	$(BIN)/python train.py $(ARGS)
 
 test: install
+	$(BIN)/python -m ai_factory_gym warmup
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 lint: install
