@@ -45,6 +45,9 @@ LOAD_COLUMNS = 6
 SLOW_SHARE = 0.02
 """A pool may serve a group when at most this share of its requests is too long for it (status: design choice)."""
 
+FLOOR_TOLERANCE = 0.1
+"""A group raises a pool's clock when the latency of its prompts needs this much above the lowest (status: choice)."""
+
 OVERLOAD_W = 1e12
 """Penalty per unit of overload that puts any overloaded arrangement behind every sufficient one."""
 
@@ -441,6 +444,7 @@ def plan_racks(
     part: Array,
     sums: Array,
     chosen: Array,
+    least: Array,
 ) -> None:
     """Write, for every load level, which row of ``counts`` (racks awake per pool) draws least.
 
@@ -461,6 +465,7 @@ def plan_racks(
         part: Scratch, float64[C, G, 6].
         sums: Scratch, float64[G, 6].
         chosen: Written, int64[L].
+        least: Written: IT power of the choice, racks asleep included, float64[L].
     """
     for index in range(levels.shape[0]):
         sums[:] = 0.0
@@ -485,6 +490,7 @@ def plan_racks(
                 if watts < best:
                     best = watts
                     chosen[index] = candidate
+        least[index] = best
 
 
 def rack_candidates(least: Array, most: Array) -> Array:
@@ -631,34 +637,58 @@ class Plant:
         counts = rack_candidates(self.facts.params.pool[members, PoolSpec.MIN_ACTIVE], total)
         levels = np.linspace(0.0, 1.25, LOAD_LEVELS + 1)[1:]
         load = self.mean / self.level(kind, self.mean)
-        need, room, share, clock, one = self.scratch(kind)
-        chosen = np.zeros(len(levels), dtype=np.int64)
-        plan_racks(
-            self.phases[kind],
-            limits,
-            load,
-            levels,
-            counts,
-            total,
-            self.tilts[kind],
-            plan_clock,
-            need,
-            room,
-            share,
-            clock,
-            one,
-            np.zeros_like(load),
-            np.zeros(load.shape[1:]),
-            chosen,
-        )
-        return levels, counts[chosen]
+        best = np.full(len(levels), math.inf)
+        racks = np.zeros((len(levels), len(total)))
+        for variant in self._variants(self.phases[kind], limits.lowest):
+            need, room, share, clock, one = self.scratch(kind)
+            chosen = np.zeros(len(levels), dtype=np.int64)
+            watts = np.zeros(len(levels))
+            plan_racks(
+                variant,
+                limits,
+                load,
+                levels,
+                counts,
+                total,
+                self.tilts[kind],
+                plan_clock,
+                need,
+                room,
+                share,
+                clock,
+                one,
+                np.zeros_like(load),
+                np.zeros(load.shape[1:]),
+                chosen,
+                watts,
+            )
+            better = watts < best
+            racks[better] = counts[chosen[better]]
+            best[better] = watts[better]
+        return levels, racks
 
     def dispatch(self, phase: Phase, limits: Limits, load: Array, racks: Array) -> Dispatch:
         """Return the cheapest way to serve a load with the racks of a phase."""
-        need, room, share, clock, one = self.scratch(phase.kind)
-        racks_worth(phase, load.sum(axis=0), need)
-        watts = dispatch(phase, limits, load, need, racks, self.tilts[phase.kind], room, share, clock, one)
-        return Dispatch(share, clock, watts < OVERLOAD_W)
+        best = None
+        least = math.inf
+        for variant in self._variants(phase, limits.lowest):
+            need, room, share, clock, one = self.scratch(phase.kind)
+            racks_worth(variant, load.sum(axis=0), need)
+            watts = dispatch(variant, limits, load, need, racks, self.tilts[phase.kind], room, share, clock, one)
+            if best is None or watts < least:
+                best, least = Dispatch(share, clock, watts < OVERLOAD_W), watts
+        assert best is not None
+        return best
+
+    @staticmethod
+    def _variants(phase: Phase, lowest: float) -> list[Phase]:
+        """Return a phase, and the same without the groups that would force a pool to a higher clock, where others remain."""
+        slow = np.isfinite(phase.per_rack) & (phase.floor > lowest + FLOOR_TOLERANCE)
+        others = np.isfinite(phase.per_rack) & ~slow
+        slow &= others.any(axis=1, keepdims=True)
+        if not slow.any():
+            return [phase]
+        return [phase, phase._replace(per_rack=np.where(slow, math.inf, phase.per_rack))]
 
     def relaxed(self) -> list[Phase]:
         """Return decode with the next TPOT limit above the tightest in one pool each, smallest first, then in all.
@@ -681,23 +711,35 @@ class Plant:
             out.append(decode._replace(tpot_s=np.full(len(capacity), limits[1])))
         return out
 
-    def served(self, load: Array, share: Array, racks: Array, clock: Array) -> float:
-        """Return the share of prompts that prefill can serve."""
+    def served(self, load: Array, share: Array, racks: Array, clock: Array, sigmas: float) -> float:
+        """Return the share of prompts that prefill can serve when the load is so many deviations higher."""
         one = np.zeros(LOAD_COLUMNS)
         total = served = 0.0
         for pool in range(len(racks)):
-            pool_load(self.phases[PREFILL], load, share, pool, one)
+            one *= 1.0 + sigmas * pool_load(self.phases[PREFILL], load, share, pool, one)
             over = strain(self.phases[PREFILL], BARE_LIMITS, pool, one, racks[pool], clock[pool])
             total += one[PROMPT]
             served += one[PROMPT] / max(1.0, over)
         return served / total if total > 0.0 else 1.0
 
-    def watts(self, kind: int, load: Array, share: Array, racks: Array, clock: Array, least: Array) -> float:
-        """Return the IT power of a phase's awake racks, W; ``least`` as in ``pool_watts``, float64[P]."""
+    def watts(
+        self, kind: int, load: Array, share: Array, racks: Array, clock: Array, least: Array, sigmas: float = 0.0
+    ) -> float:
+        """Return the IT power of a phase's awake racks, W.
+
+        Args:
+            kind: PREFILL or DECODE.
+            load: Load, float64[classes, G, 6].
+            share: Shares, float64[G, P].
+            racks: Racks awake, float64[P].
+            clock: Clocks, float64[P].
+            least: As in ``pool_watts``, float64[P].
+            sigmas: Standard deviations by which every pool's load is higher.
+        """
         one = np.zeros(LOAD_COLUMNS)
         total = 0.0
         for pool in range(len(racks)):
-            pool_load(self.phases[kind], load, share, pool, one)
+            one *= 1.0 + sigmas * pool_load(self.phases[kind], load, share, pool, one)
             total += pool_watts(self.phases[kind], pool, one, racks[pool], clock[pool], least[pool])
         return total
 

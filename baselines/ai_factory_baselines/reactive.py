@@ -7,9 +7,10 @@ the present trend. Three loops, from fast to slow:
    keep TTFT, TPOT and KV memory. A queue adds the clock that clears it.
 2. If the power predicted for a somewhat larger load does not fit the cap, in force or about to be, margins go first,
    then some decode pools break the tightest TPOT limit, then all clocks come down.
-3. Racks awake follow a plan, computed once: which racks draw least at each load level while clocks keep a reserve. They
-   wake at once when the smoothed load (extrapolated over the wake time) asks for them, and sleep one decision at a time
-   after the load has been lower, with a larger margin, for a while.
+3. Racks awake follow a plan, computed once: which racks draw least at each load level while clocks keep a reserve. It
+   is read at a slow average of the load, extrapolated over the wake time, and at the present load only when clocks do
+   not suffice, because waking a rack takes minutes and tens of megajoules. Racks wake only as far as the cap has room
+   for it, and sleep after the load has been lower, with a larger margin, for a while.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ BARE = 0.98
 CLOCK_STEPS = 10
 Predictor = Callable[[tuple[Array, Array], Array], float]
 
+CLOCK_SLACK = 0.05
+"""Clock above the planned one that does not yet call for more racks (status: design choice)."""
+
 TREND_GAIN = 0.15
 """Weight of the newest difference in the smoothed trend (status: design choice)."""
 
@@ -70,26 +74,28 @@ class Settings:
         decode_sigmas: The same for decode, where batches even load out.
         utilisation: Highest utilisation of prefill servers at that load.
         tpot_share: Highest TPOT at that load, as a share of the tightest limit.
-        power_margin: Load above the present one whose power must fit the cap.
+        power_sigmas: The power of the load plus this many standard deviations must fit the cap.
         plan_clock: Highest clock that the plan of racks may need; what lies above is the reserve for bursts.
         wake_margin: Load above the expected one for which racks are woken.
         sleep_margin: Further load above that for which racks are kept awake.
         sleep_hold: Steps the load must have been lower before racks sleep.
-        smoothing: Weight of the newest step in the smoothed load that racks follow.
-        lead: How much of the trend over the wake time is added to the load that racks follow.
+        smoothing: Weight of the newest step in the fast smoothed load, which clocks fall back to.
+        slow_smoothing: Weight of the newest step in the slow smoothed load, which racks follow.
+        lead: How much of the slow load's trend, over its lag and the wake time, is added to it.
     """
 
     prefill_sigmas: float = 1.5
     decode_sigmas: float = 1.0
     utilisation: float = 0.92
     tpot_share: float = 0.92
-    power_margin: float = 0.08
+    power_sigmas: float = 1.5
     plan_clock: float = 0.8
     wake_margin: float = 0.08
     sleep_margin: float = 0.06
     sleep_hold: float = 10.0
-    smoothing: float = 0.2
-    lead: float = 1.0
+    smoothing: float = 0.25
+    slow_smoothing: float = 0.06
+    lead: float = 0.8
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -102,12 +108,13 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "decode_sigmas": (0.0, 6.0),
     "utilisation": (0.5, 1.0),
     "tpot_share": (0.5, 1.0),
-    "power_margin": (0.0, 1.0),
+    "power_sigmas": (0.0, 6.0),
     "plan_clock": (0.4, 1.0),
     "wake_margin": (0.0, 1.0),
     "sleep_margin": (0.0, 1.0),
     "sleep_hold": (0.0, 120.0),
     "smoothing": (0.02, 1.0),
+    "slow_smoothing": (0.005, 1.0),
     "lead": (0.0, 4.0),
 }
 """Values a setting may have."""
@@ -165,33 +172,33 @@ class Reactive(Rule):
         self._plans = tuple(self.plant.rack_plan(kind, self._limits[kind], settings.plan_clock) for kind in PHASES)
         self._wake_s = tuple(float(self.facts.params.pool[m, PoolSpec.WAKE_S].max()) for m in self.facts.members)
 
-    # Memory: whether the episode has begun, smoothed rate per class, trend of the load level per phase, and for each
-    # pool the steps its load has been low.
+    # Memory: whether the episode has begun, a fast and a slow smoothed rate per class, trend of the slow load level per
+    # phase, and for each pool the steps its load has been low.
 
     @property
     def memory_size(self) -> int:
         """Numbers remembered."""
-        return 1 + len(self.facts.observation.class_rate) + len(PHASES) + len(self.facts.racks)
+        return 1 + 2 * len(self.facts.observation.class_rate) + len(PHASES) + len(self.facts.racks)
 
     def decide(self, seen: View, memory: Array) -> Array:
         """Return the action for one observation."""
         classes = len(seen.rate)
-        smooth = memory[1 : 1 + classes]
-        trend = memory[1 + classes : 3 + classes]
-        low_steps = memory[3 + classes :]
-        before = smooth.copy()
-        fresh = memory[0] == 0.0
-        smooth += (1.0 if fresh else self.settings.smoothing) * (seen.rate - smooth)
-        memory[0] = 1.0
-        if fresh:
-            before[:] = smooth
+        smooth, slow = memory[1 : 1 + classes], memory[1 + classes : 1 + 2 * classes]
+        trend = memory[1 + 2 * classes : 3 + 2 * classes]
+        low_steps = memory[3 + 2 * classes :]
+        if memory[0] == 0.0:
+            memory[0] = 1.0
+            smooth[:] = seen.rate
+            slow[:] = seen.rate
+        before = slow.copy()
+        smooth += self.settings.smoothing * (seen.rate - smooth)
+        slow += self.settings.slow_smoothing * (seen.rate - slow)
         racks = np.zeros(len(self.facts.racks))
         for phase in PHASES:
-            members = self.facts.members[phase]
-            level = self.plant.level(phase, self.plant.load(smooth))
+            level = self.plant.level(phase, self.plant.load(slow))
             change = level - self.plant.level(phase, self.plant.load(before))
             trend[phase] += TREND_GAIN * (change - trend[phase])
-            racks[members] = self._racks(phase, level, float(trend[phase]), seen, low_steps)
+            racks[self.facts.members[phase]] = self._racks(phase, level, float(trend[phase]), smooth, seen, low_steps)
         # Deviations from the usual rate fade as fast as the class's demand forgets them.
         next_rate = smooth + self.plant.reversion * (seen.rate - smooth)
         load = self.plant.load(np.maximum(next_rate, 1e-3 * self.facts.observation.class_rate))
@@ -208,19 +215,26 @@ class Reactive(Rule):
         levels, racks = self._plans[phase]
         return np.array([math.ceil(np.interp(level, levels, racks[:, pool]) - 1e-6) for pool in range(racks.shape[1])])
 
-    def _racks(self, phase: int, level: float, trend: float, seen: View, low_steps: Array) -> Array:
-        """Return racks wanted awake in a phase, float64[pools of the phase]."""
+    def _racks(self, phase: int, level: float, trend: float, smooth: Array, seen: View, low_steps: Array) -> Array:
+        """Return racks wanted awake in a phase, float64[pools of the phase].
+
+        The plan is read at the slow load, brought forward by its own lag and by the time a rack takes to wake. Only when
+        the racks awake cannot serve the fast load within the planned clock is it read at that.
+        """
         members = self.facts.members[phase]
         chosen = self.settings
-        steps = self._wake_s[phase] / self.facts.control_interval_s + 1.0
-        expected = level + chosen.lead * trend * steps
-        up = self._planned(phase, max(level, expected) * (1.0 + chosen.wake_margin))
-        keep = self._planned(phase, max(level, expected) * (1.0 + chosen.wake_margin) * (1.0 + chosen.sleep_margin))
+        steps = self._wake_s[phase] / self.facts.control_interval_s + 1.0 / chosen.slow_smoothing
+        expected = max(0.0, level + chosen.lead * trend * steps) * (1.0 + chosen.wake_margin)
+        up = self._planned(phase, expected)
+        keep = np.maximum(up, self._planned(phase, expected * (1.0 + chosen.sleep_margin)))
         awake = seen.active[members] + seen.waking[members]
-        counter = low_steps[members]
-        counter = np.where(np.maximum(keep, up) < awake, counter + 1.0, 0.0)
-        asleep = counter > chosen.sleep_hold
-        wanted = np.where(asleep, np.maximum(keep, up), np.maximum(awake, up))
+        fast = self.plant.load(np.maximum(smooth, 1e-3 * self.facts.observation.class_rate))
+        served = self.plant.dispatch(self.plant.phases[phase], self._limits[phase], fast, awake)
+        if not served.sufficient or float(served.clock[awake > 0.0].max(initial=0.0)) > chosen.plan_clock + CLOCK_SLACK:
+            urgent = self._planned(phase, self.plant.level(phase, fast) * (1.0 + chosen.wake_margin))
+            up, keep = np.maximum(up, urgent), np.maximum(keep, urgent)
+        counter = np.where(keep < awake, low_steps[members] + 1.0, 0.0)
+        wanted = np.where(counter > chosen.sleep_hold, keep, np.maximum(awake, up))
         low_steps[members] = counter
         return np.asarray(wanted)
 
@@ -277,17 +291,18 @@ class Reactive(Rule):
     def _predictor(self, seen: View, load: Array, waking: Array) -> Predictor:
         """Return the function from shares and clocks to facility power in the next step, W."""
         prefill, decode = self.facts.members
-        more = load * (1.0 + self.settings.power_margin)
+        sigmas = self.settings.power_sigmas
         # Servers with a queue are busy all the time, and a batch that has grown does not shrink at once.
         queued = np.where(seen.braked | (seen.wait_s[prefill] > BEHIND_S), 1.0, 0.0)
-        batch = seen.batch[decode] * (1.0 + self.settings.power_margin)
+        batch = seen.batch[decode]
         awake = seen.active + seen.draining
         resting_w = self.plant.resting_w(waking, np.maximum(0.0, self.facts.racks - awake - waking))
 
         def predict(share: tuple[Array, Array], clock: Array) -> float:
-            served = self.plant.served(more, share[PREFILL], awake[prefill], clock[prefill])
-            it_w = resting_w + self.plant.watts(PREFILL, more, share[PREFILL], awake[prefill], clock[prefill], queued)
-            it_w += self.plant.watts(DECODE, more * served, share[DECODE], awake[decode], clock[decode], batch)
+            served = self.plant.served(load, share[PREFILL], awake[prefill], clock[prefill], sigmas)
+            it_w = resting_w
+            for k, part, members, least in ((PREFILL, load, prefill, queued), (DECODE, load * served, decode, batch)):
+                it_w += self.plant.watts(k, part, share[k], awake[members], clock[members], least, sigmas)
             return self.plant.facility_w(it_w)
 
         return predict

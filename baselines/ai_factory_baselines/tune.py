@@ -33,12 +33,13 @@ SEARCH: Mapping[str, tuple[float, float]] = {
     "decode_sigmas": (0.0, 2.5),
     "utilisation": (0.85, 0.98),
     "tpot_share": (0.82, 0.99),
-    "power_margin": (0.0, 0.3),
+    "power_sigmas": (0.0, 4.0),
     "plan_clock": (0.5, 1.0),
     "wake_margin": (0.0, 0.25),
     "sleep_margin": (0.0, 0.15),
     "sleep_hold": (2.0, 40.0),
-    "smoothing": (0.05, 0.5),
+    "smoothing": (0.05, 0.6),
+    "slow_smoothing": (0.01, 0.2),
     "lead": (0.0, 1.5),
 }
 """Where each setting is searched."""
