@@ -11,10 +11,10 @@ import gymnasium
 import matplotlib
 
 matplotlib.use("Agg")
-import ai_factory_baselines
 import matplotlib.pyplot as plt
 import numpy as np
 
+import ai_factory_baselines
 import ai_factory_gym  # noqa: F401 - registers the tasks
 from ai_factory_gym.evaluation import EVALUATION_SEEDS
 

@@ -55,7 +55,9 @@ def page() -> str:
 def main() -> None:
     """Run the commands when asked to, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--evaluate", nargs="*", metavar="FILE", help="files to produce anew, e.g. edge.csv; none means all present")
+    parser.add_argument(
+        "--evaluate", nargs="*", metavar="FILE", help="files to produce anew, e.g. edge.csv; none means all present"
+    )
     chosen = parser.parse_args()
     if chosen.evaluate is not None:
         for name in chosen.evaluate or [path.name for path in RESULTS.glob("*.csv")]:
