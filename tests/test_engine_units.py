@@ -1,0 +1,504 @@
+"""The engine's parts: heaps, random numbers, histograms, racks, routing; and that a state is all there is to an episode."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ai_factory_gym.engine import heap, kernel, ledger, racks, rng
+from ai_factory_gym.engine.arrivals import route, route_cohort
+from ai_factory_gym.engine.layout import (
+    DECODE,
+    HISTOGRAM_BINS,
+    HISTOGRAM_BINS_PER_DECADE,
+    HISTOGRAM_LOW_S,
+    PREFILL,
+    CapStep,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    Purpose,
+    Site,
+    SiteInt,
+    State,
+    grow,
+)
+from ai_factory_gym.engine.simulator import Decision, Engine, Episode
+from ai_factory_gym.params import build_params, resolution, served_classes
+from ai_factory_gym.sites import SiteConfig, load_site
+
+# ---------------------------------------------------------------------------------------------------------------- heap
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, 1.0, 2.5, -3.0, 7.0]), st.booleans()), max_size=60))
+def test_heap_pops_in_order_of_key_then_slot(operations: list[tuple[float, bool]]) -> None:
+    keys, slots = np.zeros(64), np.zeros(64, dtype=np.int32)
+    size = 0
+    inside: list[tuple[float, int]] = []
+    for slot, (key, take) in enumerate(operations):
+        heap.push(keys, slots, size, key, slot)
+        size += 1
+        inside.append((key, slot))
+        if take:
+            assert heap.pop(keys, slots, size) == min(inside)[1]
+            size -= 1
+            inside.remove(min(inside))
+    while size:
+        assert keys[0] == min(inside)[0]
+        assert heap.pop(keys, slots, size) == min(inside)[1]
+        size -= 1
+        inside.remove(min(inside))
+
+
+# ----------------------------------------------------------------------------------------------------- random numbers
+
+
+def stream(seed: int) -> np.ndarray:
+    return rng.seed_stream(np.random.default_rng(seed))
+
+
+def test_uniform_is_xoshiro256_plus_plus() -> None:
+    # The reference algorithm in Python's unbounded integers.
+    mask = (1 << 64) - 1
+    state = [1, 2, 3, 4]
+    ours = np.array(state, dtype=np.uint64)
+
+    def rotate(x: int, k: int) -> int:
+        return ((x << k) | (x >> (64 - k))) & mask
+
+    for _ in range(200):
+        result = (rotate((state[0] + state[3]) & mask, 23) + state[0]) & mask
+        shifted = (state[1] << 17) & mask
+        state[2] ^= state[0]
+        state[3] ^= state[1]
+        state[1] ^= state[2]
+        state[0] ^= state[3]
+        state[2] ^= shifted
+        state[3] = rotate(state[3], 45)
+        assert rng.uniform(ours) == ((result >> 11) + 0.5) / 2**53
+    assert [int(word) for word in ours] == state
+
+
+def test_uniforms_exponentials_and_normals_have_their_distribution() -> None:
+    s = stream(1)
+    n = 20_000
+    assert stats.kstest([rng.uniform(s) for _ in range(n)], "uniform").pvalue > 1e-3
+    assert stats.kstest([rng.exponential(s) for _ in range(n)], "expon").pvalue > 1e-3
+    pairs = np.array([rng.normal_pair(s) for _ in range(n)])
+    assert stats.kstest(pairs.reshape(-1), "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(pairs.T)[0, 1]) < 4.0 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("mean", [0.03, 1.7, 9.99, 10.0, 10.5, 33.0, 400.0, 1e5])
+def test_poisson_has_its_distribution(mean: float) -> None:
+    s = stream(int(mean * 100))
+    n = 20_000
+    counts = np.array([rng.poisson(s, mean) for _ in range(n)])
+    assert counts.min() >= 0
+    assert abs(counts.mean() - mean) < 4.5 * math.sqrt(mean / n)
+    edges = np.unique(stats.poisson.ppf(np.linspace(0.0, 1.0, 21)[1:-1], mean))
+    bounds = np.concatenate([[-np.inf], edges, [np.inf]])
+    expected = n * np.diff(stats.poisson.cdf(bounds, mean))
+    observed = np.histogram(counts, np.concatenate([[-0.5], edges + 0.5, [np.inf]]))[0]
+    used = expected > 5.0
+    statistic = float((((observed - expected) ** 2)[used] / expected[used]).sum())
+    assert stats.chi2.sf(statistic, max(1, used.sum() - 1)) > 1e-3
+
+
+def test_poisson_of_nothing_is_nothing_and_draws_nothing() -> None:
+    s = stream(3)
+    before = s.copy()
+    assert rng.poisson(s, 0.0) == 0
+    assert rng.poisson(s, -1.0) == 0
+    assert np.array_equal(s, before)
+
+
+def test_streams_of_one_seed_differ_by_purpose_and_are_never_all_zero() -> None:
+    children = np.random.default_rng(0).spawn(8)
+    words = np.array([rng.seed_stream(child) for child in children])
+    assert len(np.unique(words[:, 1])) == 8
+    assert np.all(words[:, 0] % np.uint64(2) == 1)
+
+
+# ----------------------------------------------------------------------------------------------------------- histogram
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e-3, 1.0000001e-3, 0.0123, 0.5, 2.0, 999.0, 9.99e3, 1e5])
+def test_histogram_bin_holds_its_latency(seconds: float) -> None:
+    index = ledger.histogram_bin(seconds)
+    assert 0 <= index < HISTOGRAM_BINS
+    low, high = (HISTOGRAM_LOW_S * 10.0 ** ((index + k) / HISTOGRAM_BINS_PER_DECADE) for k in (0, 1))
+    assert seconds < high * (1.0 + 1e-12) or index == HISTOGRAM_BINS - 1
+    assert seconds >= low * (1.0 - 1e-12) or index == 0
+
+
+# ------------------------------------------------------------------------------------------------------ a small factory
+
+
+def site() -> SiteConfig:
+    pools = [
+        {"rack": "h100_sxm8", "phase": "prefill", "racks": 4, "precision": "fp8", "tp": 4},
+        {"rack": "h200_sxm8", "phase": "prefill", "racks": 2, "precision": "fp8", "tp": 4, "min_active": 0},
+        {"rack": "h100_sxm8", "phase": "decode", "racks": 5, "precision": "fp8", "tp": 4},
+        {"rack": "h200_sxm8", "phase": "decode", "racks": 2, "precision": "fp8", "tp": 4, "min_active": 0},
+    ]
+    return load_site(
+        {
+            "name": "units",
+            "cap_w": 1e6,
+            "model": "llama-3.1-70b",
+            "demand_rps": 40.0,
+            "mix": {"chat": 0.6, "customer_service": 0.3, "batch": 0.1},
+            "max_context": 32768,
+            "group_edges": [1024.0],
+            "pools": pools,
+        }
+    )
+
+
+SITE = site()
+RACKS = np.array([pool.racks for pool in SITE.pools])
+INTERVAL_S = 30.0
+
+
+def params(grain: str) -> Params:
+    return build_params(SITE, served_classes(SITE), resolution(grain), control_interval_s=INTERVAL_S)
+
+
+def episode(p: Params, seed: int, demand: float = 1.0, cap_w: float = 1e5) -> Episode:
+    streams = dict(zip(Purpose, np.random.default_rng(seed).spawn(len(Purpose)), strict=True))
+    share = np.array([SITE.mix[cls.name] for cls in served_classes(SITE)])
+    rate = demand * SITE.demand_rps * share[:, None] * np.array([1.0, 1.5, 0.5])
+    cap = np.array([[-np.inf, cap_w, -np.inf], [70.0, 0.7 * cap_w, 10.0]])
+    assert cap.shape[1] == len(CapStep)
+    return Episode(-INTERVAL_S, rate, np.full(3, 1e-3), cap, np.zeros(0), np.zeros(0, dtype=np.bool_), streams)
+
+
+def orders(p: Params, step: int, rows: int = 1) -> Decision:
+    """Orders that differ from step to step: routing, clocks, racks and power limits all move."""
+    draw = np.random.default_rng(1000 + step)
+    pools = len(p.pool)
+    bias = np.exp(draw.uniform(-2.0, 2.0, (2, p.capacity.shape[1], pools)))
+    ceiling = draw.uniform(0.5, 1.0, pools)
+    limit = np.where(draw.random(pools) < 0.7, np.inf, draw.uniform(4000.0, 12000.0, pools))
+    target = np.maximum(1, np.round(draw.uniform(0.4, 1.0, pools) * RACKS)).astype(np.int64)
+    return Decision(*(np.repeat(a[None], rows, axis=0) for a in (bias, ceiling, limit, target)))
+
+
+def start(p: Params, seed: int, **options: int) -> Engine:
+    engine = Engine(p, **options)
+    for row in range(engine.rows):
+        engine.begin(row, episode(p, seed + row))
+    return engine
+
+
+def advance(engine: Engine, begin: int, end: int) -> None:
+    rows = np.arange(engine.rows)
+    for step in range(begin, end):
+        engine.step(rows, orders(engine.params, step, engine.rows))
+        if step == 0:
+            for row in rows:
+                engine.open_window(int(row))
+
+
+def assert_equal(a: State, b: State, row_a: int = 0, row_b: int = 0, skip: tuple[str, ...] = ()) -> None:
+    for name in set(State._fields) - set(skip):
+        left, right = getattr(a, name)[row_a], getattr(b, name)[row_b]
+        if name in ("cohort", "heap_key", "heap_slot", "log", "free"):
+            continue  # places that are not in use hold whatever was there; `content` compares what counts
+        np.testing.assert_array_equal(left, right, err_msg=name)
+    for left, right in zip(content(a, row_a), content(b, row_b), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def content(state: State, row: int) -> tuple[np.ndarray, ...]:
+    """Cohorts in the site, heaps up to their size, and the lines of the log."""
+    busy = state.cohort_int[row, :, 0] != 0
+    pieces = [state.cohort[row][busy], state.log[row, : state.site_int[row, SiteInt.LOGGED]]]
+    for pool in range(state.pool.shape[1]):
+        for which, size in ((0, PoolInt.READY), (1, PoolInt.SERVING)):
+            entries = int(state.pool_int[row, pool, size])
+            pieces.append(state.heap_key[row, pool, which, :entries])
+            pieces.append(state.heap_slot[row, pool, which, :entries])
+    return tuple(pieces)
+
+
+# --------------------------------------------------------------------------------------------------------- determinism
+
+
+@pytest.mark.parametrize("grain", ["cohort", "request"])
+def test_two_engines_in_one_process_are_bit_equal(grain: str) -> None:
+    p = params(grain)
+    a, b = start(p, 3, log_lines=500), start(p, 3, log_lines=500)
+    for step in range(5):
+        advance(a, step, step + 1)
+        advance(b, step, step + 1)
+        assert_equal(a.state, b.state)
+    other = start(p, 4)
+    advance(other, 0, 5)
+    assert other.state.site[0, Site.ENERGY_J] != a.state.site[0, Site.ENERGY_J]
+
+
+@pytest.mark.parametrize("grain", ["cohort", "request"])
+def test_snapshot_run_restore_run(grain: str) -> None:
+    p = params(grain)
+    engine = start(p, 5, log_lines=500, slots=512)
+    advance(engine, 0, 3)
+    saved = engine.snapshot()
+    advance(engine, 3, 6)
+    first = engine.snapshot()
+    engine.restore(saved)
+    assert_equal(engine.state, saved.state)
+    advance(engine, 3, 6)
+    assert_equal(engine.state, first.state)
+    # A snapshot is a value: running on changed neither it nor an engine restored from it elsewhere.
+    elsewhere = Engine(p, log_lines=500, slots=512)
+    elsewhere.restore(saved)
+    advance(elsewhere, 3, 6)
+    assert_equal(elsewhere.state, first.state)
+
+
+@pytest.mark.parametrize("grain", ["cohort", "request"])
+def test_a_row_of_a_batch_equals_a_single_row(grain: str) -> None:
+    p = params(grain)
+    batch = start(p, 7, rows=3)
+    advance(batch, 0, 4)
+    for row in range(3):
+        single = start(p, 7 + row)
+        advance(single, 0, 4)
+        # Rows share the number of slots; which ones are free is the same only up to that number.
+        assert_equal(single.state, batch.state, 0, row, skip=("site_int", "cohort_int"))
+        columns = [SiteInt.TICK, SiteInt.ROUTED, SiteInt.SEGMENTS, SiteInt.EVENTS, SiteInt.HIGH_WATER]
+        np.testing.assert_array_equal(single.state.site_int[0, columns], batch.state.site_int[row, columns])
+
+
+def test_rows_may_be_stepped_one_at_a_time() -> None:
+    p = params("cohort")
+    together, apart = start(p, 11, rows=2), start(p, 11, rows=2)
+    advance(together, 0, 3)
+    for row in (1, 0):
+        for step in range(3):
+            apart.step(np.array([row]), orders(p, step))
+            if step == 0:
+                apart.open_window(row)
+    for row in (0, 1):
+        assert_equal(together.state, apart.state, row, row)
+
+
+@pytest.mark.parametrize("grain", ["cohort", "request"])
+def test_growing_arrays_change_nothing(grain: str) -> None:
+    p = params(grain)
+    small, large = start(p, 9, slots=128, log_lines=3000), start(p, 9, slots=8192, log_lines=3000)
+    advance(small, 0, 5)
+    advance(large, 0, 5)
+    assert small.state.free.shape[1] > 128 or grain == "cohort"
+    for name in ("site", "pool", "pool_int", "cls", "histogram", "log", "rng", "carry", "weight", "backlog"):
+        np.testing.assert_array_equal(getattr(small.state, name), getattr(large.state, name), err_msg=name)
+
+
+def test_growing_keeps_every_slot_once() -> None:
+    p = params("cohort")
+    engine = start(p, 2, slots=512)
+    advance(engine, 0, 2)
+    grown = grow(engine.state, 1024)
+    free = grown.free[0, : grown.site_int[0, SiteInt.FREE]]
+    used = np.flatnonzero(grown.cohort_int[0, :, 0])
+    assert sorted([*free.tolist(), *used.tolist()]) == list(range(1024))
+    assert_equal(engine.state, grown, skip=("site_int", "cohort_int"))
+
+
+_RUN = """
+import json, sys
+import numpy as np
+from ai_factory_gym.engine.layout import Class, Pool, Site
+from tests.test_engine_units import advance, params, start
+out = {}
+for grain in ("cohort", "request"):
+    engine = start(params(grain), 21, log_lines=300)
+    advance(engine, 0, 3)
+    s = engine.state
+    out[grain] = [s.site[0].tolist(), s.pool[0].tolist(), s.cls[0].tolist(), s.rng[0].tolist(), s.log[0].tolist()]
+json.dump(out, sys.stdout)
+"""
+
+
+@pytest.mark.slow
+def test_the_source_without_jit_runs_the_same_trajectory() -> None:
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root), str(root / "envs"), os.environ.get("PYTHONPATH", "")])
+    results = {}
+    for off in ("0", "1"):
+        environment = os.environ | {"NUMBA_DISABLE_JIT": off, "PYTHONPATH": path}
+        done = subprocess.run([sys.executable, "-c", _RUN], env=environment, capture_output=True, text=True, check=True)
+        results[off] = json.loads(done.stdout)
+    for grain in ("cohort", "request"):
+        for compiled, plain in zip(results["0"][grain], results["1"][grain], strict=True):
+            a, b = np.array(compiled, dtype=np.float64), np.array(plain, dtype=np.float64)
+            # Sums of a thousand terms may be rounded in another order; nothing else may differ.
+            np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
+    assert results["1"]["request"][0][Site.ENERGY_J] > 0.0
+
+
+# --------------------------------------------------------------------------------------------------------------- racks
+
+
+def racks_of(engine: Engine, pool: int) -> list[int]:
+    columns = [PoolInt.ACTIVE, PoolInt.WAKING, PoolInt.DRAINING, PoolInt.ASLEEP]
+    return [int(engine.state.pool_int[0, pool, column]) for column in columns]
+
+
+def order(engine: Engine, pool: int, target: int, now_s: float) -> None:
+    racks.order_racks(engine.params, engine.state, 0, pool, target, now_s)
+    racks.advance_racks(engine.params, engine.state, 0, now_s)
+
+
+def idle_engine() -> Engine:
+    p = params("cohort")
+    engine = Engine(p)
+    engine.begin(0, episode(p, 1, demand=0.0))
+    return engine
+
+
+def test_racks_drain_sleep_wake_and_dwell() -> None:
+    engine = idle_engine()
+    wake_s, drain_s, dwell_s = engine.params.pool[2, [PoolSpec.WAKE_S, PoolSpec.DRAIN_S, PoolSpec.DWELL_S]]
+    assert racks_of(engine, 2) == [5, 0, 0, 0]
+    order(engine, 2, 2, 0.0)
+    assert racks_of(engine, 2) == [2, 0, 3, 0]
+    order(engine, 2, 2, drain_s - 1.0)
+    assert racks_of(engine, 2) == [2, 0, 3, 0]
+    order(engine, 2, 2, drain_s)
+    assert racks_of(engine, 2) == [2, 0, 0, 3]
+    order(engine, 2, 4, 200.0)
+    assert racks_of(engine, 2) == [2, 2, 0, 1]
+    order(engine, 2, 4, 200.0 + wake_s - 1.0)
+    assert racks_of(engine, 2) == [2, 2, 0, 1]
+    order(engine, 2, 1, 200.0 + wake_s)
+    # Awake now, but the dwell time keeps them from going to sleep again.
+    assert racks_of(engine, 2) == [4, 0, 0, 1]
+    order(engine, 2, 1, 200.0 + wake_s + dwell_s - 1.0)
+    assert racks_of(engine, 2) == [4, 0, 0, 1]
+    order(engine, 2, 1, 200.0 + wake_s + dwell_s)
+    assert racks_of(engine, 2) == [1, 0, 3, 1]
+
+
+def test_draining_racks_are_called_back_before_sleeping_ones_are_woken() -> None:
+    engine = idle_engine()
+    order(engine, 2, 3, 0.0)
+    order(engine, 2, 3, 500.0)
+    order(engine, 2, 1, 600.0)
+    assert racks_of(engine, 2) == [1, 0, 2, 2]
+    order(engine, 2, 4, 610.0)
+    assert racks_of(engine, 2) == [3, 1, 0, 1]
+    order(engine, 2, 4, 5000.0)
+    # The cancelled drain must not put racks to sleep later.
+    assert racks_of(engine, 2) == [4, 0, 0, 1]
+
+
+def test_a_pool_that_may_be_empty_closes_and_opens_again() -> None:
+    engine = idle_engine()
+    order(engine, 3, 0, 0.0)
+    assert engine.state.pool_int[0, 3, PoolInt.CLOSED] == 1
+    order(engine, 3, 0, 1000.0)
+    assert racks_of(engine, 3) == [0, 0, 0, 2]
+    order(engine, 3, 1, 2000.0)
+    assert engine.state.pool_int[0, 3, PoolInt.CLOSED] == 0
+    order(engine, 3, 1, 2000.0 + engine.params.pool[3, PoolSpec.WAKE_S])
+    assert racks_of(engine, 3) == [1, 0, 0, 1]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.0, 10.0, 130.0, 500.0, 2000.0])), max_size=80))
+def test_racks_are_never_lost_however_they_are_ordered(story: list[tuple[int, float]]) -> None:
+    engine = idle_engine()
+    now_s = 0.0
+    for target, gap_s in story:
+        now_s += gap_s
+        order(engine, 3, target, now_s)
+        assert sum(racks_of(engine, 3)) == 2 and min(racks_of(engine, 3)) >= 0
+    order(engine, 3, 2, now_s + 10_000.0)
+    order(engine, 3, 2, now_s + 20_000.0)
+    assert racks_of(engine, 3) == [2, 0, 0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------- routing
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0.02, 1.0), min_size=2, max_size=2), st.integers(0, 2**31))
+def test_requests_follow_their_shares_to_within_one(weights: list[float], seed: int) -> None:
+    engine = idle_engine()
+    share = np.array(weights) / sum(weights)
+    state = engine.state
+    state.weight[0, PREFILL, 0] = 0.0
+    state.weight[0, PREFILL, 0, :2] = share
+    state.carry[0] = 0.0
+    got = np.zeros(4)
+    for count in range(1, 300):
+        got[route(state, 0, PREFILL, 0, 1.0)] += 1.0
+        assert np.all(np.abs(got[:2] - share * count) <= 1.0 + 1e-9)
+    assert got[2:].sum() == 0.0
+
+
+def test_cohorts_follow_their_shares_in_work_and_in_requests_of_every_cell() -> None:
+    # Cells of very different size in a fixed order, the case in which carrying requests alone goes wrong.
+    engine = idle_engine()
+    state = engine.state
+    cells = state.carry_cell.shape[2]
+    share = np.array([0.0, 0.0, 0.62, 0.38])
+    state.weight[0, DECODE, 0] = share
+    state.carry[0] = 0.0
+    state.carry_cell[0] = 0.0
+    draw = np.random.default_rng(3)
+    each = draw.lognormal(0.0, 1.5, cells)
+    many = draw.lognormal(3.0, 1.0, cells)
+    work = np.zeros(4)
+    requests = np.zeros((cells, 4))
+    ticks = 400
+    for _ in range(ticks):
+        for place in range(cells):
+            count = float(draw.poisson(many[place]))
+            if count > 0.0:
+                pool = route_cohort(state, 0, DECODE, 0, place, count, count * each[place])
+                work[pool] += count * each[place]
+                requests[place, pool] += count
+    largest = float((many * each).max()) * 3.0
+    assert np.all(np.abs(work - share * work.sum()) <= 3.0 * largest)
+    big = many * each > np.median(many * each)
+    drift = np.abs(requests - share * requests.sum(axis=1, keepdims=True)).max(axis=1)
+    assert np.all(drift[big] <= 20.0 * many[big])
+
+
+def test_shares_follow_capacity_bias_clock_and_closed_pools() -> None:
+    engine = idle_engine()
+    p, state = engine.params, engine.state
+    ones = np.ones(4)
+
+    def shares(phase: int, bias: np.ndarray) -> np.ndarray:
+        kernel.set_routing(p, state, 0, phase, 0, bias)
+        return state.weight[0, phase, 0].copy()
+
+    expected = p.capacity[PREFILL, 0] * RACKS
+    np.testing.assert_allclose(shares(PREFILL, ones), expected / expected.sum())
+    state.pool[0, 0, Pool.CLOCK_CEILING] = 0.5
+    expected[0] *= 0.5
+    np.testing.assert_allclose(shares(PREFILL, ones), expected / expected.sum())
+    np.testing.assert_allclose(shares(DECODE, np.array([1.0, 1.0, 1e-6, 1.0])), [0.0, 0.0, 0.0, 1.0])
+    state.pool_int[0, 3, PoolInt.CLOSED] = 1
+    np.testing.assert_allclose(shares(DECODE, ones), [0.0, 0.0, 1.0, 0.0])
+    state.pool_int[0, 2:, PoolInt.ACTIVE] = 0
+    assert shares(DECODE, ones).sum() == pytest.approx(1.0)
+    state.pool_int[0, 3, PoolInt.WAKING] = 1
+    np.testing.assert_allclose(shares(DECODE, ones), [0.0, 0.0, 0.0, 1.0])
