@@ -41,6 +41,9 @@ CAP_TARGET = 0.985
 KV_SHARE = 0.95
 """Share of KV memory that may be reserved before requests would have to wait (status: design choice)."""
 
+QUEUED_TARGET = 0.955
+"""The same while there is a queue: the work in service is then not the mix that arrives (status: design choice)."""
+
 RELEASE_TARGET = 0.92
 """The same while the brake is engaged: it lets go when its own, pessimistic prediction is below 0.98 (status: design
 choice)."""
@@ -88,13 +91,13 @@ class Settings:
     decode_sigmas: float = 1.0
     utilisation: float = 0.92
     tpot_share: float = 0.92
-    power_sigmas: float = 1.5
+    power_sigmas: float = 2.5
     plan_clock: float = 0.8
     wake_margin: float = 0.08
     sleep_margin: float = 0.06
     sleep_hold: float = 10.0
     smoothing: float = 0.25
-    slow_smoothing: float = 0.06
+    slow_smoothing: float = 0.03
     lead: float = 0.8
 
     def __post_init__(self) -> None:
@@ -284,9 +287,13 @@ class Reactive(Rule):
     def _target_w(self, seen: View) -> float:
         """Return the facility power to stay below in the next step, W."""
         cap_w = seen.cap_w
-        if seen.next_cap_s <= self.facts.control_interval_s:
+        # Observations are rounded: a change at the very end of the step counts.
+        if seen.next_cap_s <= 1.01 * self.facts.control_interval_s:
             cap_w = min(cap_w, seen.next_cap_w)
-        return (RELEASE_TARGET if seen.braked else CAP_TARGET) * cap_w
+        if seen.braked:
+            return RELEASE_TARGET * cap_w
+        queued = bool((seen.wait_s[self.facts.members[PREFILL]] > BEHIND_S).any())
+        return (QUEUED_TARGET if queued else CAP_TARGET) * cap_w
 
     def _predictor(self, seen: View, load: Array, waking: Array) -> Predictor:
         """Return the function from shares and clocks to facility power in the next step, W."""
