@@ -680,6 +680,28 @@ class Plant:
         assert best is not None
         return best
 
+    def isolated(self, limits: Limits, load: Array, racks: Array) -> list[Dispatch]:
+        """Return ways to keep the shorter prompts in time when not all can be: the longer ones share one pool and its queue.
+
+        First in first out, a pool with a queue is late for everybody in it. Sufficient says whether the other pools keep
+        the limits; the clock of the pool of the long prompts is the lowest.
+        """
+        phase = self.phases[PREFILL]
+        pool = int(phase.order[0])
+        others = np.arange(len(racks)) != pool
+        if racks[pool] <= 0.0 or not racks[others].any():
+            return []
+        out = []
+        for first in range(load.shape[1] - 1, 0, -1):
+            per_rack = phase.per_rack.copy()
+            per_rack[:first, pool] = math.inf
+            per_rack[first:, others] = math.inf
+            shorter = load.copy()
+            # The queue takes what comes; only the others' share is to be settled.
+            shorter[:, first:] *= 1e-9
+            out.append(self.dispatch(phase._replace(per_rack=per_rack), limits, shorter, racks))
+        return out
+
     @staticmethod
     def _variants(phase: Phase, lowest: float) -> list[Phase]:
         """Return a phase, and the same without the groups that would force a pool to a higher clock, where others remain."""

@@ -255,34 +255,37 @@ class Reactive(Rule):
         """Return shares per phase and clocks that serve a load under the cap.
 
         Tried in this order, until one is sufficient and its predicted power fits: with all margins; without margins
-        (and anything between, as the power allows); with a slower TPOT, that breaks the tightest limit, in some decode
-        pools; with all clocks lowered.
+        (and anything between, as the power allows); with long prompts queueing in a pool of their own; with a slower
+        TPOT, that breaks the tightest limit, in some decode pools; with all clocks lowered.
         """
+        prefill, decode = self.facts.members
         active = [seen.active[members] for members in self.facts.members]
-        comfortable = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
-        clock = np.zeros(len(self.facts.racks))
-        for k in PHASES:
-            clock[self.facts.members[k]] = self._corrected(k, seen, comfortable[k].clock)
         predict = self._predictor(seen, load, np.maximum(seen.waking, racks - seen.active - seen.draining))
         target_w = self._target_w(seen)
-        share = (comfortable[PREFILL].share, comfortable[DECODE].share)
-        if comfortable[DECODE].sufficient and predict(share, clock) <= target_w:
-            return share, clock
-        bare = [self.plant.dispatch(self.plant.phases[k], self._bare, load, active[k]) for k in PHASES]
-        best = (bare[PREFILL].share, bare[DECODE].share)
-        least = np.zeros(len(clock))
+        clock = np.zeros(len(self.facts.racks))
+        comfortable = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
         for k in PHASES:
-            least[self.facts.members[k]] = bare[k].clock
-        if bare[DECODE].sufficient and predict(best, least) <= target_w:
-            return best, self._between(predict, best, least, np.maximum(clock, least), target_w)
-        for phase in self._relaxed:
-            slower = self.plant.dispatch(phase, self._bare, load, active[DECODE])
-            least[self.facts.members[DECODE]] = slower.clock
-            best = (bare[PREFILL].share, slower.share)
-            if slower.sufficient and predict(best, least) <= target_w:
-                return best, self._between(predict, best, least, np.maximum(clock, least), target_w)
+            clock[self.facts.members[k]] = self._corrected(k, seen, comfortable[k].clock)
+        share = (comfortable[PREFILL].share, comfortable[DECODE].share)
+        if all(entry.sufficient for entry in comfortable) and predict(share, clock) <= target_w:
+            return share, clock
         floor = np.full(len(clock), self.facts.clock_min)
-        return best, self._between(predict, best, floor, np.maximum(least, floor), target_w)
+        least = floor.copy()
+        bare = self.plant.dispatch(self.plant.phases[PREFILL], self._bare, load, active[PREFILL])
+        fallback: tuple[tuple[Array, Array], Array] | None = None
+        for phase in (self.plant.phases[DECODE], *self._relaxed):
+            tokens = self.plant.dispatch(phase, self._bare, load, active[DECODE])
+            for prompts in (bare, *self.plant.isolated(self._bare, load, active[PREFILL])):
+                share = (prompts.share, tokens.share)
+                least = floor.copy()
+                least[prefill], least[decode] = prompts.clock, tokens.clock
+                if prompts.sufficient and tokens.sufficient and predict(share, least) <= target_w:
+                    return share, self._between(predict, share, least, np.maximum(clock, least), target_w)
+                if fallback is None or prompts.sufficient and tokens.sufficient:
+                    fallback = share, least
+        assert fallback is not None
+        share, least = fallback
+        return share, self._between(predict, share, floor, np.maximum(least, floor), target_w)
 
     def _target_w(self, seen: View) -> float:
         """Return the facility power to stay below in the next step, W."""
