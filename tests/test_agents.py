@@ -243,7 +243,8 @@ def test_a_residual_of_zero_earns_what_the_rule_earns() -> None:
     rule = CountingRule(inner.action_space.shape[0])  # type: ignore[index]
     reference = rule_rewards(inner, rule)
     assert reference.shape == (5, max(round(window.horizon_s / 60.0) for window in windows))
-    venv = ResidualVecEnv(inner, rule, 0.5, reference)
+    venv = ResidualVecEnv(inner, rule, 0.5, ["clock"], reference)
+    assert venv.action_space.shape == (len(inner.shards[0].pools),)
     venv.seed(0)
     venv.reset()
     for _ in range(15):
@@ -256,7 +257,9 @@ def test_a_residual_of_zero_earns_what_the_rule_earns() -> None:
 
 def test_residual_action_is_bounded() -> None:
     rule = np.array([0.9, -0.9, 0.0])
-    np.testing.assert_allclose(residual_action(rule, np.array([9.0, -1.0, 0.5]), 0.3), [1.0, -1.0, 0.15], atol=1e-7)
+    np.testing.assert_allclose(
+        residual_action(rule, np.array([9.0, 0.5]), 0.3, np.array([0, 2])), [1.0, -0.9, 0.15], atol=1e-7
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -388,7 +391,9 @@ def test_artefact_of_a_residual_brings_its_rule(tiny: dict[str, Path], tmp_path:
         action, state = policy.predict(seen, state=state, episode_start=start)
         base, rule_state = rule.predict(seen, state=rule_state, episode_start=start)
         assert action.shape == env.action_space.shape
-        assert np.abs(action - base).max() <= 0.25 + 1e-6
+        corrected = env.unwrapped.action_layout.slices["clock"]  # type: ignore[attr-defined]
+        assert 0.0 < np.abs(action - base)[corrected].max() <= 0.25 + 1e-6
+        assert np.array_equal(np.delete(action, corrected), np.delete(base, corrected))
         seen = env.step(action)[0]
     env.close()
 
@@ -422,6 +427,7 @@ def test_artefact_refuses_other_sites_and_files(run: RunDirectory, tmp_path: Pat
         ({"task": "ai_factory/Egde-v0"}, "task.*Did you mean 'ai_factory/Edge-v0'"),
         ({"residual_of": "reaktive"}, "residual_of.*Did you mean 'reactive'"),
         ({"residual_scale": 0.0}, "residual_scale"),
+        ({"residual_of": "reactive", "residual_levers": ("clocks",)}, "residual_levers.*Did you mean 'clock'"),
         ({"seed": 2_000_000}, "seed"),
         ({"rows": 0}, "rows"),
         ({"window_hours": (3.0, 2.0)}, "window_hours"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from ai_factory_agents.policies.residual import residual_action, residual_observation
+from ai_factory_agents.policies.residual import corrected_places, residual_action, residual_observation
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.evaluation import TRAINING_SEEDS
 from ai_factory_gym.levers import check_action
@@ -249,17 +249,28 @@ class ResidualVecEnv(VecEnvWrapper):
         venv: Environments with raw observations and actions in [-1, 1].
         rule: Anything with a batched ``predict`` that keeps its memory in ``state`` only.
         scale: See ``residual_action``.
+        levers: Levers that are corrected; None takes all.
         reference: Rewards of the rule alone, see ``rule_rewards``; None leaves rewards as they are.
     """
 
-    def __init__(self, venv: FactoryVecEnv, rule: Any, scale: float, reference: Array | None = None) -> None:
-        """Widen the observation space by the rule's action."""
+    def __init__(
+        self,
+        venv: FactoryVecEnv,
+        rule: Any,
+        scale: float,
+        levers: Sequence[str] | None = None,
+        reference: Array | None = None,
+    ) -> None:
+        """Widen the observation space by the rule's action; keep of the action space what is corrected."""
         seen, acted = venv.observation_space, venv.action_space
         assert isinstance(seen, spaces.Box) and isinstance(acted, spaces.Box)
         wider = spaces.Box(
             np.concatenate([seen.low, acted.low]), np.concatenate([seen.high, acted.high]), dtype=np.float32
         )
-        super().__init__(venv, observation_space=wider)
+        slices = venv.shards[0].action_layout.slices
+        self.places = corrected_places(slices, tuple(slices) if levers is None else levers)
+        narrower = spaces.Box(-1.0, 1.0, self.places.shape, np.float32)
+        super().__init__(venv, observation_space=wider, action_space=narrower)
         self.inner = venv
         self.rule = rule
         self.scale = scale
@@ -278,7 +289,7 @@ class ResidualVecEnv(VecEnvWrapper):
         """Correct the rule's actions."""
         if self.reference is not None:
             self._rule_reward = self.reference[self.inner.window, self.inner.elapsed]
-        self.venv.step_async(residual_action(self._rule_action, actions, self.scale))
+        self.venv.step_async(residual_action(self._rule_action, actions, self.scale, self.places))
 
     def step_wait(self) -> VecEnvStepReturn:
         """Finish the step and ask the rule what it would do next."""
@@ -309,7 +320,6 @@ def rule_rewards(venv: FactoryVecEnv, rule: Any) -> Array:
     earned = np.zeros((len(lengths), int(lengths.max())), dtype=np.float32)
     # Windows of about one length side by side: a row whose window has ended idles until the longest has.
     order = np.argsort(lengths, kind="stable")
-    idle = np.zeros((venv.num_envs, *venv.action_space.shape), dtype=np.float32)  # type: ignore[misc]
     for begin in range(0, len(order), venv.num_envs):
         chosen = np.resize(order[begin : begin + venv.num_envs], venv.num_envs)
         observations = venv.play(chosen.tolist())
@@ -317,7 +327,7 @@ def rule_rewards(venv: FactoryVecEnv, rule: Any) -> Array:
         start = np.ones(venv.num_envs, dtype=np.bool_)
         for step in range(int(lengths[chosen].max())):
             action, state = _ask(rule, observations, state, start)
-            seen, rewards, start, _ = venv.step(residual_action(action, idle, 0.0))
+            seen, rewards, start, _ = venv.step(action)
             observations = np.asarray(seen)
             running = step < lengths[chosen]
             earned[chosen[running], step] = rewards[running]

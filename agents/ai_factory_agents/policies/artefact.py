@@ -36,7 +36,17 @@ LOG_STD_LIMITS = (-20.0, 2.0)
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _REQUIRED = (
-    *("format", "algo", "task", "residual_of", "residual_scale", "rule_settings", "observation_size", "action_size"),
+    *(
+        "format",
+        "algo",
+        "task",
+        "residual_of",
+        "residual_scale",
+        "residual_places",
+        "rule_settings",
+        "observation_size",
+        "action_size",
+    ),
     *("activation", "squash", "clip_observation", "epsilon", "provenance"),
 )
 
@@ -90,6 +100,7 @@ class TrainedPolicy:
         self._mean = (self.weights["mean.weight"], self.weights["mean.bias"])
         self._deviation = np.sqrt(self.normalisation["var"] + float(config["epsilon"]))
         self._rule = make_rule(config["residual_of"], config["task"], config["rule_settings"]) if rule is None else rule
+        self._places = np.asarray(config["residual_places"], dtype=np.int64)
         self._rng = np.random.default_rng(0)
 
     def reset(self, seed: int | None = None) -> None:
@@ -130,7 +141,7 @@ class TrainedPolicy:
         else:
             rule_action, state = self._rule.predict(rows, state=state, episode_start=episode_start, deterministic=True)
             residual = self._act(residual_observation(rows, rule_action), deterministic)
-            action = residual_action(rule_action, residual, self.config["residual_scale"])
+            action = residual_action(rule_action, residual, self.config["residual_scale"], self._places)
         return (action[0] if raw.ndim == 1 else action), state
 
     def _act(self, inputs: Array32, deterministic: bool) -> Array32:
@@ -216,8 +227,9 @@ def from_model(
     *,
     algo: str,
     task: str,
-    residual_of: str,
-    residual_scale: float,
+    observation_size: int,
+    action_size: int,
+    residual: Mapping[str, Any],
     rule: Any,
     provenance: Any,
 ) -> TrainedPolicy:
@@ -228,8 +240,9 @@ def from_model(
         normalise: The VecNormalize around its environments.
         algo: ``ppo`` or ``sac``.
         task: Registered id.
-        residual_of: Rule that is corrected, or ``none``.
-        residual_scale: See ``residual_action``.
+        observation_size: Length of the environment's observation.
+        action_size: Length of its action.
+        residual: ``residual_of`` (``none`` without a rule), ``residual_scale`` and ``residual_places``.
         rule: The rule itself, or None.
         provenance: What is worth knowing about the training, JSON-serialisable.
     """
@@ -247,16 +260,14 @@ def from_model(
         for key, value in state.items():
             if key.startswith(old):
                 weights[key.replace(old, new, 1)] = value
-    actions = int(model.action_space.shape[0])
     config = {
         "format": FORMAT,
         "algo": algo,
         "task": task,
-        "residual_of": residual_of,
-        "residual_scale": float(residual_scale),
+        **residual,
         "rule_settings": {} if rule is None else rule_settings(rule),
-        "observation_size": int(model.observation_space.shape[0]) - (0 if residual_of == "none" else actions),
-        "action_size": actions,
+        "observation_size": observation_size,
+        "action_size": action_size,
         "activation": (model.policy if algo == "ppo" else model.policy.actor).activation_fn.__name__,
         "squash": algo == "sac",
         "clip_observation": float(normalise.clip_obs),
