@@ -138,7 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = []
     try:
         if chosen.site is not None and chosen.write:
-            raise ConfigError("write: frozen.toml holds shipped sites only; give a site of your own its value in gym.make.")
+            raise ConfigError(
+                "write: frozen.toml holds shipped sites only; give a site of your own its value in gym.make."
+            )
         for task in tasks:
             for scenario in chosen.scenario:
                 entry = freeze(task, scenario, chosen.seeds, site=chosen.site, jobs=chosen.jobs)

@@ -51,7 +51,7 @@ LOCAL_SCALE = 0.15
 KEPT_SHARE = 0.34
 """Share of candidates that enters the next round."""
 
-ATTAINMENT_RESERVE = 0.01
+ATTAINMENT_RESERVE = 0.02
 BRAKE_RESERVE = 0.6
 """Every class is to exceed its target by this much, and braking to stay below this share of its limit."""
 
@@ -192,7 +192,9 @@ def _bar(items: list[Any], label: str, progress: bool | None) -> Any:
 
 def table_text(tables: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the text of ``tuned.toml``."""
-    lines = ["# Settings of `reactive` by site, written by `python -m ai_factory_baselines.tune`; `default`: all others."]
+    lines = [
+        "# Settings of `reactive` by site, written by `python -m ai_factory_baselines.tune`; `default`: all others."
+    ]
     for site, table in tables.items():
         lines += ["", f"[{site}]"]
         lines += [f"{key} = {_toml(value)}" for key, value in table.items() if key != "settings"]
