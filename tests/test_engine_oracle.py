@@ -32,7 +32,7 @@ def close(value: float, target: float, share: float, absolute: float = 0.0) -> b
 
 
 OPEN = pytest.mark.xfail(
-    reason="the predicted wait for a batch place differs from an oracle that knows every remaining length"
+    reason="the predicted wait for a batch place is refreshed too rarely and turns too many requests away"
 )
 """A known difference, to be resolved: see CHANGELOG, Known."""
 
