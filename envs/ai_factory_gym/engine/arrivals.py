@@ -33,6 +33,7 @@ from ai_factory_gym.engine.prefill import append, server_seconds
 from ai_factory_gym.engine.rng import exponential, normal_pair, poisson, uniform
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
+    PREFILL_STREAM_PER_TOKEN_S,
     compute_rate,
     prefill_work_s,
 )
@@ -320,6 +321,11 @@ def _add_inflow(params: Params, state: State, row: int, slot: int, tick_s: float
     perf = params.perf[pool]
     rate = compute_rate(numbers[Pool.CLOCK])
     numbers[Pool.INFLOW] += cohort[Cohort.COUNT] * server_seconds(perf, cohort, rate) / tick_s
+    # The brake must know beforehand how hard the tick's work can drive the pool.
+    scaling, fixed = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
+    streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * cohort[Cohort.PROMPT]
+    numbers[Pool.INFLOW_FIXED] = min(numbers[Pool.INFLOW_FIXED], fixed / scaling)
+    numbers[Pool.INFLOW_MEMORY] = max(numbers[Pool.INFLOW_MEMORY], streaming / (scaling + fixed))
 
 
 @kernel
@@ -507,6 +513,8 @@ def admit_tick(params: Params, state: State, row: int, begin_s: float, tick_s: f
     """
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.INFLOW] = 0.0
+        state.pool[row, pool, Pool.INFLOW_FIXED] = math.inf
+        state.pool[row, pool, Pool.INFLOW_MEMORY] = 0.0
     minute = minute_of(state, path_start_s, begin_s)
     cohort = params.site[SiteSpec.RESOLUTION] == COHORT
     if params.trace_time.shape[0] > 0:

@@ -28,6 +28,10 @@ from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, 
 _BISECTIONS = 24
 _LOWEST_CLOCK = 0.2
 
+_SURE = 0.99
+"""Share of the cap up to which a predicted draw is trusted for a whole tick. The bound takes the mix of contexts in a decode batch
+as it is; over 250 random episodes (8,193 segments) a single pool drew up to 0.53 % more than bounded, a site never."""
+
 _CONGESTED_S = 2.0
 """Longest segment while a decode pool has no room, s."""
 
@@ -84,15 +88,20 @@ def pool_power_w(
 
 @kernel
 def _decode_power_w(
-    params: Params, state: State, row: int, pool: int, clock: float, duty: float, in_flight: float
+    params: Params,
+    state: State,
+    row: int,
+    pool: int,
+    clock: float,
+    duty: float,
+    in_flight: float,
+    context: float,
 ) -> float:
-    """Return a decode pool's power with ``in_flight`` requests at its present mean context, W."""
+    """Return a decode pool's power with ``in_flight`` requests of ``context`` KV tokens each on average, W."""
     ints = state.pool_int[row, pool]
     replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
     if in_flight <= 0.0 or replicas <= 0.0 or duty <= 0.0:
         return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
-    numbers = state.pool[row, pool]
-    context = numbers[Pool.CONTEXT] / numbers[Pool.IN_FLIGHT] if numbers[Pool.IN_FLIGHT] > 0.0 else 1.0
     iteration, compute_s, memory_s = decode_iteration_s(
         params.perf[pool], max(1.0, in_flight / replicas), context, clock
     )
@@ -121,33 +130,32 @@ def _most_power_w(
             if params.site[SiteSpec.RESOLUTION] == COHORT:
                 capacity = servers * compute_rate(clock) * duty
                 busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
-                return pool_power_w(
-                    params,
-                    state,
-                    row,
-                    pool,
-                    clock,
-                    busy,
-                    busy * numbers[Pool.SHARE_COMPUTE],
-                    busy * numbers[Pool.SHARE_MEMORY],
+                # What will be in service mixes what is and what arrives, so each activity stays below the larger of the two.
+                compute = max(
+                    numbers[Pool.SHARE_COMPUTE], 1.0 / (1.0 + numbers[Pool.INFLOW_FIXED] * compute_rate(clock))
                 )
+                memory = max(numbers[Pool.SHARE_MEMORY], numbers[Pool.INFLOW_MEMORY])
+                return pool_power_w(params, state, row, pool, clock, busy, busy * compute, busy * memory)
             # A request of any size may start: bound the activities by one.
             busy = (
                 min(1.0, (ints[PoolInt.BUSY] + numbers[Pool.QUEUED] + numbers[Pool.INFLOW] * seconds) / servers) * duty
             )
         return pool_power_w(params, state, row, pool, clock, busy, busy, 0.0)
-    most = numbers[Pool.IN_FLIGHT] + numbers[Pool.WAITING]
+    in_flight = numbers[Pool.IN_FLIGHT]
+    bound_for = in_flight + numbers[Pool.WAITING]
     replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
-    most = min(most, replicas * spec[PoolSpec.MAX_BATCH])
-    if numbers[Pool.IN_FLIGHT] > 0.0:
-        context = numbers[Pool.CONTEXT] / numbers[Pool.IN_FLIGHT]
-        most = max(
-            numbers[Pool.IN_FLIGHT], min(most, replicas * params.perf[pool, DECODE_KV_CAPACITY_TOKENS] / context)
-        )
-    return max(
-        _decode_power_w(params, state, row, pool, clock, duty, most),
-        _decode_power_w(params, state, row, pool, clock, duty, numbers[Pool.IN_FLIGHT]),
-    )
+    if bound_for <= 0.0:
+        return _decode_power_w(params, state, row, pool, clock, duty, 0.0, 1.0)
+    # Contexts grow while requests are decoded: from what the batch holds now to all that is promised to it.
+    largest = (numbers[Pool.RESERVED] + numbers[Pool.WAITING_TOKENS]) / bound_for
+    context = numbers[Pool.CONTEXT] / in_flight if in_flight > 0.0 else largest
+    most = min(bound_for, replicas * spec[PoolSpec.MAX_BATCH])
+    most = max(in_flight, min(most, replicas * params.perf[pool, DECODE_KV_CAPACITY_TOKENS] / context))
+    watts = 0.0
+    for batch in (in_flight, most):
+        for held in (context, largest):
+            watts = max(watts, _decode_power_w(params, state, row, pool, clock, duty, batch, held))
+    return watts
 
 
 @inlined_kernel
@@ -219,7 +227,10 @@ def _active_rack_w(
     if params.pool[pool, PoolSpec.PHASE] == PREFILL:
         watts = _most_power_w(params, state, row, pool, params.site[SiteSpec.TICK_S], clock, 1.0)
     else:
-        watts = _decode_power_w(params, state, row, pool, clock, 1.0, state.pool[row, pool, Pool.IN_FLIGHT])
+        numbers = state.pool[row, pool]
+        in_flight = numbers[Pool.IN_FLIGHT]
+        context = numbers[Pool.CONTEXT] / in_flight if in_flight > 0.0 else 1.0
+        watts = _decode_power_w(params, state, row, pool, clock, 1.0, in_flight, context)
     return (watts - others_w) / awake
 
 
@@ -319,7 +330,7 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
             prefill_duty = site[Site.PREFILL_DUTY]
             decode_duty = site[Site.DECODE_DUTY]
     if site[Site.BRAKED] == 0.0:
-        if _most_site_power_w(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0) > cap_w:
+        if _most_site_power_w(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0) > _SURE * cap_w:
             # Stop exactly when the brake would have to act.
             left_s = spec[SiteSpec.BRAKE_REACTION_S] - site[Site.OVERDRAW_S]
             end_s = min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, 1e-3)))

@@ -74,10 +74,9 @@ class SiteSpec(IntEnum):
     PUE_FREE_COOLING_C = 14
     IT_NAMEPLATE_W = 15
     OUTDOOR_C = 16
-    DAY_START_S = 17  # time of day at which the rate path of minute 0 begins; kept for observations
-    URGENT_S = 18  # deferrable work this close to its deadline is released at once
-    THIN_FRACTION = 19  # trace replay: share of the last copy that is kept
-    TRACE_SPAN_S = 20
+    URGENT_S = 17  # deferrable work this close to its deadline is released at once
+    THIN_FRACTION = 18  # trace replay: share of the last copy that is kept
+    TRACE_SPAN_S = 19
 
 
 class PoolSpec(IntEnum):
@@ -164,8 +163,6 @@ class Site(IntEnum):
     STEP_MISSED_TOKENS = 28
     STEP_MISSED_REFERENCE_J = 29
     STEP_CLOCK_S = 30
-    STEP_CAP_J = 31
-    TICK_PHASE = 32
 
 
 class SiteInt(IntEnum):
@@ -225,6 +222,8 @@ class Pool(IntEnum):
     IN_TRANSIT = 39  # requests whose KV is being transferred or waits
     LEAVING = 40  # requests that finish per unit of G, were the batch in a steady state
     FREEING = 41  # KV tokens they give back per unit of G
+    INFLOW_FIXED = 42  # cohort resolution: least fixed / scaling prefill time of any cohort of this tick
+    INFLOW_MEMORY = 43  # largest streaming / service time at clock 1 of any cohort of this tick
 
 
 class PoolInt(IntEnum):
