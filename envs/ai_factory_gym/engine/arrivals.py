@@ -324,7 +324,7 @@ def _add_inflow(params: Params, state: State, row: int, slot: int, tick_s: float
     # The brake must know beforehand how hard the tick's work can drive the pool.
     scaling, fixed = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
     streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * cohort[Cohort.PROMPT]
-    numbers[Pool.INFLOW_FIXED] = min(numbers[Pool.INFLOW_FIXED], fixed / scaling)
+    numbers[Pool.INFLOW_COMPUTE] = max(numbers[Pool.INFLOW_COMPUTE], scaling / (scaling + fixed))
     numbers[Pool.INFLOW_MEMORY] = max(numbers[Pool.INFLOW_MEMORY], streaming / (scaling + fixed))
 
 
@@ -513,7 +513,7 @@ def admit_tick(params: Params, state: State, row: int, begin_s: float, tick_s: f
     """
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.INFLOW] = 0.0
-        state.pool[row, pool, Pool.INFLOW_FIXED] = math.inf
+        state.pool[row, pool, Pool.INFLOW_COMPUTE] = 0.0
         state.pool[row, pool, Pool.INFLOW_MEMORY] = 0.0
     minute = minute_of(state, path_start_s, begin_s)
     cohort = params.site[SiteSpec.RESOLUTION] == COHORT

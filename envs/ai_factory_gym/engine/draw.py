@@ -131,9 +131,11 @@ def _most_power_w(
                 capacity = servers * compute_rate(clock) * duty
                 busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
                 # What will be in service mixes what is and what arrives, so each activity stays below the larger of the two.
-                compute = max(
-                    numbers[Pool.SHARE_COMPUTE], 1.0 / (1.0 + numbers[Pool.INFLOW_FIXED] * compute_rate(clock))
-                )
+                # Only compute slows down with the clock: a cohort's share s at clock 1 becomes s / (s + (1 - s) rate).
+                arriving = numbers[Pool.INFLOW_COMPUTE]
+                if arriving > 0.0:
+                    arriving /= arriving + (1.0 - arriving) * compute_rate(clock)
+                compute = max(numbers[Pool.SHARE_COMPUTE], arriving)
                 memory = max(numbers[Pool.SHARE_MEMORY], numbers[Pool.INFLOW_MEMORY])
                 return pool_power_w(params, state, row, pool, clock, busy, busy * compute, busy * memory)
             # A request of any size may start: bound the activities by one.

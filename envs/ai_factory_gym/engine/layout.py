@@ -222,7 +222,7 @@ class Pool(IntEnum):
     IN_TRANSIT = 39  # requests whose KV is being transferred or waits
     LEAVING = 40  # requests that finish per unit of G, were the batch in a steady state
     FREEING = 41  # KV tokens they give back per unit of G
-    INFLOW_FIXED = 42  # cohort resolution: least fixed / scaling prefill time of any cohort of this tick
+    INFLOW_COMPUTE = 42  # cohort resolution: largest compute / service time at clock 1 of any cohort of this tick
     INFLOW_MEMORY = 43  # largest streaming / service time at clock 1 of any cohort of this tick
 
 
