@@ -16,7 +16,7 @@ from tests.oracles.events import Outcome
 from tests.oracles.resolutions import SETUPS, Summary, draw_demand, run
 
 SLOW_CASES = {"large"}
-SLOW_SETUPS = {"edge_60", "edge_90", "edge_swing", "edge_throttled", "edge_asleep"}
+SLOW_SETUPS = {"edge_60", "edge_90", "edge_105", "edge_swing", "edge_throttled", "edge_asleep"}
 
 
 @functools.cache
@@ -31,17 +31,7 @@ def close(value: float, target: float, share: float, absolute: float = 0.0) -> b
     return abs(value - target) <= max(share * abs(target), absolute)
 
 
-OPEN = pytest.mark.xfail(
-    reason="the predicted wait for a batch place is refreshed too rarely and turns too many requests away"
-)
-"""A known difference, to be resolved: see CHANGELOG, Known."""
-
-
-def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
-    return (*((pytest.mark.slow,) if name in SLOW_CASES else ()), *((OPEN,) if name == "places_bound" else ()))
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in CASES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW_CASES else ()) for n in CASES])
 def test_request_resolution_meets_the_event_simulation(name: str) -> None:
     engine, oracle = both(name)
     assert abs(engine.attainment - oracle.attainment) <= 0.01
@@ -52,9 +42,8 @@ def test_request_resolution_meets_the_event_simulation(name: str) -> None:
     assert close(engine.energy_j, oracle.energy_j, 0.005)
 
 
-@pytest.mark.parametrize(
-    "name", ["single", "light", "heavy", "bursty", "clock", "racks", pytest.param("places_bound", marks=OPEN)]
-)
+# Not "places_bound": a request more or less in the queue decides who is turned away next, so that only totals can agree.
+@pytest.mark.parametrize("name", ["single", "light", "heavy", "bursty", "clock", "racks", "kv_bound", "places_wait"])
 def test_request_by_request(name: str) -> None:
     # With one pool per phase nothing is left to routing: the same requests meet the same fate at the same time.
     engine, oracle = both(name)
@@ -72,7 +61,8 @@ def test_the_cases_are_what_their_names_say() -> None:
     assert both("overload")[1].rejected > 100
     assert both("kv_bound")[1].ttft(0.99) > 2.0 * both("kv_bound")[1].ttft(0.5)
     assert both("bursty")[1].ttft(0.9) > 1.5 * both("light")[1].ttft(0.9)
-    assert both("places_bound")[1].rejected > 50
+    assert both("places_bound")[1].rejected > 1000
+    assert both("places_wait")[1].ttft(0.9) > 5.0 * both("light")[1].ttft(0.9)
     still = dataclasses.replace(CASES["racks"](), orders=())
     trace, params = draw_trace(still)
     awake = run_oracle(params, trace, settings_of(still, trace, params))
@@ -113,19 +103,13 @@ def grouped(name: str) -> tuple[Summary, Summary]:
     return run(setup, "request", demand), run(setup, "cohort", demand)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.slow if n in SLOW_SETUPS else ())
-        for n in SETUPS
-        # Beyond saturation attainment hangs on milliseconds; the table shows those rows without a bound.
-        if not n.endswith("_105")
-    ],
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW_SETUPS else ()) for n in SETUPS])
 def test_default_resolution_meets_request_resolution(name: str) -> None:
     exact, cohort = grouped(name)
     assert abs(cohort.attainment - exact.attainment) <= 0.02
-    assert np.all(np.abs(cohort.by_class - exact.by_class) <= 0.02)
+    if not name.endswith("_105"):
+        # Who is turned away under sustained overload hangs on tenths of a second; only the total is bounded there.
+        assert np.all(np.abs(cohort.by_class - exact.by_class) <= 0.02)
     assert close(cohort.ttft_s[1], exact.ttft_s[1], 0.10, 0.100)
     assert close(cohort.energy_j, exact.energy_j, 0.01)
     assert close(cohort.tpot_s, exact.tpot_s, 0.02)

@@ -27,7 +27,8 @@ from ai_factory_gym.workload.demand import (
     rate_path,
 )
 from ai_factory_gym.workload.lengths import LengthDistribution, normal_quantile
-from ai_factory_gym.workload.strata import build_strata
+from ai_factory_gym.workload.quadrature import two_lengths
+from ai_factory_gym.workload.strata import build_strata, output_slices
 
 NAMES = ["chat", "customer_service", "ecommerce_agent", "reasoning", "coding", "video", "batch"]
 
@@ -193,6 +194,36 @@ def test_bad_cuts_are_refused(bad: dict[str, tuple[float, ...]]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ classes
+
+
+@given(st.lists(st.floats(1.0, 1e4), min_size=2, max_size=30))
+def test_two_lengths_have_three_moments_and_lie_inside(lengths: list[float]) -> None:
+    values = np.array(lengths)
+    short, long, share = two_lengths(*((values**order).mean() for order in (1, 2, 3)))
+    assert values.min() - 1e-6 * values.max() <= short <= long <= values.max() * (1.0 + 1e-6)
+    assert 0.0 <= share <= 1.0
+    for order in (1, 2, 3):
+        moment = (1.0 - share) * short**order + share * long**order
+        assert moment == pytest.approx((values**order).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_output_slices_share_their_distribution(parts: int) -> None:
+    lengths = request_class("reasoning").output
+    low, high = lengths.quantile(0.5), lengths.quantile(0.9)
+    slices = output_slices(lengths, low, high, parts)
+    assert len(slices) == parts
+    assert np.all(np.diff([piece.mean for piece in slices]) > 0.0)
+    mass = lengths.probability(low, high)
+    assert np.mean([piece.mean for piece in slices]) == pytest.approx(
+        lengths.slice_moment(low, high, 1) / mass, rel=1e-6
+    )
+    assert np.mean([piece.square for piece in slices]) == pytest.approx(
+        lengths.slice_moment(low, high, 2) / mass, rel=1e-6
+    )
+    for piece in slices:
+        assert piece.short <= piece.mean <= piece.long
+        assert (1 - piece.long_share) * piece.short**2 + piece.long_share * piece.long**2 == pytest.approx(piece.square)
 
 
 def test_the_shipped_classes_are_those_of_the_design() -> None:

@@ -23,7 +23,8 @@ nothing and may run in threads."""
 def sources_digest() -> str:
     """Return a digest of every source a kernel can depend on."""
     package = Path(__file__).parent
-    files = [*sorted(package.glob("engine/*.py")), *sorted(package.glob("physics/*.py")), package / "observation.py"]
+    files = [*sorted(package.glob("engine/*.py")), *sorted(package.glob("physics/*.py"))]
+    files += [package / "observation.py", package / "workload" / "quadrature.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ai_factory_gym.engine.layout import (
     COHORT,
@@ -38,7 +39,7 @@ from ai_factory_gym.physics.performance import (
 from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, rack_power_w
 from ai_factory_gym.sites import PoolConfig, SiteConfig
 from ai_factory_gym.workload.classes import RequestClass, load_classes
-from ai_factory_gym.workload.strata import build_strata
+from ai_factory_gym.workload.strata import build_strata, output_slices
 from ai_factory_gym.workload.traces import Trace
 
 URGENT_S = 3600.0
@@ -231,8 +232,8 @@ def mean_context(cells: Array, share: Array) -> float:
         cells: float64[cells, Cell].
         share: Share of requests per cell.
     """
-    held = share * cells[:, Cell.OUTPUT]
-    return float(held @ (cells[:, Cell.PROMPT] + 0.5 * cells[:, Cell.OUTPUT]) / held.sum())
+    output = cells[:, Cell.OUTPUT]
+    return float(share @ (output * cells[:, Cell.PROMPT] + 0.5 * cells[:, Cell.OUTPUT_SQ]) / (share @ output))
 
 
 def _group_share(cells: Array, weights: Array, group: int) -> Array:
@@ -345,40 +346,44 @@ def _class_row(cls: RequestClass, joules: Array, deferrable: bool) -> list[float
 
 def _synthetic_cells(site: SiteConfig, classes: tuple[RequestClass, ...], grain: Resolution) -> tuple[Array, Array]:
     """Return the strata of every class in the order in which they arrive within a tick, and their share of all requests."""
+    strata = [build_strata(c, site.group_edges, grain.prompt_quantiles, grain.output_quantiles) for c in classes]
+    kinds = [(index, k) for index, own in enumerate(strata) for k in range(len(own.weight))]
+    shares = np.array([site.mix[classes[index].name] * strata[index].weight[k] for index, k in kinds])
+    amounts = np.array([(1.0, strata[index].prompt[k], strata[index].output[k]) for index, k in kinds])
     rows = []
-    shares = []
-    for index, cls in enumerate(classes):
-        strata = build_strata(cls, site.group_edges, grain.prompt_quantiles, grain.output_quantiles)
-        for k in range(len(strata.weight)):
-            rows.append(
-                [
-                    index,
-                    strata.weight[k],
-                    strata.prompt[k],
-                    strata.prompt_sq[k],
-                    strata.output[k],
-                    float(strata.group[k]),
-                    k,
-                ]
-            )
-            shares.append(site.mix[cls.name] * strata.weight[k])
-    table = np.array(rows)
-    parts = _parts(table, np.array(shares), grain.cohorts)
-    table = np.repeat(table, parts, axis=0)
-    table[:, Cell.WEIGHT] /= np.repeat(parts, parts)
-    share = np.repeat(np.array(shares) / parts, parts)
-    order = _spread(len(table))
-    return table[order], share[order]
+    for (index, k), parts in zip(kinds, _parts(amounts, shares, grain.cohorts), strict=True):
+        own = strata[index]
+        for piece in output_slices(classes[index].output, own.output_low[k], own.output_high[k], parts):
+            row = [0.0] * len(Cell)
+            row[Cell.CLASS] = index
+            row[Cell.WEIGHT] = own.weight[k] / parts
+            row[Cell.PROMPT] = own.prompt[k]
+            row[Cell.PROMPT_SQ] = own.prompt_sq[k]
+            row[Cell.GROUP] = own.group[k]
+            row[Cell.OUTPUT] = piece.mean
+            row[Cell.OUTPUT_SQ] = piece.square
+            row[Cell.OUTPUT_SHORT] = piece.short
+            row[Cell.OUTPUT_LONG] = piece.long
+            row[Cell.LONG_SHARE] = piece.long_share
+            rows.append(row)
+    order = _spread(len(rows))
+    table = np.array(rows)[order]
+    share = np.array([site.mix[cls.name] for cls in classes])[table[:, Cell.CLASS].astype(int)] * table[:, Cell.WEIGHT]
+    return table, share
 
 
-def _parts(cells: Array, shares: Array, cohorts: int) -> Array:
-    """Return into how many equal parts each cell is cut so that about ``cohorts`` parts carry the demand, int64[cells].
+def _parts(amounts: Array, shares: Array, cohorts: int) -> NDArray[np.int64]:
+    """Return into how many parts of equal probability each stratum is cut so that about ``cohorts`` parts carry the demand.
 
-    A cell's size is its largest share of requests, prompt tokens or output tokens.
+    A stratum's size is its largest share of requests, prompt tokens or output tokens.
+
+    Args:
+        amounts: float64[strata, 3], 1, prompt and output tokens per request.
+        shares: float64[strata], share of all requests.
+        cohorts: Parts wanted.
     """
-    sizes = np.zeros(len(cells))
-    for amount in (np.ones(len(cells)), cells[:, Cell.PROMPT], cells[:, Cell.OUTPUT]):
-        sizes = np.maximum(sizes, shares * amount / (shares @ amount))
+    carried = shares[:, None] * amounts
+    sizes = (carried / carried.sum(axis=0)).max(axis=1)
     return np.maximum(1, np.round(sizes * cohorts)).astype(np.int64)
 
 
@@ -388,7 +393,7 @@ def _spread(count: int) -> Array:
 
 
 def _trace_cells(site: SiteConfig, trace: Trace, labels: Array, grain: Resolution) -> tuple[Array, Array, Array]:
-    """Group a trace's requests into cells of class x prompt x output, large cells cut by turns into equal parts.
+    """Group a trace's requests into cells of class x prompt x output, large cells cut into parts by their outputs.
 
     Returns:
         Cells, their share of requests, and each request's cell.
@@ -398,32 +403,45 @@ def _trace_cells(site: SiteConfig, trace: Trace, labels: Array, grain: Resolutio
     group = np.searchsorted(np.array(site.group_edges), prompt, side="left")
     prompt_bin = np.searchsorted(np.quantile(prompt, grain.prompt_quantiles), prompt, side="right")
     output_bin = np.searchsorted(np.quantile(output, grain.output_quantiles), output, side="right")
-    key = np.stack([labels, group, prompt_bin, output_bin], axis=1)
-    kinds, member = np.unique(key, axis=0, return_inverse=True)
-    member = member.reshape(-1)
-
-    def table(kinds: Array, member: Array) -> tuple[Array, Array]:
-        count = np.maximum(np.bincount(member, minlength=len(kinds)), 1).astype(np.float64)
-        cells = np.zeros((len(kinds), len(Cell)))
-        cells[:, Cell.CLASS] = kinds[:, 0]
-        cells[:, Cell.GROUP] = kinds[:, 1]
-        cells[:, Cell.STRATUM] = np.arange(len(kinds))
-        cells[:, Cell.WEIGHT] = count / np.bincount(labels, minlength=int(labels.max()) + 1)[kinds[:, 0]]
-        for column, values in ((Cell.PROMPT, prompt), (Cell.PROMPT_SQ, prompt * prompt), (Cell.OUTPUT, output)):
-            cells[:, column] = np.bincount(member, weights=values, minlength=len(kinds)) / count
-        return cells, count / len(prompt)
-
-    parts = _parts(*table(kinds, member), grain.cohorts)
-    turn = np.zeros(len(member), dtype=np.int64)
-    for kind in range(len(kinds)):
-        inside = np.flatnonzero(member == kind)
-        parts[kind] = min(parts[kind], len(inside))
-        turn[inside] = np.arange(len(inside)) % parts[kind]
+    # One number per combination: unique rows would be sorted as tuples, minutes for a large trace.
+    key = np.ravel_multi_index(
+        (labels, group, prompt_bin, output_bin),
+        (
+            int(labels.max()) + 1,
+            len(site.group_edges) + 1,
+            len(grain.prompt_quantiles) + 1,
+            len(grain.output_quantiles) + 1,
+        ),
+    )
+    _, member = np.unique(key, return_inverse=True)
+    count = np.bincount(member).astype(np.float64)
+    means = [np.bincount(member, weights=values) / count for values in (prompt, output)]
+    parts = np.minimum(
+        _parts(np.stack([np.ones(len(count)), *means], axis=1), count / len(prompt), grain.cohorts), count
+    )
+    # Each request's rank by output within its kind decides its part.
+    order = np.lexsort((output, member))
+    first = np.cumsum(count) - count
+    rank = np.empty(len(member))
+    rank[order] = np.arange(len(member)) - first[member[order]]
+    part = (rank * parts[member] / count[member]).astype(np.int64)
     place = np.argsort(_spread(int(parts.sum())))
-    member = place[(np.cumsum(parts) - parts)[member] + turn]
-    spread = np.empty((int(parts.sum()), kinds.shape[1]), dtype=kinds.dtype)
-    spread[place] = np.repeat(kinds, parts, axis=0)
-    return (*table(spread, member), member)
+    cell = place[(np.cumsum(parts) - parts).astype(np.int64)[member] + part]
+    size = np.bincount(cell).astype(np.float64)
+    table = np.zeros((len(size), len(Cell)))
+    table[cell, Cell.CLASS] = labels
+    table[cell, Cell.GROUP] = group
+    table[:, Cell.WEIGHT] = (
+        size / np.bincount(labels, minlength=int(labels.max()) + 1)[table[:, Cell.CLASS].astype(int)]
+    )
+    for column, values in (
+        (Cell.PROMPT, prompt),
+        (Cell.PROMPT_SQ, prompt * prompt),
+        (Cell.OUTPUT, output),
+        (Cell.OUTPUT_SQ, output * output),
+    ):
+        table[:, column] = np.bincount(cell, weights=values) / size
+    return table, size / len(prompt), cell
 
 
 def build_params(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -274,6 +275,10 @@ def _places_bound() -> Case:
     return Case("batch places bind", small_site("places", "deepseek-r1", pools), traffic)
 
 
+def _places_wait() -> Case:
+    return dataclasses.replace(_places_bound(), name="batch places bind, nobody turned away", patience_s=math.inf)
+
+
 def _long_prompts() -> Case:
     pools = [
         _gb300("prefill", 2, dp=4),
@@ -303,6 +308,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "racks": _racks,
     "kv_bound": _kv_bound,
     "places_bound": _places_bound,
+    "places_wait": _places_wait,
     "long_prompts": _long_prompts,
     "large": _large,
 }

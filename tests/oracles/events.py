@@ -440,26 +440,23 @@ class Decode:
         return found
 
     def wait_s(self) -> float:
-        """Return how long a request that becomes ready now waits for admission if batches keep their speed, s.
+        """Return the wait for admission that is predicted for a request that becomes ready now, s.
 
-        Until enough requests have left that all who are ready fit: everybody's remaining length is known here, while the
-        engine estimates it from averages.
+        Nobody knows remaining lengths, so it is what the model states: in a steady state a request gives its place and its
+        memory back once per residence; those who are ready wait for as much of whichever is short.
         """
         if not self.ready or self.in_flight == 0:
             return 0.0
-        done_s, freed = [], []
-        for batch in self.batches:
-            for place, request in enumerate(batch.requests):
-                rest = batch.left[place] if batch.emitting[place] else batch.left[place] + request.output - 1.0
-                done_s.append(batch.time_s + rest / batch.speed - self.now_s)
-                freed.append(batch.need(request))
-        order = np.argsort(done_s)
+        residence_s = [
+            (request, (self.coef[DECODE_TOKENS_PER_ITERATION] + request.output - 1.0) / batch.speed)
+            for batch in self.batches
+            for request in batch.requests
+        ]
         admitting = self.racks.active * self.spec[PoolSpec.UNITS_PER_RACK]
-        wanted = sum(self.batches[0].need(request) for _, _, request in self.ready)
-        wanted += sum(freed) - admitting * self.coef[DECODE_KV_CAPACITY_TOKENS]
-        places = len(self.ready) + self.in_flight - admitting * self.spec[PoolSpec.MAX_BATCH]
-        enough = (np.cumsum(np.array(freed)[order]) >= wanted) & (np.arange(1, len(order) + 1) >= places)
-        return max(0.0, float(np.array(done_s)[order][int(np.argmax(enough))])) if enough.any() else math.inf
+        if self.in_flight + 1 > admitting * self.spec[PoolSpec.MAX_BATCH]:
+            return len(self.ready) / sum(1.0 / seconds for _, seconds in residence_s)
+        tokens = sum(request.prompt + request.output for _, _, request in self.ready)
+        return float(tokens / sum(self.batches[0].need(request) / seconds for request, seconds in residence_s))
 
     def power_w(self) -> float:
         """Return IT power now, W."""

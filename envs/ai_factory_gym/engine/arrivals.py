@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ai_factory_gym.engine.decode import nearly_full
 from ai_factory_gym.engine.heap import pop, push
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
@@ -37,6 +38,16 @@ from ai_factory_gym.physics.performance import (
     compute_rate,
     prefill_work_s,
 )
+from ai_factory_gym.workload.quadrature import two_lengths
+
+CROWDED_PARTS = 4
+"""Parts into which a cohort is cut at arrival while a decode pool is nearly full.
+
+A large cohort that becomes ready or leaves moves the wait by tenths of a second, across the patience of one class after the
+other, where single requests hold it at the least patient one's."""
+
+_LENGTH = 2
+"""Sequence by which a cohort's output is chosen; those of the pools are the phases' numbers."""
 
 
 @inlined_kernel
@@ -74,28 +85,34 @@ def route(state: State, row: int, phase: int, group: int, count: float) -> int:
 
 
 @inlined_kernel
-def route_cohort(state: State, row: int, phase: int, group: int, place: int, count: float, work: float) -> int:
-    """Send a whole cohort to the pool that is owed most, in work of its group and in requests of its cell together.
+def turn(sequence: int, tick: int, place: int) -> float:
+    """Return a number in [0, 1) that is spread evenly over ticks, over the cells of a tick, and over both together.
 
-    Cells differ a hundredfold in work per request and arrive in a fixed order: carrying requests alone would send the same
-    cells to the same pool tick after tick.
+    A Kronecker sequence, x = frac(a tick + b place). Choices made by it keep their proportions in every cell, in every
+    tick and over a few ticks, which neither random numbers nor a carried remainder do: the remainders of different cells
+    fall into step and the site pulses. The multipliers of the three sequences are powers of the root of x^4 = x + 1, and
+    independent over the rationals, so that one choice says nothing about another.
     """
+    if sequence == PREFILL:
+        return (0.8191725133961645 * tick + 0.7548776662466927 * place) % 1.0
+    if sequence == DECODE:
+        return (0.6710436067037893 * tick + 0.5698402909980532 * place) % 1.0
+    return (0.5497004779019703 * tick + 0.6180339887498949 * place) % 1.0
+
+
+@inlined_kernel
+def route_cohort(state: State, row: int, phase: int, group: int, tick: int, place: int) -> int:
+    """Send a whole cohort to one pool, each pool's turn coming as often as its weight says."""
     weights = state.weight[row, phase, group]
-    total = state.carry[row, phase, group]
-    own = state.carry_cell[row, phase, place]
-    best = -1
-    best_owed = 0.0
+    left = turn(phase, tick, place)
+    chosen = -1
     for pool in range(weights.shape[0]):
         if weights[pool] > 0.0:
-            total[pool] += work * weights[pool]
-            own[pool] += count * weights[pool]
-            owed = total[pool] / work + own[pool] / count
-            if best < 0 or owed > best_owed:
-                best = pool
-                best_owed = owed
-    total[best] -= work
-    own[best] -= count
-    return best
+            chosen = pool
+            left -= weights[pool]
+            if left < 0.0:
+                break
+    return chosen
 
 
 @inlined_kernel
@@ -111,23 +128,13 @@ def _enter(
     prompt_sq: float,
     output: float,
     deadline_s: float,
-    place: int,
+    prefill: int,
+    decode: int,
 ) -> int:
-    """Create a cohort, count it as arrived and put it into its prefill pool's inbox; return its slot.
-
-    ``place`` is its cell at cohort resolution, NOBODY for a single request.
-    """
+    """Create a cohort, count it as arrived and put it into its prefill pool's inbox; return its slot."""
     slot = take_slot(state, row)
     spec = params.cls[cls]
     scoring = state.site[row, Site.SCORING]
-    if place == NOBODY:
-        prefill = route(state, row, PREFILL, group, count)
-        decode = route(state, row, DECODE, group, count)
-    else:
-        # Any one prefill pool measures work: only the ratio between cohorts matters. Prefill pools come first.
-        scaling, fixed = prefill_work_s(params.perf[0], prompt, prompt_sq)
-        prefill = route_cohort(state, row, PREFILL, group, place, count, count * (scaling + fixed))
-        decode = route_cohort(state, row, DECODE, group, place, count, count * output)
     cohort = state.cohort[row, slot]
     cohort[Cohort.ARRIVAL_S] = arrival_s
     cohort[Cohort.COUNT] = count
@@ -166,6 +173,69 @@ def _enter(
     counters[Class.QUEUED] += count
     state.site_int[row, SiteInt.ROUTED] += 1
     return slot
+
+
+@inlined_kernel
+def _enter_request(
+    params: Params,
+    state: State,
+    row: int,
+    cls: int,
+    arrival_s: float,
+    prompt: float,
+    output: float,
+    deadline_s: float,
+) -> None:
+    """Create a single request."""
+    group = group_of(params, prompt)
+    prefill = route(state, row, PREFILL, group, 1.0)
+    decode = route(state, row, DECODE, group, 1.0)
+    _enter(params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, output, deadline_s, prefill, decode)
+
+
+@inlined_kernel
+def _enter_cohort(
+    params: Params,
+    state: State,
+    row: int,
+    place: int,
+    begin_s: float,
+    tick_s: float,
+    count: float,
+    prompt: float,
+    prompt_sq: float,
+    lengths: tuple[float, float, float],
+    deadline_s: float,
+    part: int,
+    parts: int,
+) -> None:
+    """Create one of the parts of a cell's cohort of a tick, if anything is in it.
+
+    ``count`` is the whole cell's; ``lengths`` are two outputs, of which the part has one, and the share of the longer.
+    """
+    count = math.floor(count * (part + 1) / parts + 1e-9) - math.floor(count * part / parts + 1e-9)
+    if count == 0.0:
+        return
+    cells = params.cell.shape[0]
+    group = int(params.cell[place, Cell.GROUP])
+    tick = int(math.floor(begin_s / tick_s + 0.5)) * parts + part
+    short, long, long_share = lengths
+    slot = _enter(
+        params,
+        state,
+        row,
+        int(params.cell[place, Cell.CLASS]),
+        group,
+        begin_s + (part + (place + 0.5) / cells) / parts * tick_s,
+        count,
+        prompt,
+        prompt_sq,
+        long if turn(_LENGTH, tick, place) < long_share else short,
+        deadline_s,
+        route_cohort(state, row, PREFILL, group, tick, place),
+        route_cohort(state, row, DECODE, group, tick, place),
+    )
+    _add_inflow(params, state, row, slot, tick_s)
 
 
 @inlined_kernel
@@ -275,7 +345,7 @@ def _draw_request(params: Params, state: State, row: int, cls: int) -> tuple[flo
 def most_arrivals(params: Params, state: State, row: int, begin_s: float, tick_s: float, path_start_s: float) -> int:
     """Return how many cohort slots a tick can need, with overwhelming probability (ten standard deviations)."""
     if params.site[SiteSpec.RESOLUTION] == COHORT:
-        return 2 * params.cell.shape[0] + 64
+        return 2 * CROWDED_PARTS * params.cell.shape[0] + 64
     if params.trace_time.shape[0] > 0:
         copies = state.shift.shape[1]
         most = 0
@@ -328,31 +398,40 @@ def _add_inflow(params: Params, state: State, row: int, slot: int, tick_s: float
     numbers[Pool.INFLOW_MEMORY] = max(numbers[Pool.INFLOW_MEMORY], streaming / (scaling + fixed))
 
 
+@inlined_kernel
+def _parts(params: Params, state: State, row: int) -> int:
+    """Return into how many parts the cohorts of a tick are cut: more while a decode pool is nearly full."""
+    for pool in range(params.pool.shape[0]):
+        if params.pool[pool, PoolSpec.PHASE] == DECODE and nearly_full(params, state, row, pool):
+            return CROWDED_PARTS
+    return 1
+
+
 @kernel
 def _synthetic_cohorts(params: Params, state: State, row: int, begin_s: float, tick_s: float, minute: int) -> None:
-    """Create one tick's cohorts, one per cell at most, spread evenly over the tick."""
-    cells = params.cell.shape[0]
-    for place in range(cells):
-        count, deadline_s = _cell_count(params, state, row, place, begin_s, tick_s, minute)
-        if count == 0:
-            continue
-        cell = params.cell[place]
-        arrival_s = begin_s + (place + 0.5) / cells * tick_s
-        slot = _enter(
-            params,
-            state,
-            row,
-            int(cell[Cell.CLASS]),
-            int(cell[Cell.GROUP]),
-            arrival_s,
-            float(count),
-            cell[Cell.PROMPT],
-            cell[Cell.PROMPT_SQ],
-            cell[Cell.OUTPUT],
-            deadline_s,
-            place,
-        )
-        _add_inflow(params, state, row, slot, tick_s)
+    """Create one tick's cohorts, one per cell (a few while a decode pool is nearly full), spread evenly over the tick."""
+    drawn = state.cell_sums[row]
+    for place in range(drawn.shape[0]):
+        drawn[place, 0], drawn[place, 1] = _cell_count(params, state, row, place, begin_s, tick_s, minute)
+    parts = _parts(params, state, row)
+    for part in range(parts):
+        for place in range(drawn.shape[0]):
+            cell = params.cell[place]
+            _enter_cohort(
+                params,
+                state,
+                row,
+                place,
+                begin_s,
+                tick_s,
+                drawn[place, 0],
+                cell[Cell.PROMPT],
+                cell[Cell.PROMPT_SQ],
+                (cell[Cell.OUTPUT_SHORT], cell[Cell.OUTPUT_LONG], cell[Cell.LONG_SHARE]),
+                drawn[place, 1],
+                part,
+                parts,
+            )
 
 
 @kernel
@@ -369,21 +448,9 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
             count, deadline_s = _cell_count(params, state, row, place, begin_s, tick_s, minute)
             # Released work of a tick enters together at its start, before the tick's arrivals.
             for _ in range(count):
-                cell = params.cell[place]
-                _enter(
-                    params,
-                    state,
-                    row,
-                    int(cell[Cell.CLASS]),
-                    int(cell[Cell.GROUP]),
-                    begin_s,
-                    1.0,
-                    cell[Cell.PROMPT],
-                    cell[Cell.PROMPT_SQ],
-                    cell[Cell.OUTPUT],
-                    deadline_s,
-                    NOBODY,
-                )
+                held = int(params.cell[place, Cell.CLASS])
+                prompt, output = _draw_request(params, state, row, held)
+                _enter_request(params, state, row, held, begin_s, prompt, output, deadline_s)
     time_s = begin_s
     end_s = begin_s + tick_s
     while total > 0.0:
@@ -399,8 +466,7 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
                     break
             cls += 1
         prompt, output = _draw_request(params, state, row, cls)
-        group = group_of(params, prompt)
-        _enter(params, state, row, cls, group, time_s, 1.0, prompt, prompt * prompt, output, math.inf, NOBODY)
+        _enter_request(params, state, row, cls, time_s, prompt, output, math.inf)
 
 
 @kernel
@@ -432,26 +498,13 @@ def _trace_requests(params: Params, state: State, row: int, begin_s: float, tick
         due_s = keys[0]
         index = pop(keys, indices, found)
         found -= 1
-        prompt = params.trace_prompt[index]
-        _enter(
-            params,
-            state,
-            row,
-            int(params.cell[params.trace_cell[index], Cell.CLASS]),
-            group_of(params, prompt),
-            due_s,
-            1.0,
-            prompt,
-            prompt * prompt,
-            params.trace_output[index],
-            math.inf,
-            NOBODY,
-        )
+        cls = int(params.cell[params.trace_cell[index], Cell.CLASS])
+        _enter_request(params, state, row, cls, due_s, params.trace_prompt[index], params.trace_output[index], math.inf)
 
 
 @kernel
 def _trace_cohorts(params: Params, state: State, row: int, begin_s: float, tick_s: float) -> None:
-    """Create one tick's cohorts of a replayed trace: exact counts and mean lengths per cell."""
+    """Create one tick's cohorts of a replayed trace: exact counts and mean prompts per cell, outputs by turns."""
     times = params.trace_time
     requests = times.shape[0]
     span_s = params.site[SiteSpec.TRACE_SPAN_S]
@@ -460,7 +513,7 @@ def _trace_cohorts(params: Params, state: State, row: int, begin_s: float, tick_
     cells = params.cell.shape[0]
     sums = state.cell_sums[row]
     for place in range(cells):
-        for column in range(4):
+        for column in range(sums.shape[1]):
             sums[place, column] = 0.0
     for copy in range(copies):
         shift_s = state.shift[row, copy]
@@ -477,26 +530,30 @@ def _trace_cohorts(params: Params, state: State, row: int, begin_s: float, tick_
             total[0] += 1.0
             total[1] += prompt
             total[2] += prompt * prompt
-            total[3] += params.trace_output[index]
-    for place in range(cells):
-        count = sums[place, 0]
-        if count == 0.0:
-            continue
-        slot = _enter(
-            params,
-            state,
-            row,
-            int(params.cell[place, Cell.CLASS]),
-            int(params.cell[place, Cell.GROUP]),
-            begin_s + (place + 0.5) / cells * tick_s,
-            count,
-            sums[place, 1] / count,
-            sums[place, 2] / count,
-            sums[place, 3] / count,
-            math.inf,
-            place,
-        )
-        _add_inflow(params, state, row, slot, tick_s)
+            output = params.trace_output[index]
+            total[3] += output
+            total[4] += output * output
+            total[5] += output * output * output
+    parts = _parts(params, state, row)
+    for part in range(parts):
+        for place in range(cells):
+            count = sums[place, 0]
+            if count > 0.0:
+                _enter_cohort(
+                    params,
+                    state,
+                    row,
+                    place,
+                    begin_s,
+                    tick_s,
+                    count,
+                    sums[place, 1] / count,
+                    sums[place, 2] / count,
+                    two_lengths(sums[place, 3] / count, sums[place, 4] / count, sums[place, 5] / count),
+                    math.inf,
+                    part,
+                    parts,
+                )
 
 
 @kernel

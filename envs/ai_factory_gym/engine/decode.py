@@ -36,6 +36,25 @@ SPLIT_PARTS = 4
 """A cohort that does not fit is split only when at least this fraction (1/4) of it does, so that it cannot crumble."""
 
 
+NEARLY = 0.98
+"""Share of a decode pool's room above which it is nearly full."""
+
+
+@inlined_kernel
+def nearly_full(params: Params, state: State, row: int, pool: int) -> bool:
+    """Tell whether requests wait, or soon may have to, for a decode pool's KV memory or batch places.
+
+    Who is turned away then depends on fractions of a second of predicted wait: segments are short and cohorts small.
+    """
+    numbers = state.pool[row, pool]
+    if numbers[Pool.WAIT_S] > 0.0:
+        return True
+    units = state.pool_int[row, pool, PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    places = units * params.pool[pool, PoolSpec.MAX_BATCH]
+    tokens = units * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
+    return bool(numbers[Pool.IN_FLIGHT] > NEARLY * places or numbers[Pool.RESERVED] > NEARLY * tokens)
+
+
 @inlined_kernel
 def _split(state: State, row: int, slot: int, count: float) -> int:
     """Take ``count`` requests off a cohort into a new one that is equal otherwise, and return its slot."""

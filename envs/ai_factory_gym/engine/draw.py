@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ai_factory_gym.engine.decode import nearly_full
 from ai_factory_gym.engine.layout import (
     COHORT,
     PREFILL,
@@ -32,8 +33,9 @@ _SURE = 0.99
 """Share of the cap up to which a predicted draw is trusted for a whole tick. The bound takes the mix of contexts in a decode batch
 as it is; over 250 random episodes (8,193 segments) a single pool drew up to 0.53 % more than bounded, a site never."""
 
-_CONGESTED_S = 2.0
-"""Longest segment while a decode pool has no room, s."""
+_CONGESTED_COHORTS_S = 0.5
+_CONGESTED_REQUESTS_S = 0.05
+"""Longest segment while a decode pool is nearly full, at either resolution, s."""
 
 
 @inlined_kernel
@@ -337,9 +339,9 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
             left_s = spec[SiteSpec.BRAKE_REACTION_S] - site[Site.OVERDRAW_S]
             end_s = min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, 1e-3)))
     for pool in range(params.pool.shape[0]):
-        if state.pool[row, pool, Pool.WAIT_S] > 0.0:
-            # Who is turned away depends on this wait: while there is one it is looked at often.
-            end_s = min(end_s, begin_s + _CONGESTED_S)
+        if params.pool[pool, PoolSpec.PHASE] != PREFILL and nearly_full(params, state, row, pool):
+            congested_s = _CONGESTED_COHORTS_S if spec[SiteSpec.RESOLUTION] == COHORT else _CONGESTED_REQUESTS_S
+            end_s = min(end_s, begin_s + congested_s)
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.CLOCK] = min(_throttled_clock(params, state, row, pool), clock_limit)

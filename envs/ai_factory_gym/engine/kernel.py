@@ -15,7 +15,6 @@ from ai_factory_gym.engine.layout import (
     DECODE,
     PREFILL,
     Array,
-    Cell,
     Class,
     Params,
     Pool,
@@ -78,9 +77,6 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
             shares[pool] = 0.0
             # A pool that gets nothing is owed nothing when it comes back.
             state.carry[row, phase, group, pool] = 0.0
-            for place in range(params.cell.shape[0]):
-                if int(params.cell[place, Cell.GROUP]) == group:
-                    state.carry_cell[row, phase, place, pool] = 0.0
         kept += shares[pool]
     for pool in range(pools):
         shares[pool] /= kept

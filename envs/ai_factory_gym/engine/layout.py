@@ -126,7 +126,10 @@ class Cell(IntEnum):
     PROMPT_SQ = 3
     OUTPUT = 4
     GROUP = 5
-    STRATUM = 6  # index within the class
+    OUTPUT_SQ = 6  # mean squared output
+    OUTPUT_SHORT = 7  # outputs its cohorts have by turns, so that their mean and spread are the cell's
+    OUTPUT_LONG = 8
+    LONG_SHARE = 9  # share of cohorts that have the longer output
 
 
 class Site(IntEnum):
@@ -224,6 +227,7 @@ class Pool(IntEnum):
     FREEING = 41  # KV tokens they give back per unit of G
     INFLOW_COMPUTE = 42  # cohort resolution: largest compute / service time at clock 1 of any cohort of this tick
     INFLOW_MEMORY = 43  # largest streaming / service time at clock 1 of any cohort of this tick
+    TURNED_WORK = 44  # cohort resolution: work of turned away requests that still flows in, server-seconds
 
 
 class PoolInt(IntEnum):
@@ -367,7 +371,6 @@ class State(NamedTuple):
     heap_slot: Array  # int32[rows, pools, 2, slots]
     weight: Array  # float64[rows, 2 (phase), groups, pools] routing shares, each phase x group sums to 1
     carry: Array  # float64[rows, 2, groups, pools] work (cohorts) or requests owed to a pool by earlier choices
-    carry_cell: Array  # float64[rows, 2, cells, pools] requests of a cell owed to a pool by earlier choices
     rate: Array  # float64[rows, classes, minutes] requests/s
     hazard: Array  # float64[rows, minutes] share of the deferrable backlog released per second
     cap_steps: Array  # float64[rows, steps, CapStep], padded with inf
@@ -375,7 +378,7 @@ class State(NamedTuple):
     shift: Array  # float64[rows, copies] s
     kept: Array  # bool[rows, requests of the trace] which requests the last, thinned copy keeps
     rng: Array  # uint64[rows, Purpose, 4]
-    cell_sums: Array  # float64[rows, cells, 4] count and summed lengths of a tick of a replayed trace
+    cell_sums: Array  # float64[rows, cells, 6] of a tick of a replayed trace: count, sums of prompt, prompt^2, output, output^2, output^3
     log: Array  # float64[rows, lines, Log]
 
 
@@ -417,7 +420,6 @@ def allocate(
         heap_slot=np.zeros((rows, pools, 2, slots), dtype=np.int32),
         weight=np.zeros((rows, 2, groups, pools)),
         carry=np.zeros((rows, 2, groups, pools)),
-        carry_cell=np.zeros((rows, 2, cells, pools)),
         rate=np.zeros((rows, classes, minutes)),
         hazard=np.zeros((rows, minutes)),
         cap_steps=np.full((rows, cap_steps, len(CapStep)), np.inf),
@@ -425,7 +427,7 @@ def allocate(
         shift=np.zeros((rows, copies)),
         kept=np.ones((rows, trace_requests), dtype=np.bool_),
         rng=np.zeros((rows, len(Purpose), 4), dtype=np.uint64),
-        cell_sums=np.zeros((rows, cells, 4)),
+        cell_sums=np.zeros((rows, cells, 6)),
         log=np.zeros((rows, log_lines, len(Log))),
     )
     for row in range(rows):

@@ -269,9 +269,11 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
         if backlog > 0.0 or capacity <= 0.0:
             wait_s = backlog / capacity if capacity > 0.0 else math.inf
         if turned_away(params, state, row, slot, wait_s):
+            # Its work is part of the inflow: take it out of the backlog, and what is not there out of the work served.
             lost = min(backlog, count * own)
             backlog -= lost
             turned += lost
+            numbers[Pool.TURNED_WORK] += count * own - lost
             continue
         # What is in service is a mix of the backlog and of what this tick brings; work turned away is not part of it.
         scaling, _ = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
@@ -290,6 +292,9 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
     numbers[Pool.QUEUED_WORK] = backlog
     if capacity > 0.0:
         served = max(0.0, work_before + arrived - turned - backlog)
+        refused = min(served, numbers[Pool.TURNED_WORK])
+        numbers[Pool.TURNED_WORK] -= refused
+        served -= refused
         busy_s = min(end_s - begin_s, served / capacity) * numbers[Pool.DUTY]
         # Racks that drain have handed their queue over; they idle until they leave.
         present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING])

@@ -2,7 +2,9 @@
 
 A cohort stands for many requests; carried as one average request it would lose the spread of residence times and the
 convexity of attention. Cut into a few cells with exact conditional means, the class keeps its mean work to rounding
-error (first moments of both lengths and second moment of the prompt) and most of its spread.
+error (first moments of both lengths and second moment of the prompt) and most of its spread. What spread of outputs is
+left within a cell matters too: a long output holds its place and its memory longer, so that memory in use goes with the
+mean squared output. Cohorts of a cell therefore have one of two lengths by turns (``two_lengths``).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from ai_factory_gym.errors import ConfigError, check_range
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.lengths import LengthDistribution
+from ai_factory_gym.workload.quadrature import two_lengths
 
 # A quantile cut this close (in probability) to another cut or to the end of the support is left out: it would add a
 # cohort per tick that carries next to nothing.
@@ -34,6 +37,8 @@ class Strata(NamedTuple):
         group: Index of the prompt-length group the cell lies in, int64: the number of group edges below its prompts, so
             a prompt exactly at an edge is in the lower group.
         prompt_max: Longest prompt of the cell, tokens.
+        output_low: Outputs of the cell are above this, tokens; -inf for none.
+        output_high: And at most this, tokens; inf for none.
     """
 
     weight: NDArray[np.float64]
@@ -42,6 +47,48 @@ class Strata(NamedTuple):
     output: NDArray[np.float64]
     group: NDArray[np.int64]
     prompt_max: NDArray[np.float64]
+    output_low: NDArray[np.float64]
+    output_high: NDArray[np.float64]
+
+
+class OutputSlice(NamedTuple):
+    """A part of a distribution of output lengths.
+
+    Attributes:
+        mean: Mean output, tokens.
+        square: Mean squared output, tokens^2.
+        short: The lower of two lengths that stand for the slice, tokens.
+        long: The higher, tokens.
+        long_share: Share of requests that have the higher; two lengths and share keep the slice's first three moments.
+    """
+
+    mean: float
+    square: float
+    short: float
+    long: float
+    long_share: float
+
+
+def output_slices(lengths: LengthDistribution, low: float, high: float, parts: int) -> list[OutputSlice]:
+    """Cut the outputs in (low, high] into slices of equal probability, shortest first.
+
+    Args:
+        lengths: Distribution of outputs.
+        low: Lower edge, tokens; -inf for none.
+        high: Upper edge, tokens; inf for none.
+        parts: Number of slices.
+    """
+    if lengths.sigma == 0.0:
+        only = lengths.median
+        return [OutputSlice(only, only * only, only, only, 0.5)] * parts
+    below, mass = lengths.probability(-math.inf, low), lengths.probability(low, high)
+    cuts = [low, *(lengths.quantile(below + mass * part / parts) for part in range(1, parts)), high]
+    slices = []
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        inside = lengths.probability(a, b)
+        mean, square, cube = (lengths.slice_moment(a, b, order) / inside for order in (1, 2, 3))
+        slices.append(OutputSlice(mean, square, *two_lengths(mean, square, cube)))
+    return slices
 
 
 def _check_increasing(key: str, values: Sequence[float], low: float, high: float) -> list[float]:
@@ -98,12 +145,14 @@ def build_strata(
         group = sum(1 for edge in edges if edge < mean)
         prompt_rows.append((mass, mean, square, group, min(high, cls.prompt.maximum)))
     output_rows = [
-        (mass, cls.output.slice_moment(low, high, 1) / mass)
+        (mass, cls.output.slice_moment(low, high, 1) / mass, low, high)
         for low, high in zip(output_cuts, output_cuts[1:], strict=False)
         for mass in [cls.output.probability(low, high)]
     ]
-    cells = [(p[0] * o[0], p[1], p[2], o[1], p[3], p[4]) for p in prompt_rows for o in output_rows]
+    cells = [(p[0] * o[0], p[1], p[2], o[1], p[3], p[4], o[2], o[3]) for p in prompt_rows for o in output_rows]
     columns = list(zip(*cells, strict=True))
-    floats = [np.array(columns[i], dtype=np.float64) for i in (0, 1, 2, 3, 5)]
+    weight, prompt, prompt_sq, output, prompt_max, output_low, output_high = (
+        np.array(columns[i], dtype=np.float64) for i in (0, 1, 2, 3, 5, 6, 7)
+    )
     group_index = np.array(columns[4], dtype=np.int64)
-    return Strata(floats[0], floats[1], floats[2], floats[3], group_index, floats[4])
+    return Strata(weight, prompt, prompt_sq, output, group_index, prompt_max, output_low, output_high)
