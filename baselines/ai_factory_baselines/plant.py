@@ -57,6 +57,9 @@ TILTS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.45, 2.0)
 EVEN_OUT_S = 10.0
 """Time over which queues and batches even out the randomness of single arrivals (status: design choice)."""
 
+COMPUTE_SPREAD = 1.6
+"""Compute share of the prompts a server may have at one moment, relative to that of all (status: design choice)."""
+
 LOAD_LEVELS = 48
 RACK_LEVELS = 9
 
@@ -308,6 +311,32 @@ def pool_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float,
     iteration_s, compute_s, memory_s = decode_iteration_s(perf, max(1.0, batch), context, clock)
     gpu_w = gpu_power_w(power, clock, min(1.0, batch), compute_s / iteration_s, memory_s / iteration_s)
     return racks * rack_power_w(power, gpu_w)
+
+
+@kernel
+def most_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float, low: float, high: float) -> float:
+    """Return an upper bound of a pool's IT power, W: about what the power brake asks before it lets go.
+
+    Prefill is taken to be busy all the time with prompts of the more compute-bound kind; decode to have any batch per replica
+    from ``low`` to ``high``, of requests as they are on average or all at their end.
+    """
+    power = phase.power[pool]
+    perf = phase.perf[pool]
+    if phase.kind == PREFILL:
+        scaling, fixed = _prefill_seconds(perf, load, clock)
+        compute = min(1.0, COMPUTE_SPREAD * scaling / max(scaling + fixed, 1e-300))
+        memory = min(
+            1.0, COMPUTE_SPREAD * perf[PREFILL_STREAM_PER_TOKEN_S] * load[PROMPT] / max(scaling + fixed, 1e-300)
+        )
+        return racks * rack_power_w(power, gpu_power_w(power, clock, 1.0, compute, memory))
+    watts = 0.0
+    for context in (load[CONTEXT] / max(load[OUTPUT], 1e-300), load[RESERVE] / max(load[OUTPUT], 1e-300)):
+        most = min(phase.most_batch[pool], perf[DECODE_KV_CAPACITY_TOKENS] / (context + perf[DECODE_KV_REQUEST_TOKENS]))
+        for batch in (low, high):
+            iteration_s, compute_s, memory_s = decode_iteration_s(perf, max(1.0, min(batch, most)), context, clock)
+            gpu_w = gpu_power_w(power, clock, min(1.0, batch), compute_s / iteration_s, memory_s / iteration_s)
+            watts = max(watts, racks * rack_power_w(power, gpu_w))
+    return watts
 
 
 @kernel
@@ -763,6 +792,15 @@ class Plant:
         for pool in range(len(racks)):
             one *= 1.0 + sigmas * pool_load(self.phases[kind], load, share, pool, one)
             total += pool_watts(self.phases[kind], pool, one, racks[pool], clock[pool], least[pool])
+        return total
+
+    def most_watts(self, load: Array, racks: Array, clock: Array, low: Array, high: Array) -> float:
+        """Return an upper bound of the IT power of all awake racks, W: see the kernel; arrays are float64[pools]."""
+        total = 0.0
+        one = load.sum(axis=(0, 1))
+        for kind, members in enumerate(self.facts.members):
+            for place, pool in enumerate(members):
+                total += most_watts(self.phases[kind], place, one, racks[pool], clock[pool], low[pool], high[pool])
         return total
 
     def facility_w(self, it_w: float) -> float:
