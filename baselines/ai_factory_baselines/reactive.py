@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors
-from ai_factory_baselines.plant import Limits, Plant
+from ai_factory_baselines.plant import OUTPUT, Limits, Plant
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec, SiteSpec
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 
@@ -313,12 +313,19 @@ class Reactive(Rule):
                 if fallback is None or prompts.sufficient and tokens.sufficient:
                     fallback = share, least
         assert fallback is not None
-        turned_away = self._shed(seen, load, active, waking, CAP_TARGET * self._cap_w(seen))
-        share, least = fallback if turned_away is None else turned_away
+        share, least = fallback
+        if predict(share, least) > target_w:
+            turned_away = self._shed(seen, load, active, waking)
+            if turned_away is not None:
+                share, least = turned_away
+                if predict(share, least) <= target_w:
+                    high = least.copy()
+                    high[decode] = np.maximum(high[decode], self._corrected(DECODE, seen, least[decode]))
+                    return share, self._between(predict, share, least, high, target_w)
         return share, self._between(predict, share, floor, np.maximum(least, floor), target_w)
 
     def _shed(
-        self, seen: View, load: Array, active: list[Array], waking: Array, target_w: float
+        self, seen: View, load: Array, active: list[Array], waking: Array
     ) -> tuple[tuple[Array, Array], Array] | None:
         """Return shares and clocks that turn requests away evenly, as few as need be; None when that is no way out.
 
@@ -338,12 +345,14 @@ class Reactive(Rule):
             kept = load.copy()
             kept[:, 0] *= 1.0 - part
             prompts = self.plant.dispatch(self.plant.phases[PREFILL], self._shedding, kept, active[PREFILL])
-            tokens = self.plant.dispatch(self.plant.phases[DECODE], self._shedding, kept * boost, active[DECODE])
+            # Who is turned away is not quite in proportion: routing must not depend on it.
+            emitted = load * (boost * kept[:, :, OUTPUT].sum() / load[:, :, OUTPUT].sum())
+            tokens = self.plant.dispatch(self.plant.phases[DECODE], self._shedding, emitted, active[DECODE])
             fits = prompts.sufficient and tokens.sufficient
             if fits:
                 clock[prefill], clock[decode] = prompts.clock, tokens.clock
                 predict = self._predictor(seen, kept, waking, settled=True)
-                fits = predict((prompts.share, tokens.share), clock) <= target_w
+                fits = predict((prompts.share, tokens.share), clock) <= CAP_TARGET * self._cap_w(seen)
             if not fits:
                 if found is None:
                     return None
