@@ -70,6 +70,10 @@ LATE_BOOST = 0.2
 FULL_BATCH = 0.95
 """Share of the batch ceiling beyond which a batch counts as full (status: design choice)."""
 
+CROWDED = 0.6
+"""Share of the shortest prompts beyond which one pool is not left to a queue: too many would be late in it (status: design
+choice)."""
+
 MOST_SHED = 0.9
 SHED_STEPS = 7
 """Largest share of the shortest prompts that is turned away, and steps of the search for the smallest (status: choice)."""
@@ -193,8 +197,8 @@ class Reactive(Rule):
         self._plans = tuple(self.plant.rack_plan(kind, self._limits[kind], settings.plan_clock) for kind in PHASES)
         self._wake_s = tuple(float(self.facts.params.pool[m, PoolSpec.WAKE_S].max()) for m in self.facts.members)
 
-    # Memory: whether the episode has begun, steps since the last braked one counted down, a fast and a slow smoothed rate per class, trend of the slow load level per
-    # phase, and for each pool the steps its load has been low.
+    # Memory: whether the episode has begun, steps since the last braked one counted down, a fast and a slow smoothed rate per
+    # class, trend of the slow load level per phase, and for each pool the steps its load has been low.
 
     @property
     def memory_size(self) -> int:
@@ -336,7 +340,7 @@ class Reactive(Rule):
         prefill, decode = self.facts.members
         clock = np.zeros(len(self.facts.racks))
         found: tuple[tuple[Array, Array], Array] | None = None
-        least, most = 0.0, MOST_SHED
+        least, most, crowded = 0.0, MOST_SHED, 0.0
         late = seen.tpot_s[decode] > self.plant.phases[DECODE].tpot_s
         full = seen.batch[decode] > FULL_BATCH * self.plant.phases[DECODE].most_batch
         boost = 1.0 + LATE_BOOST * bool((late | full).any())
@@ -362,9 +366,11 @@ class Reactive(Rule):
             share = prompts.share.copy()
             open_to = np.flatnonzero((active[PREFILL] > 0.0) & np.isfinite(self.plant.phases[PREFILL].per_rack[0]))
             share[0] *= 1.0 - part
-            share[0, open_to[np.argmin(share[0, open_to])]] += part
+            place = open_to[np.argmin(share[0, open_to])]
+            share[0, place] += part
+            crowded = float(share[0, place])
             found = (share, tokens.share), clock.copy()
-        return found
+        return found if crowded <= CROWDED else None
 
     def _cap_w(self, seen: View) -> float:
         """Return the lowest cap in force in the next step, W."""
