@@ -48,6 +48,11 @@ RELEASE_TARGET = 0.96
 """The same for the most the site may draw while the brake is engaged: the brake lets go when its own, pessimistic
 prediction is below 0.98 (status: design choice)."""
 
+BRAKED_MARGIN = 0.025
+MOST_BRAKED = 3.0
+"""Share of the cap by which these targets fall with every braked step of about the last day, and how many count: the
+allowance is three steps a day (status: design choice)."""
+
 BEHIND_S = 0.5
 """Prefill wait beyond which servers are taken to be busy all the time (status: design choice)."""
 
@@ -78,6 +83,7 @@ MOST_SHED = 0.9
 SHED_STEPS = 7
 """Largest share of the shortest prompts that is turned away, and steps of the search for the smallest (status: choice)."""
 
+DAY_S = 86400.0
 CLOCK_STEPS = 10
 Predictor = Callable[[tuple[Array, Array], Array], float]
 
@@ -197,20 +203,22 @@ class Reactive(Rule):
         self._plans = tuple(self.plant.rack_plan(kind, self._limits[kind], settings.plan_clock) for kind in PHASES)
         self._wake_s = tuple(float(self.facts.params.pool[m, PoolSpec.WAKE_S].max()) for m in self.facts.members)
 
-    # Memory: whether the episode has begun, steps since the last braked one counted down, a fast and a slow smoothed rate per
+    # Memory: whether the episode has begun, steps since the last braked one counted down, how often
+    # the brake was on lately, a fast and a slow smoothed rate per
     # class, trend of the slow load level per phase, and for each pool the steps its load has been low.
 
     @property
     def memory_size(self) -> int:
         """Numbers remembered."""
-        return 2 + 2 * len(self.facts.observation.class_rate) + len(PHASES) + len(self.facts.racks)
+        return 3 + 2 * len(self.facts.observation.class_rate) + len(PHASES) + len(self.facts.racks)
 
     def decide(self, seen: View, memory: Array) -> Array:
         """Return the action for one observation."""
         classes = len(seen.rate)
-        smooth, slow = memory[2 : 2 + classes], memory[2 + classes : 2 + 2 * classes]
-        trend = memory[2 + 2 * classes : 4 + 2 * classes]
-        low_steps = memory[4 + 2 * classes :]
+        smooth, slow = memory[3 : 3 + classes], memory[3 + classes : 3 + 2 * classes]
+        trend = memory[3 + 2 * classes : 5 + 2 * classes]
+        low_steps = memory[5 + 2 * classes :]
+        memory[2] = memory[2] * math.exp(-self.facts.control_interval_s / DAY_S) + float(seen.braked)
         if memory[0] == 0.0:
             memory[0] = 1.0
             smooth[:] = seen.rate
@@ -227,8 +235,8 @@ class Reactive(Rule):
         # Deviations from the usual rate fade as fast as the class's demand forgets them.
         next_rate = smooth + self.plant.reversion * (seen.rate - smooth)
         load = self.plant.load(np.maximum(next_rate, 1e-3 * self.facts.observation.class_rate))
-        racks = self._affordable(seen, load, racks)
-        share, clock = self._serve(seen, load, racks, careful=memory[1])
+        racks = self._affordable(seen, load, racks, float(memory[2]))
+        share, clock = self._serve(seen, load, racks, memory[1], float(memory[2]))
         memory[1] = CAREFUL_STEPS if seen.braked else max(0.0, memory[1] - 1.0)
         return self.facts.action.encode(
             clock=clock,
@@ -274,7 +282,9 @@ class Reactive(Rule):
         late = seen.tpot_s[members] / (self.settings.tpot_share * self.plant.phases[phase].tpot_s)
         return np.asarray(np.where(late > 1.0, np.minimum(1.0, np.maximum(clock, seen.clock[members] * late)), clock))
 
-    def _serve(self, seen: View, load: Array, racks: Array, careful: float) -> tuple[tuple[Array, Array], Array]:
+    def _serve(
+        self, seen: View, load: Array, racks: Array, careful: float, braked: float
+    ) -> tuple[tuple[Array, Array], Array]:
         """Return shares per phase and clocks that serve a load under the cap.
 
         Tried in this order, until one is sufficient and its predicted power fits: with all margins; without margins
@@ -288,7 +298,7 @@ class Reactive(Rule):
         predict = self._predictor(seen, load, waking)
         if careful > 0.0 and (seen.wait_s[prefill] > BEHIND_S).any():
             predict = self._bound(seen, load, waking)
-        target_w = self._target_w(seen)
+        target_w = self._target_w(seen, braked)
         clock = np.zeros(len(self.facts.racks))
         floor = np.full(len(clock), self.facts.clock_min)
         comfortable = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
@@ -319,7 +329,7 @@ class Reactive(Rule):
         assert fallback is not None
         share, least = fallback
         if predict(share, least) > target_w:
-            turned_away = self._shed(seen, load, active, waking)
+            turned_away = self._shed(seen, load, active, waking, braked)
             if turned_away is not None:
                 share, least = turned_away
                 if predict(share, least) <= target_w:
@@ -329,7 +339,7 @@ class Reactive(Rule):
         return share, self._between(predict, share, floor, np.maximum(least, floor), target_w)
 
     def _shed(
-        self, seen: View, load: Array, active: list[Array], waking: Array
+        self, seen: View, load: Array, active: list[Array], waking: Array, braked: float
     ) -> tuple[tuple[Array, Array], Array] | None:
         """Return shares and clocks that turn requests away evenly, as few as need be; None when that is no way out.
 
@@ -340,6 +350,7 @@ class Reactive(Rule):
         prefill, decode = self.facts.members
         clock = np.zeros(len(self.facts.racks))
         found: tuple[tuple[Array, Array], Array] | None = None
+        target_w = (CAP_TARGET - BRAKED_MARGIN * min(braked, MOST_BRAKED)) * self._cap_w(seen)
         least, most, crowded = 0.0, MOST_SHED, 0.0
         late = seen.tpot_s[decode] > self.plant.phases[DECODE].tpot_s
         full = seen.batch[decode] > FULL_BATCH * self.plant.phases[DECODE].most_batch
@@ -356,7 +367,7 @@ class Reactive(Rule):
             if fits:
                 clock[prefill], clock[decode] = prompts.clock, tokens.clock
                 predict = self._predictor(seen, kept, waking, settled=True)
-                fits = predict((prompts.share, tokens.share), clock) <= CAP_TARGET * self._cap_w(seen)
+                fits = predict((prompts.share, tokens.share), clock) <= target_w
             if not fits:
                 if found is None:
                     return None
@@ -379,10 +390,11 @@ class Reactive(Rule):
             return min(seen.cap_w, seen.next_cap_w)
         return seen.cap_w
 
-    def _target_w(self, seen: View) -> float:
-        """Return the facility power to stay below in the next step, W."""
+    def _target_w(self, seen: View, braked: float) -> float:
+        """Return the facility power to stay below in the next step, W: less, the more of the brake's allowance is used."""
         queued = bool((seen.wait_s[self.facts.members[PREFILL]] > BEHIND_S).any())
-        return (QUEUED_TARGET if queued else CAP_TARGET) * self._cap_w(seen)
+        spared = BRAKED_MARGIN * min(braked, MOST_BRAKED)
+        return ((QUEUED_TARGET if queued else CAP_TARGET) - spared) * self._cap_w(seen)
 
     def _bound(self, seen: View, load: Array, waking: Array) -> Predictor:
         """Return the function from shares and clocks to the most the site may draw, as the brake sees it, W."""
@@ -418,7 +430,7 @@ class Reactive(Rule):
 
         return predict
 
-    def _affordable(self, seen: View, load: Array, racks: Array) -> Array:
+    def _affordable(self, seen: View, load: Array, racks: Array, braked: float) -> Array:
         """Wake no more racks at a time than the cap has room for while they wake."""
         fresh = np.maximum(0.0, racks - seen.active - seen.waking - seen.draining)
         if not fresh.any():
@@ -429,7 +441,7 @@ class Reactive(Rule):
         for k in PHASES:
             clock[self.facts.members[k]] = served[k].clock
         now_w = self._predictor(seen, load, seen.waking)((served[PREFILL].share, served[DECODE].share), clock)
-        room_w = max(0.0, self._target_w(seen) - now_w)
+        room_w = max(0.0, self._target_w(seen, braked) - now_w)
         extra_w = self.plant.waking_w * float(self.plant.facility_w(1e6) / 1e6)
         allowed = racks.copy()
         # Decode first: a rack there serves more.
