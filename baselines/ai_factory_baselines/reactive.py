@@ -27,7 +27,7 @@ import numpy as np
 
 from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors
 from ai_factory_baselines.plant import OUTPUT, Limits, Plant
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec, SiteSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 
 TUNED_PATH = Path(__file__).with_name("tuned.toml")
@@ -75,7 +75,7 @@ LATE_BOOST = 0.2
 FULL_BATCH = 0.95
 """Share of the batch ceiling beyond which a batch counts as full (status: design choice)."""
 
-CROWDED = 0.6
+CROWDED = 0.55
 """Share of the shortest prompts beyond which one pool is not left to a queue: too many would be late in it (status: design
 choice)."""
 
@@ -309,7 +309,7 @@ class Reactive(Rule):
             # Whatever is asked for, the brake's clock holds until its own bound fits: get rid of it first. At its clock
             # that bound does fit, else it would have set a lower one.
             most = self._bound(seen, load, waking)
-            top = np.minimum(clock, self.facts.params.site[SiteSpec.BRAKE_CLOCK]) if careful == CAREFUL_STEPS else clock
+            top = np.minimum(clock, seen.clock.max()) if careful == CAREFUL_STEPS else clock
             return share, self._between(most, share, floor, np.maximum(top, floor), RELEASE_TARGET * self._cap_w(seen))
         if all(entry.sufficient for entry in comfortable) and predict(share, clock) <= target_w:
             return share, clock
