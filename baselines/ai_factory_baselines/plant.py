@@ -722,14 +722,15 @@ class Plant:
             best[better] = watts[better]
         return levels, racks
 
-    def dispatch(self, phase: Phase, limits: Limits, load: Array, racks: Array) -> Dispatch:
-        """Return the cheapest way to serve a load with the racks of a phase."""
+    def dispatch(self, phase: Phase, limits: Limits, load: Array, racks: Array, tilts: Array | None = None) -> Dispatch:
+        """Return the cheapest way to serve a load with the racks of a phase, over its tilts or those given."""
+        tilts = self.tilts[phase.kind] if tilts is None else tilts
         best = None
         least = math.inf
         for variant in self.variants(phase, limits.lowest):
             need, room, share, clock, one = self.scratch(phase.kind)
             racks_worth(variant, load.sum(axis=0), need)
-            watts = dispatch(variant, limits, load, need, racks, self.tilts[phase.kind], room, share, clock, one)
+            watts = dispatch(variant, limits, load, need, racks, tilts, room, share, clock, one)
             if best is None or watts < least:
                 best, least = Dispatch(share, clock, watts < OVERLOAD_W), watts
         assert best is not None

@@ -198,6 +198,10 @@ class Reactive(Rule):
             for sigmas in (settings.prefill_sigmas, settings.decode_sigmas)
         )
         self._bare = Limits(BARE, BARE, KV_SHARE, 0.0, lowest)
+        # To keep the pool that is left to a queue small, the load of its racks is also tried at half that of the others.
+        pools = len(self.facts.members[PREFILL])
+        halves = [np.where(np.arange(pools) == pool, 0.5, 1.0)[None] for pool in range(pools)] if pools > 1 else []
+        self._shed_tilts: list[Array | None] = [None, *halves]
         self._shedding = self._bare._replace(tpot_share=SHED_TPOT)
         self._relaxed = self.plant.relaxed()
         self._plans = tuple(self.plant.rack_plan(kind, self._limits[kind], settings.plan_clock) for kind in PHASES)
@@ -347,6 +351,18 @@ class Reactive(Rule):
         excess of the shortest prompts is sent, in one part with all classes, to a single pool, whose queue turns it away:
         the others stay in time.
         """
+        least_crowded = CROWDED
+        chosen: tuple[tuple[Array, Array], Array] | None = None
+        for tilts in self._shed_tilts:
+            found, crowded = self._shed_with(tilts, seen, load, active, waking, braked)
+            if found is not None and crowded <= least_crowded:
+                chosen, least_crowded = found, crowded
+        return chosen
+
+    def _shed_with(
+        self, tilts: Array | None, seen: View, load: Array, active: list[Array], waking: Array, braked: float
+    ) -> tuple[tuple[tuple[Array, Array], Array] | None, float]:
+        """Return what ``_shed`` does with prefill tilted so, and the share of the shortest prompts that meets a queue."""
         prefill, decode = self.facts.members
         clock = np.zeros(len(self.facts.racks))
         found: tuple[tuple[Array, Array], Array] | None = None
@@ -359,7 +375,7 @@ class Reactive(Rule):
             part = 0.5 * (least + most) if found is not None else most
             kept = load.copy()
             kept[:, 0] *= 1.0 - part
-            prompts = self.plant.dispatch(self.plant.phases[PREFILL], self._shedding, kept, active[PREFILL])
+            prompts = self.plant.dispatch(self.plant.phases[PREFILL], self._shedding, kept, active[PREFILL], tilts)
             # Who is turned away is not quite in proportion: routing must not depend on it.
             emitted = load * (boost * kept[:, :, OUTPUT].sum() / load[:, :, OUTPUT].sum())
             tokens = self.plant.dispatch(self.plant.phases[DECODE], self._shedding, emitted, active[DECODE])
@@ -370,7 +386,7 @@ class Reactive(Rule):
                 fits = predict((prompts.share, tokens.share), clock) <= target_w
             if not fits:
                 if found is None:
-                    return None
+                    return None, crowded
                 least = part
                 continue
             most = part
@@ -381,7 +397,7 @@ class Reactive(Rule):
             share[0, place] += part
             crowded = float(share[0, place])
             found = (share, tokens.share), clock.copy()
-        return found if crowded <= CROWDED else None
+        return found, crowded
 
     def _cap_w(self, seen: View) -> float:
         """Return the lowest cap in force in the next step, W."""
