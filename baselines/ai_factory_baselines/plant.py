@@ -38,7 +38,8 @@ from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, 
 REQUESTS, PROMPT, PAIRS, OUTPUT, CONTEXT, RESERVE = range(6)
 """Columns of a load: requests/s; prompt tokens/s; squared prompt tokens/s; output tokens/s; output tokens/s weighted
 with the mean KV context of their request, and with its prompt + output. A request is in flight in proportion to its
-output, so the mean context in flight is CONTEXT / OUTPUT."""
+output, so the mean context in flight is CONTEXT / OUTPUT: the definition of ``ai_factory_gym.params.mean_context``, kept as
+moments per class and group because the mix of classes in each pool changes from step to step; a test holds the two equal."""
 
 LOAD_COLUMNS = 6
 
