@@ -6,7 +6,9 @@ the present trend. Three loops, from fast to slow:
 1. Every step the present load, with a margin, is distributed over the racks that are active, at the lowest clocks that
    keep TTFT, TPOT and KV memory. A queue adds the clock that clears it.
 2. If the power predicted for a somewhat larger load does not fit the cap, in force or about to be, margins go first,
-   then some decode pools break the tightest TPOT limit, then all clocks come down.
+   then some decode pools break the tightest TPOT limit, then part of the requests is turned away evenly, by a queue in
+   one prefill pool, then all clocks come down. An engaged brake is met with clocks it can let go at, and every braked
+   step of the day lowers the power aimed at.
 3. Racks awake follow a plan, computed once: which racks draw least at each load level while clocks keep a reserve. It
    is read at a slow average of the load, extrapolated over the wake time, and at the present load only when clocks do
    not suffice, because waking a rack takes minutes and tens of megajoules. Racks wake only as far as the cap has room
