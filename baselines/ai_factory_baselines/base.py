@@ -17,6 +17,7 @@ PHASES = (PREFILL, DECODE)
 
 PREFILL_QUEUE_SCALE = 100.0
 WAIT_SCALE_S = 10.0
+QUEUED_SCALE_S = 10.0
 
 STARVED = 1e-6
 """Routing factor of a pool that is to get nothing; the lever's smallest factor, far below its 1 % threshold."""
@@ -95,6 +96,7 @@ class View:
         draining: Racks draining.
         asleep: Racks asleep.
         rate: Arrivals per second over the last step.
+        queued: Requests without a first token, per class.
         slack: Recent attainment above target.
         ttft_share: Mean TTFT of the last step over the limit of an average prompt.
     """
@@ -116,6 +118,7 @@ class View:
     draining: Array
     asleep: Array
     rate: Array
+    queued: Array
     slack: Array
     ttft_share: Array
 
@@ -149,6 +152,7 @@ def view(facts: Facts, observation: Array) -> View:
         draining=np.rint(block("pool_draining") * facts.racks),
         asleep=np.rint(block("pool_asleep") * facts.racks),
         rate=block("class_rate") * layout.class_rate,
+        queued=block("class_queued") * layout.class_rate * QUEUED_SCALE_S,
         slack=block("class_slack") / 10.0,
         ttft_share=block("queue_wait"),
     )

@@ -38,7 +38,8 @@ from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, 
 REQUESTS, PROMPT, PAIRS, OUTPUT, CONTEXT, RESERVE = range(6)
 """Columns of a load: requests/s; prompt tokens/s; squared prompt tokens/s; output tokens/s; output tokens/s weighted
 with the mean KV context of their request, and with its prompt + output. A request is in flight in proportion to its
-output, so the mean context in flight is CONTEXT / OUTPUT."""
+output, so the mean context in flight is CONTEXT / OUTPUT: the definition of ``ai_factory_gym.params.mean_context``, kept as
+moments per class and group because the mix of classes in each pool changes from step to step; a test holds the two equal."""
 
 LOAD_COLUMNS = 6
 
@@ -56,6 +57,12 @@ TILTS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.45, 2.0)
 
 EVEN_OUT_S = 10.0
 """Time over which queues and batches even out the randomness of single arrivals (status: design choice)."""
+
+BATCH_STEPS = 18
+"""Bisections of a batch: to a sixtieth of a request at the usual ceiling."""
+
+COMPUTE_SPREAD = 1.6
+"""Compute share of the prompts a server may have at one moment, relative to that of all (status: design choice)."""
 
 LOAD_LEVELS = 48
 RACK_LEVELS = 9
@@ -212,7 +219,7 @@ def decode_batch(perf: Array, tokens_per_s: float, context: float, clock: float,
     """Return the batch of a replica that emits ``tokens_per_s``; ``most`` when it cannot."""
     low = 0.0
     high = most
-    for _ in range(26):
+    for _ in range(BATCH_STEPS):
         middle = 0.5 * (low + high)
         iteration_s = decode_iteration_s(perf, max(1.0, middle), context, clock)[0]
         if middle * perf[DECODE_TOKENS_PER_ITERATION] < tokens_per_s * iteration_s:
@@ -311,15 +318,61 @@ def pool_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float,
 
 
 @kernel
+def most_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float, low: float, high: float) -> float:
+    """Return an upper bound of a pool's IT power, W: about what the power brake asks before it lets go.
+
+    Prefill is taken to be busy all the time with prompts of the more compute-bound kind; decode to have any batch per replica
+    from ``low`` to ``high``, of requests as they are on average or all at their end.
+    """
+    power = phase.power[pool]
+    perf = phase.perf[pool]
+    if phase.kind == PREFILL:
+        scaling, fixed = _prefill_seconds(perf, load, clock)
+        compute = min(1.0, COMPUTE_SPREAD * scaling / max(scaling + fixed, 1e-300))
+        memory = min(
+            1.0, COMPUTE_SPREAD * perf[PREFILL_STREAM_PER_TOKEN_S] * load[PROMPT] / max(scaling + fixed, 1e-300)
+        )
+        return racks * rack_power_w(power, gpu_power_w(power, clock, 1.0, compute, memory))
+    watts = 0.0
+    for context in (load[CONTEXT] / max(load[OUTPUT], 1e-300), load[RESERVE] / max(load[OUTPUT], 1e-300)):
+        most = min(phase.most_batch[pool], perf[DECODE_KV_CAPACITY_TOKENS] / (context + perf[DECODE_KV_REQUEST_TOKENS]))
+        for batch in (low, high):
+            iteration_s, compute_s, memory_s = decode_iteration_s(perf, max(1.0, min(batch, most)), context, clock)
+            gpu_w = gpu_power_w(power, clock, min(1.0, batch), compute_s / iteration_s, memory_s / iteration_s)
+            watts = max(watts, racks * rack_power_w(power, gpu_w))
+    return watts
+
+
+@kernel
+def keeps_limits(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, clock: float) -> bool:
+    """Tell whether ``strain`` is at most 1, without solving for the batch.
+
+    The TPOT limit is kept when the batch of a pool that runs exactly at it (Little's law) takes no longer; below the batch
+    ceiling throughput rises with the batch, so the true one is smaller.
+    """
+    if phase.kind == PREFILL or load[REQUESTS] <= 0.0 or load[OUTPUT] <= 0.0 or racks <= 0.0:
+        return strain(phase, limits, pool, load, racks, clock) <= 1.0
+    perf = phase.perf[pool]
+    context = load[CONTEXT] / load[OUTPUT]
+    held = load[RESERVE] / load[OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
+    most = min(phase.most_batch[pool], limits.kv_share * perf[DECODE_KV_CAPACITY_TOKENS] / held)
+    tokens = load[OUTPUT] / (racks * phase.units[pool])
+    tpot_s = limits.tpot_share * phase.tpot_s[pool]
+    batch = min(most, tokens * tpot_s)
+    own_s = decode_iteration_s(perf, max(1.0, batch), context, clock)[0] / perf[DECODE_TOKENS_PER_ITERATION]
+    return own_s <= tpot_s and batch >= tokens * own_s
+
+
+@kernel
 def lowest_clock(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, floor: float) -> float:
     """Return the lowest clock from ``floor`` up at which a pool keeps its limits; 1 when none does."""
-    if strain(phase, limits, pool, load, racks, floor) <= 1.0:
+    if keeps_limits(phase, limits, pool, load, racks, floor):
         return floor
     low = floor
     high = 1.0
     for _ in range(9):
         middle = 0.5 * (low + high)
-        if strain(phase, limits, pool, load, racks, middle) <= 1.0:
+        if keeps_limits(phase, limits, pool, load, racks, middle):
             high = middle
         else:
             low = middle
@@ -394,9 +447,10 @@ def settle(
         for column in range(LOAD_COLUMNS):
             scratch[column] *= 1.0 + limits.sigmas * spread
         clock[pool] = lowest_clock(phase, limits, pool, scratch, racks[pool], floor)
-        over = strain(phase, limits, pool, scratch, racks[pool], clock[pool])
-        if over > 1.001:
-            watts += OVERLOAD_W * min(over, 1e3)
+        if not keeps_limits(phase, limits, pool, scratch, racks[pool], clock[pool]):
+            over = strain(phase, limits, pool, scratch, racks[pool], clock[pool])
+            if over > 1.001:
+                watts += OVERLOAD_W * min(over, 1e3)
         pool_load(phase, load, share, pool, scratch)
         watts += pool_watts(phase, pool, scratch, racks[pool], clock[pool], 0.0)
     return watts
@@ -547,6 +601,8 @@ class Plant:
         change = 2.0 * facts.sigma**2 * (1.0 - self.reversion)
         self.sigma = np.sqrt(change + 2.0 / (EVEN_OUT_S * np.maximum(rate, 1e-9)))
         self.phases = tuple(self._phase(kind, ttft_share) for kind in (PREFILL, DECODE))
+        self._variants: dict[tuple[int, float], tuple[Phase, ...]] = {}
+        self._isolated = self._isolated_phases()
         self.tilts = tuple(tilt_candidates(len(facts.members[kind])) for kind in (PREFILL, DECODE))
 
     def load(self, rate: Array) -> Array:
@@ -639,7 +695,7 @@ class Plant:
         load = self.mean / self.level(kind, self.mean)
         best = np.full(len(levels), math.inf)
         racks = np.zeros((len(levels), len(total)))
-        for variant in self._variants(self.phases[kind], limits.lowest):
+        for variant in self.variants(self.phases[kind], limits.lowest):
             need, room, share, clock, one = self.scratch(kind)
             chosen = np.zeros(len(levels), dtype=np.int64)
             watts = np.zeros(len(levels))
@@ -667,14 +723,15 @@ class Plant:
             best[better] = watts[better]
         return levels, racks
 
-    def dispatch(self, phase: Phase, limits: Limits, load: Array, racks: Array) -> Dispatch:
-        """Return the cheapest way to serve a load with the racks of a phase."""
+    def dispatch(self, phase: Phase, limits: Limits, load: Array, racks: Array, tilts: Array | None = None) -> Dispatch:
+        """Return the cheapest way to serve a load with the racks of a phase, over its tilts or those given."""
+        tilts = self.tilts[phase.kind] if tilts is None else tilts
         best = None
         least = math.inf
-        for variant in self._variants(phase, limits.lowest):
+        for variant in self.variants(phase, limits.lowest):
             need, room, share, clock, one = self.scratch(phase.kind)
             racks_worth(variant, load.sum(axis=0), need)
-            watts = dispatch(variant, limits, load, need, racks, self.tilts[phase.kind], room, share, clock, one)
+            watts = dispatch(variant, limits, load, need, racks, tilts, room, share, clock, one)
             if best is None or watts < least:
                 best, least = Dispatch(share, clock, watts < OVERLOAD_W), watts
         assert best is not None
@@ -686,31 +743,47 @@ class Plant:
         First in first out, a pool with a queue is late for everybody in it. Sufficient says whether the other pools keep
         the limits; the clock of the pool of the long prompts is the lowest.
         """
-        phase = self.phases[PREFILL]
-        pool = int(phase.order[0])
+        pool = int(self.phases[PREFILL].order[0])
         others = np.arange(len(racks)) != pool
         if racks[pool] <= 0.0 or not racks[others].any():
             return []
         out = []
-        for first in range(load.shape[1] - 1, 0, -1):
-            per_rack = phase.per_rack.copy()
-            per_rack[:first, pool] = math.inf
-            per_rack[first:, others] = math.inf
+        for first, phase in self._isolated:
             shorter = load.copy()
             # The queue takes what comes; only the others' share is to be settled.
             shorter[:, first:] *= 1e-9
-            out.append(self.dispatch(phase._replace(per_rack=per_rack), limits, shorter, racks))
+            out.append(self.dispatch(phase, limits, shorter, racks))
         return out
 
-    @staticmethod
-    def _variants(phase: Phase, lowest: float) -> list[Phase]:
-        """Return a phase, and the same without the groups that would force a pool to a higher clock, where others remain."""
+    def _isolated_phases(self) -> list[tuple[int, Phase]]:
+        """Return, from the longest group down, the first group of the long prompts and prefill with those in one pool."""
+        phase = self.phases[PREFILL]
+        pool = int(phase.order[0])
+        others = np.arange(len(phase.units)) != pool
+        out = []
+        for first in range(phase.floor.shape[0] - 1, 0, -1):
+            per_rack = phase.per_rack.copy()
+            per_rack[:first, pool] = math.inf
+            per_rack[first:, others] = math.inf
+            out.append((first, phase._replace(per_rack=per_rack)))
+        return out
+
+    def variants(self, phase: Phase, lowest: float) -> tuple[Phase, ...]:
+        """Return a phase, and the same without the groups that would force a pool to a higher clock, where others remain.
+
+        They are remembered: there are a handful of phases, asked for several times a step.
+        """
+        known = self._variants.get((id(phase), lowest))
+        if known is not None and known[0] is phase:
+            return known
+        found: tuple[Phase, ...] = (phase,)
         slow = np.isfinite(phase.per_rack) & (phase.floor > lowest + FLOOR_TOLERANCE)
         others = np.isfinite(phase.per_rack) & ~slow
         slow &= others.any(axis=1, keepdims=True)
-        if not slow.any():
-            return [phase]
-        return [phase, phase._replace(per_rack=np.where(slow, math.inf, phase.per_rack))]
+        if slow.any():
+            found = (phase, phase._replace(per_rack=np.where(slow, math.inf, phase.per_rack)))
+        self._variants[id(phase), lowest] = found
+        return found
 
     def relaxed(self) -> list[Phase]:
         """Return decode with the next TPOT limit above the tightest in one pool each, smallest first, then in all.
@@ -763,6 +836,15 @@ class Plant:
         for pool in range(len(racks)):
             one *= 1.0 + sigmas * pool_load(self.phases[kind], load, share, pool, one)
             total += pool_watts(self.phases[kind], pool, one, racks[pool], clock[pool], least[pool])
+        return total
+
+    def most_watts(self, load: Array, racks: Array, clock: Array, low: Array, high: Array) -> float:
+        """Return an upper bound of the IT power of all awake racks, W: see the kernel; arrays are float64[pools]."""
+        total = 0.0
+        one = load.sum(axis=(0, 1))
+        for kind, members in enumerate(self.facts.members):
+            for place, pool in enumerate(members):
+                total += most_watts(self.phases[kind], place, one, racks[pool], clock[pool], low[pool], high[pool])
         return total
 
     def facility_w(self, it_w: float) -> float:

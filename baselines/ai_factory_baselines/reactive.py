@@ -6,7 +6,9 @@ the present trend. Three loops, from fast to slow:
 1. Every step the present load, with a margin, is distributed over the racks that are active, at the lowest clocks that
    keep TTFT, TPOT and KV memory. A queue adds the clock that clears it.
 2. If the power predicted for a somewhat larger load does not fit the cap, in force or about to be, margins go first,
-   then some decode pools break the tightest TPOT limit, then all clocks come down.
+   then some decode pools break the tightest TPOT limit, then part of the requests is turned away evenly, by a queue in
+   one prefill pool, then all clocks come down. An engaged brake is met with clocks it can let go at, and every braked
+   step of the day lowers the power aimed at.
 3. Racks awake follow a plan, computed once: which racks draw least at each load level while clocks keep a reserve. It
    is read at a slow average of the load, extrapolated over the wake time, and at the present load only when clocks do
    not suffice, because waking a rack takes minutes and tens of megajoules. Racks wake only as far as the cap has room
@@ -26,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors
-from ai_factory_baselines.plant import Limits, Plant
+from ai_factory_baselines.plant import OUTPUT, Limits, Plant
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 
@@ -44,12 +46,20 @@ KV_SHARE = 0.95
 QUEUED_TARGET = 0.955
 """The same while there is a queue: the work in service is then not the mix that arrives (status: design choice)."""
 
-RELEASE_TARGET = 0.92
-"""The same while the brake is engaged: it lets go when its own, pessimistic prediction is below 0.98 (status: design
-choice)."""
+RELEASE_TARGET = 0.96
+"""The same for the most the site may draw while the brake is engaged: the brake lets go when its own, pessimistic
+prediction is below 0.98 (status: design choice)."""
+
+BRAKED_MARGIN = 0.025
+MOST_BRAKED = 3.0
+"""Share of the cap by which these targets fall with every braked step of about the last day, and how many count: the
+allowance is three steps a day (status: design choice)."""
 
 BEHIND_S = 0.5
 """Prefill wait beyond which servers are taken to be busy all the time (status: design choice)."""
+
+CAREFUL_STEPS = 4.0
+"""Steps after a braked one in which the brake's own bound must fit while there is a queue (status: design choice)."""
 
 QUEUE_S = 0.05
 """Prefill wait below which there is no queue to clear (status: design choice)."""
@@ -57,6 +67,25 @@ QUEUE_S = 0.05
 BARE = 0.98
 """Utilisation and TPOT, as shares of their limits, when power allows no margin (status: design choice)."""
 
+SHED_TPOT = 0.6
+"""TPOT of what is kept while requests are turned away, as a share of the limit: batches are full then and have to shrink
+(status: design choice)."""
+
+LATE_BOOST = 0.2
+"""Decode load is taken to be this much higher meanwhile, as long as a batch is above its limit (status: design choice)."""
+
+FULL_BATCH = 0.95
+"""Share of the batch ceiling beyond which a batch counts as full (status: design choice)."""
+
+CROWDED = 0.55
+"""Share of the shortest prompts beyond which one pool is not left to a queue: too many would be late in it (status: design
+choice)."""
+
+MOST_SHED = 0.9
+SHED_STEPS = 7
+"""Largest share of the shortest prompts that is turned away, and steps of the search for the smallest (status: choice)."""
+
+DAY_S = 86400.0
 CLOCK_STEPS = 10
 Predictor = Callable[[tuple[Array, Array], Array], float]
 
@@ -171,24 +200,31 @@ class Reactive(Rule):
             for sigmas in (settings.prefill_sigmas, settings.decode_sigmas)
         )
         self._bare = Limits(BARE, BARE, KV_SHARE, 0.0, lowest)
+        # To keep the pool that is left to a queue small, the load of its racks is also tried at half that of the others.
+        pools = len(self.facts.members[PREFILL])
+        halves = [np.where(np.arange(pools) == pool, 0.5, 1.0)[None] for pool in range(pools)] if pools > 1 else []
+        self._shed_tilts: list[Array | None] = [None, *halves]
+        self._shedding = self._bare._replace(tpot_share=SHED_TPOT)
         self._relaxed = self.plant.relaxed()
         self._plans = tuple(self.plant.rack_plan(kind, self._limits[kind], settings.plan_clock) for kind in PHASES)
         self._wake_s = tuple(float(self.facts.params.pool[m, PoolSpec.WAKE_S].max()) for m in self.facts.members)
 
-    # Memory: whether the episode has begun, a fast and a slow smoothed rate per class, trend of the slow load level per
-    # phase, and for each pool the steps its load has been low.
+    # Memory: whether the episode has begun, steps since the last braked one counted down, how often
+    # the brake was on lately, a fast and a slow smoothed rate per
+    # class, trend of the slow load level per phase, and for each pool the steps its load has been low.
 
     @property
     def memory_size(self) -> int:
         """Numbers remembered."""
-        return 1 + 2 * len(self.facts.observation.class_rate) + len(PHASES) + len(self.facts.racks)
+        return 3 + 2 * len(self.facts.observation.class_rate) + len(PHASES) + len(self.facts.racks)
 
     def decide(self, seen: View, memory: Array) -> Array:
         """Return the action for one observation."""
         classes = len(seen.rate)
-        smooth, slow = memory[1 : 1 + classes], memory[1 + classes : 1 + 2 * classes]
-        trend = memory[1 + 2 * classes : 3 + 2 * classes]
-        low_steps = memory[3 + 2 * classes :]
+        smooth, slow = memory[3 : 3 + classes], memory[3 + classes : 3 + 2 * classes]
+        trend = memory[3 + 2 * classes : 5 + 2 * classes]
+        low_steps = memory[5 + 2 * classes :]
+        memory[2] = memory[2] * math.exp(-self.facts.control_interval_s / DAY_S) + float(seen.braked)
         if memory[0] == 0.0:
             memory[0] = 1.0
             smooth[:] = seen.rate
@@ -205,8 +241,9 @@ class Reactive(Rule):
         # Deviations from the usual rate fade as fast as the class's demand forgets them.
         next_rate = smooth + self.plant.reversion * (seen.rate - smooth)
         load = self.plant.load(np.maximum(next_rate, 1e-3 * self.facts.observation.class_rate))
-        racks = self._affordable(seen, load, racks)
-        share, clock = self._serve(seen, load, racks)
+        racks = self._affordable(seen, load, racks, float(memory[2]))
+        share, clock = self._serve(seen, load, racks, memory[1], float(memory[2]))
+        memory[1] = CAREFUL_STEPS if seen.braked else max(0.0, memory[1] - 1.0)
         return self.facts.action.encode(
             clock=clock,
             racks=racks,
@@ -251,25 +288,37 @@ class Reactive(Rule):
         late = seen.tpot_s[members] / (self.settings.tpot_share * self.plant.phases[phase].tpot_s)
         return np.asarray(np.where(late > 1.0, np.minimum(1.0, np.maximum(clock, seen.clock[members] * late)), clock))
 
-    def _serve(self, seen: View, load: Array, racks: Array) -> tuple[tuple[Array, Array], Array]:
+    def _serve(
+        self, seen: View, load: Array, racks: Array, careful: float, braked: float
+    ) -> tuple[tuple[Array, Array], Array]:
         """Return shares per phase and clocks that serve a load under the cap.
 
         Tried in this order, until one is sufficient and its predicted power fits: with all margins; without margins
         (and anything between, as the power allows); with long prompts queueing in a pool of their own; with a slower
-        TPOT, that breaks the tightest limit, in some decode pools; with all clocks lowered.
+        TPOT, that breaks the tightest limit, in some decode pools; with part of the requests turned away; with all clocks
+        lowered.
         """
         prefill, decode = self.facts.members
         active = [seen.active[members] for members in self.facts.members]
-        predict = self._predictor(seen, load, np.maximum(seen.waking, racks - seen.active - seen.draining))
-        target_w = self._target_w(seen)
+        waking = np.maximum(seen.waking, racks - seen.active - seen.draining)
+        predict = self._predictor(seen, load, waking)
+        if careful > 0.0 and (seen.wait_s[prefill] > BEHIND_S).any():
+            predict = self._bound(seen, load, waking)
+        target_w = self._target_w(seen, braked)
         clock = np.zeros(len(self.facts.racks))
+        floor = np.full(len(clock), self.facts.clock_min)
         comfortable = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
         for k in PHASES:
             clock[self.facts.members[k]] = self._corrected(k, seen, comfortable[k].clock)
         share = (comfortable[PREFILL].share, comfortable[DECODE].share)
+        if seen.braked:
+            # Whatever is asked for, the brake's clock holds until its own bound fits: get rid of it first. At its clock
+            # that bound does fit, else it would have set a lower one.
+            most = self._bound(seen, load, waking)
+            top = np.minimum(clock, seen.clock.max()) if careful == CAREFUL_STEPS else clock
+            return share, self._between(most, share, floor, np.maximum(top, floor), RELEASE_TARGET * self._cap_w(seen))
         if all(entry.sufficient for entry in comfortable) and predict(share, clock) <= target_w:
             return share, clock
-        floor = np.full(len(clock), self.facts.clock_min)
         least = floor.copy()
         bare = self.plant.dispatch(self.plant.phases[PREFILL], self._bare, load, active[PREFILL])
         fallback: tuple[tuple[Array, Array], Array] | None = None
@@ -285,26 +334,108 @@ class Reactive(Rule):
                     fallback = share, least
         assert fallback is not None
         share, least = fallback
+        if predict(share, least) > target_w:
+            turned_away = self._shed(seen, load, active, waking, braked)
+            if turned_away is not None:
+                share, least = turned_away
+                if predict(share, least) <= target_w:
+                    high = least.copy()
+                    high[decode] = np.maximum(high[decode], self._corrected(DECODE, seen, least[decode]))
+                    return share, self._between(predict, share, least, high, target_w)
         return share, self._between(predict, share, floor, np.maximum(least, floor), target_w)
 
-    def _target_w(self, seen: View) -> float:
-        """Return the facility power to stay below in the next step, W."""
-        cap_w = seen.cap_w
+    def _shed(
+        self, seen: View, load: Array, active: list[Array], waking: Array, braked: float
+    ) -> tuple[tuple[Array, Array], Array] | None:
+        """Return shares and clocks that turn requests away evenly, as few as need be; None when that is no way out.
+
+        A queue in every pool turns away first all those of the least patient class, and makes them late anyway. Here the
+        excess of the shortest prompts is sent, in one part with all classes, to a single pool, whose queue turns it away:
+        the others stay in time.
+        """
+        least_crowded = CROWDED
+        chosen: tuple[tuple[Array, Array], Array] | None = None
+        for tilts in self._shed_tilts:
+            found, crowded = self._shed_with(tilts, seen, load, active, waking, braked)
+            if found is not None and crowded <= least_crowded:
+                chosen, least_crowded = found, crowded
+        return chosen
+
+    def _shed_with(
+        self, tilts: Array | None, seen: View, load: Array, active: list[Array], waking: Array, braked: float
+    ) -> tuple[tuple[tuple[Array, Array], Array] | None, float]:
+        """Return what ``_shed`` does with prefill tilted so, and the share of the shortest prompts that meets a queue."""
+        prefill, decode = self.facts.members
+        clock = np.zeros(len(self.facts.racks))
+        found: tuple[tuple[Array, Array], Array] | None = None
+        target_w = (CAP_TARGET - BRAKED_MARGIN * min(braked, MOST_BRAKED)) * self._cap_w(seen)
+        least, most, crowded = 0.0, MOST_SHED, 0.0
+        late = seen.tpot_s[decode] > self.plant.phases[DECODE].tpot_s
+        full = seen.batch[decode] > FULL_BATCH * self.plant.phases[DECODE].most_batch
+        boost = 1.0 + LATE_BOOST * bool((late | full).any())
+        for _ in range(SHED_STEPS):
+            part = 0.5 * (least + most) if found is not None else most
+            kept = load.copy()
+            kept[:, 0] *= 1.0 - part
+            prompts = self.plant.dispatch(self.plant.phases[PREFILL], self._shedding, kept, active[PREFILL], tilts)
+            # Who is turned away is not quite in proportion: routing must not depend on it.
+            emitted = load * (boost * kept[:, :, OUTPUT].sum() / load[:, :, OUTPUT].sum())
+            tokens = self.plant.dispatch(self.plant.phases[DECODE], self._shedding, emitted, active[DECODE])
+            fits = prompts.sufficient and tokens.sufficient
+            if fits:
+                clock[prefill], clock[decode] = prompts.clock, tokens.clock
+                predict = self._predictor(seen, kept, waking, settled=True)
+                fits = predict((prompts.share, tokens.share), clock) <= target_w
+            if not fits:
+                if found is None:
+                    return None, crowded
+                least = part
+                continue
+            most = part
+            share = prompts.share.copy()
+            open_to = np.flatnonzero((active[PREFILL] > 0.0) & np.isfinite(self.plant.phases[PREFILL].per_rack[0]))
+            share[0] *= 1.0 - part
+            place = open_to[np.argmin(share[0, open_to])]
+            share[0, place] += part
+            crowded = float(share[0, place])
+            found = (share, tokens.share), clock.copy()
+        return found, crowded
+
+    def _cap_w(self, seen: View) -> float:
+        """Return the lowest cap in force in the next step, W."""
         # Observations are rounded: a change at the very end of the step counts.
         if seen.next_cap_s <= 1.01 * self.facts.control_interval_s:
-            cap_w = min(cap_w, seen.next_cap_w)
-        if seen.braked:
-            return RELEASE_TARGET * cap_w
-        queued = bool((seen.wait_s[self.facts.members[PREFILL]] > BEHIND_S).any())
-        return (QUEUED_TARGET if queued else CAP_TARGET) * cap_w
+            return min(seen.cap_w, seen.next_cap_w)
+        return seen.cap_w
 
-    def _predictor(self, seen: View, load: Array, waking: Array) -> Predictor:
+    def _target_w(self, seen: View, braked: float) -> float:
+        """Return the facility power to stay below in the next step, W: less, the more of the brake's allowance is used."""
+        queued = bool((seen.wait_s[self.facts.members[PREFILL]] > BEHIND_S).any())
+        spared = BRAKED_MARGIN * min(braked, MOST_BRAKED)
+        return ((QUEUED_TARGET if queued else CAP_TARGET) - spared) * self._cap_w(seen)
+
+    def _bound(self, seen: View, load: Array, waking: Array) -> Predictor:
+        """Return the function from shares and clocks to the most the site may draw, as the brake sees it, W."""
+        decode = self.facts.members[DECODE]
+        awake = seen.active + seen.draining
+        resting_w = self.plant.resting_w(waking, np.maximum(0.0, self.facts.racks - awake - waking))
+        low = np.zeros(len(awake))
+        low[decode] = seen.batch[decode]
+        replicas = awake[decode] * self.facts.params.pool[decode, PoolSpec.UNITS_PER_RACK]
+        high = low + seen.queued.sum() / max(1.0, float(replicas.sum()))
+
+        def most(share: tuple[Array, Array], clock: Array) -> float:
+            return self.plant.facility_w(resting_w + self.plant.most_watts(load, awake, clock, low, high))
+
+        return most
+
+    def _predictor(self, seen: View, load: Array, waking: Array, settled: bool = False) -> Predictor:
         """Return the function from shares and clocks to facility power in the next step, W."""
         prefill, decode = self.facts.members
         sigmas = self.settings.power_sigmas
         # Servers with a queue are busy all the time, and a batch that has grown does not shrink at once.
-        queued = np.where(seen.braked | (seen.wait_s[prefill] > BEHIND_S), 1.0, 0.0)
-        batch = seen.batch[decode]
+        queued = np.where((not settled) & (seen.wait_s[prefill] > BEHIND_S), 1.0, 0.0)
+        batch = np.zeros(len(decode)) if settled else seen.batch[decode]
         awake = seen.active + seen.draining
         resting_w = self.plant.resting_w(waking, np.maximum(0.0, self.facts.racks - awake - waking))
 
@@ -317,18 +448,18 @@ class Reactive(Rule):
 
         return predict
 
-    def _affordable(self, seen: View, load: Array, racks: Array) -> Array:
+    def _affordable(self, seen: View, load: Array, racks: Array, braked: float) -> Array:
         """Wake no more racks at a time than the cap has room for while they wake."""
         fresh = np.maximum(0.0, racks - seen.active - seen.waking - seen.draining)
         if not fresh.any():
             return racks
         active = [seen.active[members] for members in self.facts.members]
-        bare = [self.plant.dispatch(self.plant.phases[k], self._bare, load, active[k]) for k in PHASES]
+        served = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
         clock = np.zeros(len(racks))
         for k in PHASES:
-            clock[self.facts.members[k]] = bare[k].clock
-        now_w = self._predictor(seen, load, seen.waking)((bare[PREFILL].share, bare[DECODE].share), clock)
-        room_w = max(0.0, self._target_w(seen) - now_w)
+            clock[self.facts.members[k]] = served[k].clock
+        now_w = self._predictor(seen, load, seen.waking)((served[PREFILL].share, served[DECODE].share), clock)
+        room_w = max(0.0, self._target_w(seen, braked) - now_w)
         extra_w = self.plant.waking_w * float(self.plant.facility_w(1e6) / 1e6)
         allowed = racks.copy()
         # Decode first: a rack there serves more.

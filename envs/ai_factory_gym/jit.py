@@ -28,6 +28,15 @@ def sources_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
+@functools.lru_cache(maxsize=64)
+def _stamp_of(path: str) -> str:
+    """Return what kernels of a file depend on: all kernel sources and, for one outside this package, the file itself."""
+    source = Path(path)
+    if source.is_relative_to(Path(__file__).parent):
+        return sources_digest()
+    return sources_digest() + hashlib.sha256(source.read_bytes()).hexdigest()
+
+
 def _stamp(compiled: Any) -> None:
     """Make a kernel's disk cache depend on all kernel sources.
 
@@ -36,7 +45,7 @@ def _stamp(compiled: Any) -> None:
     """
     cache_file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if cache_file is not None:
-        cache_file._source_stamp = sources_digest()
+        cache_file._source_stamp = _stamp_of(compiled.py_func.__code__.co_filename)
 
 
 def kernel(function: Function) -> Function:
