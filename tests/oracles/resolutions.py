@@ -18,7 +18,7 @@ from tests.oracles.cases import NEVER_S, capacity_rps, replay_episode, small_sit
 Floats = NDArray[np.float64]
 
 CONTROL_INTERVAL_S = 60.0
-MOST_LINES = 3_000_000
+MOST_LINES = 6_000_000
 
 
 @dataclass(frozen=True)
