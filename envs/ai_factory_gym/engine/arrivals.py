@@ -12,6 +12,7 @@ from ai_factory_gym.engine.layout import (
     DECODE,
     NOBODY,
     PREFILL,
+    SIZES,
     Array,
     Cell,
     Class,
@@ -46,9 +47,6 @@ CROWDED_PARTS = 4
 A large cohort that becomes ready or leaves moves the wait by tenths of a second, across the patience of one class after the
 other, where single requests hold it at the least patient one's."""
 
-_LENGTH = 2
-"""Sequence by which a cohort's output is chosen; those of the pools are the phases' numbers."""
-
 
 @inlined_kernel
 def minute_of(state: State, start_s: float, time_s: float) -> int:
@@ -67,52 +65,40 @@ def group_of(params: Params, prompt: float) -> int:
 
 
 @inlined_kernel
-def route(state: State, row: int, phase: int, group: int, count: float) -> int:
-    """Send a whole cohort to the pool that is owed most, and carry what the others are owed.
+def route(state: State, row: int, phase: int, group: int, size: float, work: float) -> int:
+    """Send a request or a whole cohort to the pool that is owed most work, and carry what the others are owed.
 
-    Over many cohorts each pool's share of requests equals its weight, to within one cohort.
+    Work is owed among those of similar size only, within a factor of two: a pool that was given a cohort of long answers is
+    to get fewer long ones, for minutes, not to go without short ones for a moment. Over many cohorts of a size each
+    pool's share of their work equals its weight, to within one cohort.
+
+    Args:
+        state: Engine state.
+        row: Row.
+        phase: PREFILL or DECODE.
+        group: Prompt-length group.
+        size: What sets how long one request stays, tokens.
+        work: Work in all, in any unit.
     """
     weights = state.weight[row, phase, group]
-    carry = state.carry[row, phase, group]
+    carry = state.carry[row, phase, group, min(SIZES - 1, int(math.log2(max(1.0, size))))]
     best = -1
     for pool in range(weights.shape[0]):
         if weights[pool] > 0.0:
-            carry[pool] += count * weights[pool]
+            carry[pool] += work * weights[pool]
             if best < 0 or carry[pool] > carry[best]:
                 best = pool
-    carry[best] -= count
+    carry[best] -= work
     return best
 
 
 @inlined_kernel
-def turn(sequence: int, tick: int, place: int) -> float:
+def turn(tick: int, place: int) -> float:
     """Return a number in [0, 1) that is spread evenly over ticks, over the cells of a tick, and over both together.
 
-    A Kronecker sequence, x = frac(a tick + b place). Choices made by it keep their proportions in every cell, in every
-    tick and over a few ticks, which neither random numbers nor a carried remainder do: the remainders of different cells
-    fall into step and the site pulses. The multipliers of the three sequences are powers of the root of x^4 = x + 1, and
-    independent over the rationals, so that one choice says nothing about another.
+    A Kronecker sequence: a choice made by it keeps its proportions in every cell, in every tick and over a few ticks.
     """
-    if sequence == PREFILL:
-        return (0.8191725133961645 * tick + 0.7548776662466927 * place) % 1.0
-    if sequence == DECODE:
-        return (0.6710436067037893 * tick + 0.5698402909980532 * place) % 1.0
-    return (0.5497004779019703 * tick + 0.6180339887498949 * place) % 1.0
-
-
-@inlined_kernel
-def route_cohort(state: State, row: int, phase: int, group: int, tick: int, place: int) -> int:
-    """Send a whole cohort to one pool, each pool's turn coming as often as its weight says."""
-    weights = state.weight[row, phase, group]
-    left = turn(phase, tick, place)
-    chosen = -1
-    for pool in range(weights.shape[0]):
-        if weights[pool] > 0.0:
-            chosen = pool
-            left -= weights[pool]
-            if left < 0.0:
-                break
-    return chosen
+    return (0.7548776662466927 * tick + 0.5698402909980532 * place) % 1.0
 
 
 @inlined_kernel
@@ -188,8 +174,8 @@ def _enter_request(
 ) -> None:
     """Create a single request."""
     group = group_of(params, prompt)
-    prefill = route(state, row, PREFILL, group, 1.0)
-    decode = route(state, row, DECODE, group, 1.0)
+    prefill = route(state, row, PREFILL, group, 1.0, 1.0)
+    decode = route(state, row, DECODE, group, 1.0, 1.0)
     _enter(params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, output, deadline_s, prefill, decode)
 
 
@@ -199,6 +185,7 @@ def _enter_cohort(
     state: State,
     row: int,
     place: int,
+    arrival_s: float,
     begin_s: float,
     tick_s: float,
     count: float,
@@ -216,26 +203,43 @@ def _enter_cohort(
     count = math.floor(count * (part + 1) / parts + 1e-9) - math.floor(count * part / parts + 1e-9)
     if count == 0.0:
         return
-    cells = params.cell.shape[0]
     group = int(params.cell[place, Cell.GROUP])
-    tick = int(math.floor(begin_s / tick_s + 0.5)) * parts + part
     short, long, long_share = lengths
+    output = long if turn(_tick(begin_s, tick_s) * parts + part, place) < long_share else short
+    # Any one prefill pool measures work: only the ratio between cohorts matters. Prefill pools come first.
+    scaling, fixed = prefill_work_s(params.perf[0], prompt, prompt_sq)
     slot = _enter(
         params,
         state,
         row,
         int(params.cell[place, Cell.CLASS]),
         group,
-        begin_s + (part + (place + 0.5) / cells) / parts * tick_s,
+        arrival_s,
         count,
         prompt,
         prompt_sq,
-        long if turn(_LENGTH, tick, place) < long_share else short,
+        output,
         deadline_s,
-        route_cohort(state, row, PREFILL, group, tick, place),
-        route_cohort(state, row, DECODE, group, tick, place),
+        route(state, row, PREFILL, group, prompt, count * (scaling + fixed)),
+        route(state, row, DECODE, group, output, count * output),
     )
     _add_inflow(params, state, row, slot, tick_s)
+
+
+@inlined_kernel
+def _tick(begin_s: float, tick_s: float) -> int:
+    """Return the number of a tick."""
+    return int(math.floor(begin_s / tick_s + 0.5))
+
+
+@inlined_kernel
+def _place(index: int, begin_s: float, tick_s: float, cells: int) -> int:
+    """Return the cell that comes ``index``-th in a tick.
+
+    Every tick begins with another: in a fixed order the same cells would be sent to the same pools tick after tick.
+    """
+    first = int(0.6180339887498949 * _tick(begin_s, tick_s) % 1.0 * cells)
+    return (index + first) % cells
 
 
 @inlined_kernel
@@ -414,24 +418,27 @@ def _synthetic_cohorts(params: Params, state: State, row: int, begin_s: float, t
     for place in range(drawn.shape[0]):
         drawn[place, 0], drawn[place, 1] = _cell_count(params, state, row, place, begin_s, tick_s, minute)
     parts = _parts(params, state, row)
-    for part in range(parts):
-        for place in range(drawn.shape[0]):
-            cell = params.cell[place]
-            _enter_cohort(
-                params,
-                state,
-                row,
-                place,
-                begin_s,
-                tick_s,
-                drawn[place, 0],
-                cell[Cell.PROMPT],
-                cell[Cell.PROMPT_SQ],
-                (cell[Cell.OUTPUT_SHORT], cell[Cell.OUTPUT_LONG], cell[Cell.LONG_SHARE]),
-                drawn[place, 1],
-                part,
-                parts,
-            )
+    cells = drawn.shape[0]
+    for index in range(parts * cells):
+        part = index // cells
+        place = _place(index % cells, begin_s, tick_s, cells)
+        cell = params.cell[place]
+        _enter_cohort(
+            params,
+            state,
+            row,
+            place,
+            begin_s + (index + 0.5) / (parts * cells) * tick_s,
+            begin_s,
+            tick_s,
+            drawn[place, 0],
+            cell[Cell.PROMPT],
+            cell[Cell.PROMPT_SQ],
+            (cell[Cell.OUTPUT_SHORT], cell[Cell.OUTPUT_LONG], cell[Cell.LONG_SHARE]),
+            drawn[place, 1],
+            part,
+            parts,
+        )
 
 
 @kernel
@@ -535,25 +542,27 @@ def _trace_cohorts(params: Params, state: State, row: int, begin_s: float, tick_
             total[4] += output * output
             total[5] += output * output * output
     parts = _parts(params, state, row)
-    for part in range(parts):
-        for place in range(cells):
-            count = sums[place, 0]
-            if count > 0.0:
-                _enter_cohort(
-                    params,
-                    state,
-                    row,
-                    place,
-                    begin_s,
-                    tick_s,
-                    count,
-                    sums[place, 1] / count,
-                    sums[place, 2] / count,
-                    two_lengths(sums[place, 3] / count, sums[place, 4] / count, sums[place, 5] / count),
-                    math.inf,
-                    part,
-                    parts,
-                )
+    for index in range(parts * cells):
+        part = index // cells
+        place = _place(index % cells, begin_s, tick_s, cells)
+        count = sums[place, 0]
+        if count > 0.0:
+            _enter_cohort(
+                params,
+                state,
+                row,
+                place,
+                begin_s + (index + 0.5) / (parts * cells) * tick_s,
+                begin_s,
+                tick_s,
+                count,
+                sums[place, 1] / count,
+                sums[place, 2] / count,
+                two_lengths(sums[place, 3] / count, sums[place, 4] / count, sums[place, 5] / count),
+                math.inf,
+                part,
+                parts,
+            )
 
 
 @kernel

@@ -76,7 +76,7 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
         if shares[pool] < _SMALLEST_SHARE * total:
             shares[pool] = 0.0
             # A pool that gets nothing is owed nothing when it comes back.
-            state.carry[row, phase, group, pool] = 0.0
+            state.carry[row, phase, group, :, pool] = 0.0
         kept += shares[pool]
     for pool in range(pools):
         shares[pool] /= kept

@@ -26,6 +26,9 @@ HISTOGRAM_LOW_S = 1e-3
 HISTOGRAM_BINS = 7 * HISTOGRAM_BINS_PER_DECADE
 """Log bins of TTFT and TPOT from 1 ms to 10,000 s; the first and last also hold what lies outside."""
 
+SIZES = 21
+"""Sizes of cohorts that are told apart in routing: powers of two, up to the largest context of a million tokens."""
+
 BACKLOG_BIN_S = 900.0
 """Deferrable work waits in bins of this much arrival time."""
 
@@ -370,7 +373,7 @@ class State(NamedTuple):
     heap_key: Array  # float64[rows, pools, 2 (ready, serving), slots]
     heap_slot: Array  # int32[rows, pools, 2, slots]
     weight: Array  # float64[rows, 2 (phase), groups, pools] routing shares, each phase x group sums to 1
-    carry: Array  # float64[rows, 2, groups, pools] work (cohorts) or requests owed to a pool by earlier choices
+    carry: Array  # float64[rows, 2, groups, SIZES, pools] work (cohorts) or requests owed to a pool by earlier choices
     rate: Array  # float64[rows, classes, minutes] requests/s
     hazard: Array  # float64[rows, minutes] share of the deferrable backlog released per second
     cap_steps: Array  # float64[rows, steps, CapStep], padded with inf
@@ -419,7 +422,7 @@ def allocate(
         heap_key=np.zeros((rows, pools, 2, slots)),
         heap_slot=np.zeros((rows, pools, 2, slots), dtype=np.int32),
         weight=np.zeros((rows, 2, groups, pools)),
-        carry=np.zeros((rows, 2, groups, pools)),
+        carry=np.zeros((rows, 2, groups, SIZES, pools)),
         rate=np.zeros((rows, classes, minutes)),
         hazard=np.zeros((rows, minutes)),
         cap_steps=np.full((rows, cap_steps, len(CapStep)), np.inf),
