@@ -205,7 +205,15 @@ def _enter_cohort(
         return
     group = int(params.cell[place, Cell.GROUP])
     short, long, long_share = lengths
-    output = long if turn(_tick(begin_s, tick_s) * parts + part, place) < long_share else short
+    output = short
+    swing = count * (long - short)
+    if swing > 0.0:
+        # By turns, and so that the cell's tokens stay within a cohort's of what they should be.
+        owed = state.owed[row, place] + long_share * swing
+        if turn(_tick(begin_s, tick_s) * parts + part, place) * swing < owed:
+            output = long
+            owed -= swing
+        state.owed[row, place] = owed
     # Any one prefill pool measures work: only the ratio between cohorts matters. Prefill pools come first.
     scaling, fixed = prefill_work_s(params.perf[0], prompt, prompt_sq)
     slot = _enter(

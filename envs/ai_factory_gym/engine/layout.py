@@ -381,6 +381,7 @@ class State(NamedTuple):
     shift: Array  # float64[rows, copies] s
     kept: Array  # bool[rows, requests of the trace] which requests the last, thinned copy keeps
     rng: Array  # uint64[rows, Purpose, 4]
+    owed: Array  # float64[rows, cells] output tokens a cell's cohorts have had too few of
     cell_sums: Array  # float64[rows, cells, 6] of a tick of a replayed trace: count, sums of prompt, prompt^2, output, output^2, output^3
     log: Array  # float64[rows, lines, Log]
 
@@ -430,6 +431,7 @@ def allocate(
         shift=np.zeros((rows, copies)),
         kept=np.ones((rows, trace_requests), dtype=np.bool_),
         rng=np.zeros((rows, len(Purpose), 4), dtype=np.uint64),
+        owed=np.zeros((rows, cells)),
         cell_sums=np.zeros((rows, cells, 6)),
         log=np.zeros((rows, log_lines, len(Log))),
     )
