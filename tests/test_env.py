@@ -388,7 +388,7 @@ def test_vector_env_refuses_bad_input():
 
 def test_breaker_trips_only_without_a_brake():
     env = ai_factory_gym.AIFactoryEnv(site="edge", brake=False, horizon_s=3600.0, warmup_s=600.0, demand_scale=2.0)
-    env.reset(seed=0)
+    env.reset(seed=0, options={"start_time_s": 12 * 3600.0})
     full = env.action_layout.encode(clock=1.0, racks=env.factory.params.pool[:, 1])
     for _ in range(60):
         _, _, terminated, truncated, info = env.step(full)

@@ -591,7 +591,8 @@ class Plant:
         self.moments = np.zeros((classes, groups, LOAD_COLUMNS))
         for cell in params.cell:
             prompt, output = cell[Cell.PROMPT], cell[Cell.OUTPUT]
-            context, reserve = output * (prompt + 0.5 * output), output * (prompt + output)
+            square = cell[Cell.OUTPUT_SQ]
+            context, reserve = output * prompt + 0.5 * square, output * prompt + square
             columns = np.array([1.0, prompt, cell[Cell.PROMPT_SQ], output, context, reserve])
             self.moments[int(cell[Cell.CLASS]), int(cell[Cell.GROUP])] += cell[Cell.WEIGHT] * columns
         rate = facts.observation.class_rate

@@ -33,7 +33,9 @@ fewest: the difference to the engine is the price of pooling. Racks do not move 
 rack change has no figure. Deviations are engine minus simulation; attainment in percentage points, TTFT in
 milliseconds, energy of the facility.
 
-Bounds: attainment 1 point; TTFT p50, p90 and p99 3 % or 20 ms; mean TPOT 1 %; energy 0.5 %.
+Bounds: attainment 1 point; TTFT p50, p90 and p99 3 % or 20 ms; mean TPOT 1 %; energy 0.5 %. Who is turned away depends on
+a wait that is predicted from averages, because remaining lengths are known to nobody; both simulations state it in the same
+way, but the engine works it out every 50 ms only.
 
 """
 
@@ -41,15 +43,16 @@ GROUPED = """
 ## Grouping into cohorts against request resolution
 
 `cohort` is the shipped default, `coarse` the fastest resolution. Rows of the edge site draw their demand from the same
-intensities in every resolution, those of the small sites replay the very same requests. Load is the mean arrival rate
-over what the tighter phase can serve. The cap is out of reach: the power brake would hide what is compared.
+intensities in every resolution; the row at load 1.05 and those of the small sites replay the very same requests. Load is
+the mean arrival rate over what the tighter phase can serve. The cap is out of reach: the power brake would hide what is
+compared.
 
-Bounds (`cohort`, up to saturation): attainment 2 points, also of every class; TTFT p90 10 % or 100 ms; energy 1 %.
-Two limits of grouping:
+Bounds (`cohort`): attainment 2 points, up to load 0.9 also of every class; TTFT p90 10 % or 100 ms; energy 1 %. Two limits
+of grouping:
 
-* Beyond saturation (load 1.05) the queue stands at the patience of the least patient class. Who is turned away then
-  hangs on milliseconds, and a work surplus of 1 % is several per cent of the requests, because the cheap ones go first.
-  These rows have no bound; every such policy is infeasible in both resolutions.
+* Overload that lasts is sensitive: classes of cheap requests are turned away first, so that half a per cent of tokens served
+  is several per cent of the requests. The overloaded edge row covers the ten minutes in which the site fills and begins to
+  turn requests away.
 * The fluid queue of a prefill pool has no waiting from chance within a tick. From about 16 lanes on that is below
   100 ms at load 0.95; a site with fewer lanes has so few requests that `request` costs little.
 

@@ -39,7 +39,9 @@ from ai_factory_gym.physics.performance import (
     compute_rate,
     prefill_work_s,
 )
-from ai_factory_gym.workload.quadrature import two_lengths
+from ai_factory_gym.workload import quadrature
+
+two_lengths = inlined_kernel(quadrature.two_lengths)
 
 CROWDED_PARTS = 4
 """Parts into which a cohort is cut at arrival while a decode pool is nearly full.

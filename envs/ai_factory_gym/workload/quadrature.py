@@ -1,13 +1,10 @@
-"""Two lengths that stand for a distribution of lengths."""
+"""Two lengths that stand for a distribution of lengths; plain Python, which the engine compiles for itself."""
 
 from __future__ import annotations
 
 import math
 
-from ai_factory_gym.jit import inlined_kernel
 
-
-@inlined_kernel
 def two_lengths(mean: float, square: float, cube: float) -> tuple[float, float, float]:
     """Return two lengths and the share of the longer that have a distribution's first three moments.
 
