@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ai_factory_gym.engine import heap, kernel, ledger, racks, rng
-from ai_factory_gym.engine.arrivals import route, turn
+from ai_factory_gym.engine.arrivals import route, size_class, turn
 from ai_factory_gym.engine.layout import (
     DECODE,
     HISTOGRAM_BINS,
@@ -449,7 +449,7 @@ def test_requests_follow_their_shares_to_within_one(weights: list[float], seed: 
     state.carry[0] = 0.0
     got = np.zeros(4)
     for count in range(1, 300):
-        got[route(state, 0, PREFILL, 0, 1.0, 1.0)] += 1.0
+        got[route(state, 0, PREFILL, 0, 0, 1.0)] += 1.0
         assert np.all(np.abs(got[:2] - share * count) <= 1.0 + 1e-9)
     assert got[2:].sum() == 0.0
 
@@ -463,9 +463,11 @@ def test_cohorts_follow_their_shares_among_those_of_their_size() -> None:
     draw = np.random.default_rng(3)
     size = draw.lognormal(5.0, 1.5, 5000)
     work = size * draw.poisson(50.0, 5000)
-    pool = np.array([route(state, 0, DECODE, 0, float(s), float(w)) for s, w in zip(size, work, strict=True)])
-    for kind in np.unique(np.floor(np.log2(np.maximum(size, 1.0)))):
-        mine = np.floor(np.log2(np.maximum(size, 1.0))) == kind
+    kinds = np.array([size_class(float(s)) for s in size])
+    pool = np.array([route(state, 0, DECODE, 0, int(k), float(w)) for k, w in zip(kinds, work, strict=True)])
+    assert len(np.unique(kinds)) > 8
+    for kind in np.unique(kinds):
+        mine = kinds == kind
         sums = np.stack([np.cumsum(np.where(pool[mine] == p, work[mine], 0.0)) for p in range(4)], axis=1)
         # At any time, not only in the end, no pool is further from its share than the largest cohort.
         owed = sums - share * np.cumsum(work[mine])[:, None]

@@ -67,7 +67,13 @@ def group_of(params: Params, prompt: float) -> int:
 
 
 @inlined_kernel
-def route(state: State, row: int, phase: int, group: int, size: float, work: float) -> int:
+def size_class(tokens: float) -> int:
+    """Return the power of two below a length: routing tells cohorts apart by it."""
+    return min(SIZES - 1, int(math.log2(max(1.0, tokens))))
+
+
+@inlined_kernel
+def route(state: State, row: int, phase: int, group: int, size: int, work: float) -> int:
     """Send a request or a whole cohort to the pool that is owed most work, and carry what the others are owed.
 
     Work is owed among those of similar size only, within a factor of two: a pool that was given a cohort of long answers is
@@ -79,11 +85,11 @@ def route(state: State, row: int, phase: int, group: int, size: float, work: flo
         row: Row.
         phase: PREFILL or DECODE.
         group: Prompt-length group.
-        size: What sets how long one request stays, tokens.
+        size: ``size_class`` of what sets how long one request stays; single requests need not be told apart.
         work: Work in all, in any unit.
     """
     weights = state.weight[row, phase, group]
-    carry = state.carry[row, phase, group, min(SIZES - 1, int(math.log2(max(1.0, size))))]
+    carry = state.carry[row, phase, group, size]
     best = -1
     for pool in range(weights.shape[0]):
         if weights[pool] > 0.0:
@@ -176,8 +182,8 @@ def _enter_request(
 ) -> None:
     """Create a single request."""
     group = group_of(params, prompt)
-    prefill = route(state, row, PREFILL, group, 1.0, 1.0)
-    decode = route(state, row, DECODE, group, 1.0, 1.0)
+    prefill = route(state, row, PREFILL, group, 0, 1.0)
+    decode = route(state, row, DECODE, group, 0, 1.0)
     _enter(params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, output, deadline_s, prefill, decode)
 
 
@@ -230,8 +236,8 @@ def _enter_cohort(
         prompt_sq,
         output,
         deadline_s,
-        route(state, row, PREFILL, group, prompt, count * (scaling + fixed)),
-        route(state, row, DECODE, group, output, count * output),
+        route(state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed)),
+        route(state, row, DECODE, group, size_class(output), count * output),
     )
     _add_inflow(params, state, row, slot, tick_s)
 
