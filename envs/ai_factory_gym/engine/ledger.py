@@ -205,7 +205,8 @@ def last_token(params: Params, state: State, row: int, slot: int, time_s: float,
     output = cohort[Cohort.OUTPUT]
     tpot_s = 0.0
     if output > 1.0:
-        tpot_s = (time_s - cohort[Cohort.FIRST_TOKEN_S]) / (output - 1.0)
+        # The first token was dated at admission, at the pace of that moment: under a brake that lets go, the last may be earlier.
+        tpot_s = max(0.0, time_s - cohort[Cohort.FIRST_TOKEN_S]) / (output - 1.0)
         if ints[CohortInt.SCORED]:
             counters = state.cls[row, cls]
             counters[Class.TPOT_SUM_S] += count * tpot_s
