@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -294,8 +294,22 @@ def play_out(play: Play, grain: str) -> Engine:
     return e
 
 
+NOTHING = (0.0, 0.0, 0.0, 0.0)
+LETS_GO = Play(
+    seed=0,
+    demand=4.0,
+    caps=(0.14263971080691176,),
+    bias=((0.5, 0.0, 0.0, 0.0), *6 * (NOTHING,)),
+    clock=7 * (NOTHING,),
+    awake=((1.0, 1.0, 0.0, 0.0), *6 * (NOTHING,)),
+    limit=((1.0, 1.0, 0.0, 0.0), *6 * (NOTHING,)),
+)
+"""A brake that nearly halts decode and lets go: requests end before the first token that was dated at their admission."""
+
+
 @pytest.mark.parametrize("grain", ["cohort", "request"])
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@example(play=LETS_GO)
 @given(play=PLAYS)
 def test_conservation_whatever_the_operator_does(grain: str, play: Play) -> None:
     play_out(play, grain)
