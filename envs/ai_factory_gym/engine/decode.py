@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.heap import pop, push
+from ai_factory_gym.engine.calendar import find_next, schedule, take_next
+from ai_factory_gym.engine.heap import pop
 from ai_factory_gym.engine.layout import (
     NOBODY,
     Cohort,
@@ -91,9 +92,7 @@ def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> None
     numbers[Pool.WAITING_TOKENS] -= count * (prompt + output)
     numbers[Pool.IN_TRANSIT] -= count
     state.cohort_int[row, slot, CohortInt.STAGE] = Stage.DECODING
-    size = state.pool_int[row, pool, PoolInt.SERVING]
-    push(state.heap_key[row, pool, 1], state.heap_slot[row, pool, 1], size, numbers[Pool.G] + span, slot)
-    state.pool_int[row, pool, PoolInt.SERVING] = size + 1
+    schedule(state, row, pool, slot, numbers[Pool.G] + span)
 
 
 @inlined_kernel
@@ -101,8 +100,7 @@ def _complete(params: Params, state: State, row: int, pool: int, time_s: float) 
     """Take the cohort that finishes now out of the batch and decide its fate."""
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
-    slot = pop(state.heap_key[row, pool, 1], state.heap_slot[row, pool, 1], ints[PoolInt.SERVING])
-    ints[PoolInt.SERVING] -= 1
+    slot = take_next(state, row, pool)
     cohort = state.cohort[row, slot]
     count = cohort[Cohort.COUNT]
     prompt = cohort[Cohort.PROMPT]
@@ -188,6 +186,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             next_s = max(time_s, ready_keys[0])
             kind = 1
         if speed > 0.0:
+            find_next(state, row, pool)
             finish_s = max(time_s, time_s + (finish_keys[0] - numbers[Pool.G]) / speed)
             if finish_s <= next_s and finish_s < end_s:
                 next_s = finish_s
