@@ -13,7 +13,7 @@ A routing weight under 1 % of its group's sum becomes 0; pools without an active
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,11 +28,9 @@ NEUTRAL_AWAKE = 0.85
 LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 
 
-def from_centre(action: Array, low: Array | float, centre: Array | float, high: Array | float) -> Array:
-    """Map -1, 0, 1 to ``low``, ``centre``, ``high``, linearly between."""
-    return np.where(
-        action < 0.0, centre + action * (np.asarray(centre) - low), centre + action * (high - np.asarray(centre))
-    )
+def from_centre(action: Array, below: Array | float, centre: Array | float, above: Array | float) -> Array:
+    """Map -1, 0, 1 to ``centre - below``, ``centre``, ``centre + above``, linearly between."""
+    return np.asarray(centre + action * np.where(action < 0.0, below, above))
 
 
 def to_centre(value: Array | float, low: Array | float, centre: Array | float, high: Array | float) -> Array:
@@ -55,6 +53,10 @@ class ActionLayout:
     Attributes:
         slices: Lever name to slice of the action vector.
         size: Length of the action vector.
+        racks: Racks per pool, int64[pools].
+        centre_racks: Racks wanted awake at action 0, float64[pools].
+        racks_below: How many fewer at -1.
+        racks_above: How many more at 1.
     """
 
     params: Params
@@ -85,10 +87,18 @@ class ActionLayout:
             begin += sizes[name]
         object.__setattr__(self, "slices", slices)
         object.__setattr__(self, "size", begin)
-        object.__setattr__(self, "_members", {k: np.flatnonzero(phase == k) for k in (PREFILL, DECODE)})
+        racks, least = self.params.pool[:, PoolSpec.RACKS], self.params.pool[:, PoolSpec.MIN_ACTIVE]
+        object.__setattr__(self, "racks", racks.astype(np.int64))
+        object.__setattr__(self, "centre_racks", np.maximum(NEUTRAL_AWAKE * racks, least))
+        object.__setattr__(self, "racks_below", self.centre_racks - least)
+        object.__setattr__(self, "racks_above", racks - self.centre_racks)
 
-    slices: dict[str, slice] = None  # type: ignore[assignment]
-    size: int = 0
+    slices: dict[str, slice] = field(init=False)
+    size: int = field(init=False)
+    racks: Array = field(init=False, repr=False)
+    centre_racks: Array = field(init=False, repr=False)
+    racks_below: Array = field(init=False, repr=False)
+    racks_above: Array = field(init=False, repr=False)
 
     def decide(self, action: Array) -> Decision:
         """Translate actions into decisions.
@@ -100,31 +110,29 @@ class ActionLayout:
             The decision, one entry per row.
         """
         rows = len(action)
-        pool = self.params.pool
+        pools = len(self.racks)
         groups = self.params.capacity.shape[1]
-        bias = np.ones((rows, 2, groups, len(pool)))
+        bias = np.ones((rows, 2, groups, pools))
         for name, phase in (("route_prefill", PREFILL), ("route_decode", DECODE)):
             if name in self.slices:
-                members = self._members[phase]  # type: ignore[attr-defined]
-                factor = np.exp(ROUTING_GAIN * action[:, self.slices[name]])
-                bias[:, phase][:, :, members] = factor.reshape(rows, groups, len(members))
-        ceiling = np.ones((rows, len(pool)))
+                factor = np.exp(ROUTING_GAIN * action[:, self.slices[name]]).reshape(rows, groups, -1)
+                # Prefill pools come first.
+                count = factor.shape[2]
+                bias[:, phase, :, slice(0, count) if phase == PREFILL else slice(pools - count, pools)] = factor
+        ceiling = np.ones((rows, pools))
         if "clock" in self.slices:
-            ceiling[:] = from_centre(action[:, self.slices["clock"]], self.clock_min, NEUTRAL_CLOCK, 1.0)
-        racks = np.broadcast_to(pool[:, PoolSpec.RACKS], ceiling.shape)
+            below, above = NEUTRAL_CLOCK - self.clock_min, 1.0 - NEUTRAL_CLOCK
+            ceiling = from_centre(action[:, self.slices["clock"]], below, NEUTRAL_CLOCK, above)
         if "active_racks" in self.slices:
-            racks = self.racks_awake(action[:, self.slices["active_racks"]])
-        return Decision(bias, ceiling, np.full(ceiling.shape, np.inf), racks.astype(np.int64))
+            racks = self.racks_awake(action[:, self.slices["active_racks"]]).astype(np.int64)
+        else:
+            racks = np.tile(self.racks, (rows, 1))
+        return Decision(bias, ceiling, np.full((rows, pools), np.inf), racks)
 
     def racks_awake(self, action: Array) -> Array:
         """Return racks wanted awake for actions of the ``active_racks`` lever, same shape."""
-        racks = self.params.pool[:, PoolSpec.RACKS]
-        wanted = from_centre(action, self.params.pool[:, PoolSpec.MIN_ACTIVE], self._centre_racks(), racks)
+        wanted = from_centre(action, self.racks_below, self.centre_racks, self.racks_above)
         return np.asarray(np.ceil(wanted - 1e-6))
-
-    def _centre_racks(self) -> Array:
-        racks, least = self.params.pool[:, PoolSpec.RACKS], self.params.pool[:, PoolSpec.MIN_ACTIVE]
-        return np.maximum(NEUTRAL_AWAKE * racks, least)
 
     def encode(
         self,
@@ -156,7 +164,7 @@ class ActionLayout:
             # Half a rack below the wanted number rounds up to it.
             aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, pool[:, PoolSpec.MIN_ACTIVE])
             action[self.slices["active_racks"]] = to_centre(
-                aim, pool[:, PoolSpec.MIN_ACTIVE], self._centre_racks(), pool[:, PoolSpec.RACKS]
+                aim, pool[:, PoolSpec.MIN_ACTIVE], self.centre_racks, pool[:, PoolSpec.RACKS]
             )
         for name, factor in (("route_prefill", route_prefill), ("route_decode", route_decode)):
             if factor is not None and name in self.slices:

@@ -70,7 +70,8 @@ def group_of(params: Params, prompt: float) -> int:
 @inlined_kernel
 def size_class(tokens: float) -> int:
     """Return the power of two below a length: routing tells cohorts apart by it."""
-    return min(SIZES - 1, int(math.log2(max(1.0, tokens))))
+    _, exponent = math.frexp(max(1.0, tokens))
+    return min(SIZES - 1, int(exponent) - 1)
 
 
 @inlined_kernel

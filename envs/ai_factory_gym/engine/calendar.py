@@ -8,7 +8,7 @@ one day's cohorts are put in order.
 from __future__ import annotations
 
 from ai_factory_gym.engine.heap import pop, push
-from ai_factory_gym.engine.layout import DAYS, NOBODY, Cohort, PoolInt, State
+from ai_factory_gym.engine.layout import DAYS, NOBODY, Cohort, CohortInt, PoolInt, Stage, State
 from ai_factory_gym.jit import inlined_kernel
 
 
@@ -46,6 +46,8 @@ def find_next(state: State, row: int, pool: int) -> None:
         while slot != NOBODY:
             after = link[slot]
             key = state.cohort[row, slot, Cohort.KEY]
+            # Nothing changes, but a store that need not be waited for fetches what the finish is going to read.
+            state.cohort_int[row, slot, CohortInt.STAGE] = Stage.DECODING
             if int(key) <= ints[PoolInt.TODAY]:
                 keys[due] = key
                 slots[due] = slot

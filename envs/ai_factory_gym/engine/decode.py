@@ -13,6 +13,7 @@ from ai_factory_gym.engine.calendar import find_next, schedule, take_next
 from ai_factory_gym.engine.heap import pop
 from ai_factory_gym.engine.layout import (
     NOBODY,
+    REQUEST,
     Cohort,
     CohortInt,
     Params,
@@ -21,6 +22,7 @@ from ai_factory_gym.engine.layout import (
     PoolSpec,
     Site,
     SiteInt,
+    SiteSpec,
     Stage,
     State,
 )
@@ -39,6 +41,11 @@ SPLIT_PARTS = 4
 
 NEARLY = 0.98
 """Share of a decode pool's room above which it is nearly full."""
+
+
+PACE_STEP = 1e-4
+"""Change of a batch, or of the KV it holds, by which the time of its iterations is worked out anew at request resolution:
+one request among tens of thousands moves it by less. At cohort resolution it is, at every event."""
 
 
 @inlined_kernel
@@ -157,6 +164,9 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     time_s = numbers[Pool.TIME_S]
     admitted = NOBODY
     blocked = duty <= 0.0
+    unpaced = PACE_STEP if params.site[SiteSpec.RESOLUTION] == REQUEST else 0.0
+    paced_batch = 0.0
+    paced_context = 0.0
     busy = 0.0
     compute = 0.0
     memory = 0.0
@@ -165,18 +175,22 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     events = 0
     while True:
         in_flight = numbers[Pool.IN_FLIGHT]
-        if in_flight > 0.0 and replicas > 0.0:
-            batch = max(1.0, in_flight / replicas)
-            iteration, compute_s, memory_s = decode_iteration_s(perf, batch, numbers[Pool.CONTEXT] / in_flight, clock)
-            speed = duty * tokens_per_iteration / iteration
-            busy = duty * min(1.0, in_flight / replicas)
-            compute = busy * compute_s / iteration
-            memory = busy * memory_s / iteration
-        else:
+        context = numbers[Pool.CONTEXT]
+        if in_flight <= 0.0 or replicas <= 0.0:
+            paced_batch = 0.0
             speed = 0.0
             busy = 0.0
             compute = 0.0
             memory = 0.0
+        elif abs(in_flight - paced_batch) > unpaced * paced_batch or abs(context - paced_context) > unpaced * context:
+            paced_batch = in_flight
+            paced_context = context
+            batch = max(1.0, in_flight / replicas)
+            iteration, compute_s, memory_s = decode_iteration_s(perf, batch, context / in_flight, clock)
+            speed = duty * tokens_per_iteration / iteration
+            busy = duty * min(1.0, in_flight / replicas)
+            compute = busy * compute_s / iteration
+            memory = busy * memory_s / iteration
         if admitted != NOBODY:
             first_token(params, state, row, admitted, time_s + iteration / duty)
             admitted = NOBODY

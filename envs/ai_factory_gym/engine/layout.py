@@ -283,21 +283,29 @@ class Class(IntEnum):
     STEP_TTFT_COUNT = 20
 
 
+COHORT_COLUMNS = 16
+"""Two cache lines of eight numbers per cohort."""
+
+
 class Cohort(IntEnum):
-    """Columns of ``State.cohort``."""
+    """Columns of ``State.cohort``: what arrival and prefill need, then what decode needs.
+
+    At request resolution most reads miss the cache. Large numpy arrays begin 16 bytes behind a cache line, so that columns
+    6 to 13 share one: decode waits for one line per request.
+    """
 
     ARRIVAL_S = 0
-    COUNT = 1
-    PROMPT = 2
-    PROMPT_SQ = 3
-    CACHED = 4  # prompt tokens whose KV is already there
-    OUTPUT = 5
-    DEADLINE_S = 6  # of the next promise: first token, then last token
-    FIRST_TOKEN_S = 7
-    G_ADMIT = 8
+    PROMPT_SQ = 1
+    CACHED = 2  # prompt tokens whose KV is already there
+    SHARE_COMPUTE = 3
+    SHARE_MEMORY = 4
+    COUNT = 6
+    PROMPT = 7
+    OUTPUT = 8
     KEY = 9  # V at which prefill starts (cohort resolution), then G at which decode ends
-    SHARE_COMPUTE = 10
-    SHARE_MEMORY = 11
+    DEADLINE_S = 10  # of the next promise: first token, then last token
+    FIRST_TOKEN_S = 11
+    G_ADMIT = 12
 
 
 class CohortInt(IntEnum):
@@ -383,7 +391,7 @@ class State(NamedTuple):
     histogram: Array  # int64[rows, classes, 2 (TTFT, TPOT), HISTOGRAM_BINS]
     backlog: Array  # float64[rows, cells, bins] deferrable requests by arrival bin
     released: Array  # float64[rows, cells] released fractions of requests carried to the next tick
-    cohort: Array  # float64[rows, slots, Cohort]
+    cohort: Array  # float64[rows, slots, COHORT_COLUMNS]
     cohort_int: Array  # int32[rows, slots, CohortInt]
     link: Array  # int32[rows, slots] next cohort of the linked list a cohort is in
     free: Array  # int32[rows, slots] stack of free slots
@@ -435,7 +443,7 @@ def allocate(
         histogram=np.zeros((rows, classes, 2, HISTOGRAM_BINS), dtype=np.int64),
         backlog=np.zeros((rows, cells, backlog_bins)),
         released=np.zeros((rows, cells)),
-        cohort=np.zeros((rows, slots, len(Cohort))),
+        cohort=np.zeros((rows, slots, COHORT_COLUMNS)),
         cohort_int=np.zeros((rows, slots, len(CohortInt)), dtype=np.int32),
         link=np.full((rows, slots), NOBODY, dtype=np.int32),
         free=np.zeros((rows, slots), dtype=np.int32),

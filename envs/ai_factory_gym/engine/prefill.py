@@ -169,7 +169,12 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 wait_s = math.inf
                 if servers > 0 and speed > 0.0:
                     wait_s = numbers[Pool.QUEUED_WORK] / (servers * speed)
-            if not turned_away(params, state, row, slot, wait_s):
+            if turned_away(params, state, row, slot, wait_s):
+                continue
+            if ints[PoolInt.BUSY] < servers and speed > 0.0:
+                # Whoever waited has been given a server already.
+                _start_exact(params, state, row, pool, slot, rate)
+            else:
                 state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
                 append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
                 numbers[Pool.QUEUED] += 1.0
