@@ -154,9 +154,6 @@ def _enter(
     ints[CohortInt.DECODE_POOL] = decode
     ints[CohortInt.SCORED] = 1 if scoring > 0.0 else 0
     ints[CohortInt.DECIDED] = 0
-    ints[CohortInt.MODEL] = 0
-    ints[CohortInt.SESSION] = 0
-    ints[CohortInt.PRIORITY] = 0
     append(state, row, prefill, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL, slot)
     state.pool_int[row, prefill, PoolInt.ASSIGNED] += 1
     state.pool_int[row, decode, PoolInt.ASSIGNED] += 1

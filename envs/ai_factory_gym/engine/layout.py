@@ -288,17 +288,16 @@ COHORT_COLUMNS = 16
 
 
 class Cohort(IntEnum):
-    """Columns of ``State.cohort``: what arrival and prefill need, then what decode needs.
+    """Columns of ``State.cohort``: what only prefill needs, then what decode needs too.
 
     At request resolution most reads miss the cache. Large numpy arrays begin 16 bytes behind a cache line, so that columns
     6 to 13 share one: decode waits for one line per request.
     """
 
-    ARRIVAL_S = 0
-    PROMPT_SQ = 1
-    CACHED = 2  # prompt tokens whose KV is already there
-    SHARE_COMPUTE = 3
-    SHARE_MEMORY = 4
+    PROMPT_SQ = 0
+    CACHED = 1  # prompt tokens whose KV is already there
+    SHARE_COMPUTE = 2
+    SHARE_MEMORY = 3
     COUNT = 6
     PROMPT = 7
     OUTPUT = 8
@@ -306,6 +305,7 @@ class Cohort(IntEnum):
     DEADLINE_S = 10  # of the next promise: first token, then last token
     FIRST_TOKEN_S = 11
     G_ADMIT = 12
+    ARRIVAL_S = 13
 
 
 class CohortInt(IntEnum):
@@ -317,9 +317,6 @@ class CohortInt(IntEnum):
     DECODE_POOL = 3
     SCORED = 4
     DECIDED = 5
-    MODEL = 6
-    SESSION = 7
-    PRIORITY = 8
 
 
 class Draw(IntEnum):
@@ -392,7 +389,7 @@ class State(NamedTuple):
     backlog: Array  # float64[rows, cells, bins] deferrable requests by arrival bin
     released: Array  # float64[rows, cells] released fractions of requests carried to the next tick
     cohort: Array  # float64[rows, slots, COHORT_COLUMNS]
-    cohort_int: Array  # int32[rows, slots, CohortInt]
+    cohort_int: Array  # int16[rows, slots, CohortInt], as small as can be: see Cohort
     link: Array  # int32[rows, slots] next cohort of the linked list a cohort is in
     free: Array  # int32[rows, slots] stack of free slots
     calendar: Array  # int32[rows, pools, DAYS] first cohort of each day's list
@@ -444,7 +441,7 @@ def allocate(
         backlog=np.zeros((rows, cells, backlog_bins)),
         released=np.zeros((rows, cells)),
         cohort=np.zeros((rows, slots, COHORT_COLUMNS)),
-        cohort_int=np.zeros((rows, slots, len(CohortInt)), dtype=np.int32),
+        cohort_int=np.zeros((rows, slots, len(CohortInt)), dtype=np.int16),
         link=np.full((rows, slots), NOBODY, dtype=np.int32),
         free=np.zeros((rows, slots), dtype=np.int32),
         calendar=np.full((rows, pools, DAYS), NOBODY, dtype=np.int32),
