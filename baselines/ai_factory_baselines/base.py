@@ -10,8 +10,9 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Params, PoolSpec
 from ai_factory_gym.errors import ConfigError
+from ai_factory_gym.jit import kernel
 from ai_factory_gym.levers import ROUTING_GAIN, ActionLayout
-from ai_factory_gym.observation import DURATION_SCALE_S, NOTICE_SCALE_S, ObservationLayout
+from ai_factory_gym.observation import BLOCKS, DURATION_SCALE_S, NOTICE_SCALE_S, ObservationLayout
 
 PHASES = (PREFILL, DECODE)
 
@@ -21,6 +22,13 @@ QUEUED_SCALE_S = 10.0
 
 STARVED = 1e-6
 """Routing factor of a pool that is to get nothing; the lever's smallest factor, far below its 1 % threshold."""
+
+FAVOURED = float(np.exp(ROUTING_GAIN))
+"""The lever's largest factor."""
+
+POOL_BLOCKS = tuple(name for name, length, _ in BLOCKS if length == "pools")
+CLASS_BLOCKS = tuple(name for name, length, _ in BLOCKS if length == "classes")
+"""Blocks with a number per pool and per class; each kind lies together in the observation and is read as one table."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,9 @@ class Facts:
         observation: Where each block of the observation lies, and its scale.
         action: Where each lever lies in the action.
         members: Pools of each phase, by phase.
+        capacity: Capacity of a rack of each pool of a phase per group, by phase, float64[groups, pools of the phase].
         racks: Racks of each pool, float64[pools].
+        pool_scale: What the pool blocks of the observation are multiplied with, float64[blocks, pools].
         control_interval_s: Length of a control step.
         clock_min: Lowest clock ceiling.
         sigma: Standard deviation of the logarithm of each class's minute-scale demand, float64[classes].
@@ -43,7 +53,9 @@ class Facts:
     observation: ObservationLayout
     action: ActionLayout
     members: tuple[Array, Array]
+    capacity: tuple[Array, Array]
     racks: Array
+    pool_scale: Array
     control_interval_s: float
     clock_min: float
     sigma: Array
@@ -61,17 +73,42 @@ class Facts:
             raise ConfigError(f"env: {env!r} is not allowed; must be an environment of ai_factory_gym.")
         params: Params = inner.factory.params
         phase = params.pool[:, PoolSpec.PHASE]
+        members = np.flatnonzero(phase == PREFILL), np.flatnonzero(phase == DECODE)
+        prefill, decode = (np.ascontiguousarray(params.capacity[k][:, members[k]]) for k in PHASES)
+        racks = params.pool[:, PoolSpec.RACKS].copy()
         return cls(
             params=params,
             observation=inner.observation_layout,
             action=inner.action_layout,
-            members=(np.flatnonzero(phase == PREFILL), np.flatnonzero(phase == DECODE)),
-            racks=params.pool[:, PoolSpec.RACKS].copy(),
+            members=members,
+            capacity=(prefill, decode),
+            racks=racks,
+            pool_scale=pool_scale(inner.observation_layout, phase == PREFILL, racks),
             control_interval_s=float(inner.task.control_interval_s),
             clock_min=float(inner.task.site.clock_min),
             sigma=np.array([cls.demand.overdispersion_sigma for cls in inner.classes]),
             tau_s=np.array([cls.demand.overdispersion_tau_s for cls in inner.classes]),
         )
+
+
+def pool_scale(layout: ObservationLayout, prefill: Array, racks: Array) -> Array:
+    """Return what the pool blocks of an observation are multiplied with, float64[blocks, pools].
+
+    Args:
+        layout: The observation.
+        prefill: Whether a pool is of prefill, bool[pools].
+        racks: Racks of each pool, float64[pools].
+    """
+    scales: dict[str, Array | float] = {
+        "pool_batch": np.where(prefill, PREFILL_QUEUE_SCALE, layout.pool_batch),
+        "pool_wait": WAIT_SCALE_S,
+        "pool_tpot": layout.tpot_s,
+        "pool_active": racks,
+        "pool_waking": racks,
+        "pool_draining": racks,
+        "pool_asleep": racks,
+    }
+    return np.array([np.broadcast_to(scales.get(name, 1.0), racks.shape) for name in POOL_BLOCKS])
 
 
 @dataclass(frozen=True)
@@ -126,36 +163,54 @@ class View:
 def view(facts: Facts, observation: Array) -> View:
     """Read one observation (float[size])."""
     layout = facts.observation
+    slices = layout.slices
     numbers = np.asarray(observation, dtype=np.float64)
-
-    def block(name: str) -> Array:
-        return numbers[layout.slices[name]]
-
-    cap_w = float(block("cap")[0]) * layout.base_cap_w
-    flag, time, after, duration = block("cap_announced").tolist()
-    prefill = facts.params.pool[:, PoolSpec.PHASE] == PREFILL
+    cap_w = numbers.item(slices["cap"].start) * layout.base_cap_w
+    announced, time, after, duration = numbers[slices["cap_announced"]].tolist()
+    pool_table = numbers[slices[POOL_BLOCKS[0]].start : slices[POOL_BLOCKS[-1]].stop].reshape(len(POOL_BLOCKS), -1)
+    class_table = numbers[slices[CLASS_BLOCKS[0]].start : slices[CLASS_BLOCKS[-1]].stop].reshape(len(CLASS_BLOCKS), -1)
+    pools = dict(zip(POOL_BLOCKS, pool_table * facts.pool_scale, strict=True))
+    classes = dict(zip(CLASS_BLOCKS, class_table, strict=True))
     return View(
         cap_w=cap_w,
-        next_cap_w=after * layout.base_cap_w if flag > 0.5 else cap_w,
-        next_cap_s=time * NOTICE_SCALE_S if flag > 0.5 else float("inf"),
-        next_cap_duration_s=duration * DURATION_SCALE_S if flag > 0.5 else 0.0,
-        power_w=float(block("power")[0]) * layout.base_cap_w,
-        braked=bool(block("brake")[0] > 0.5),
-        busy=block("pool_busy"),
-        batch=block("pool_batch") * np.where(prefill, PREFILL_QUEUE_SCALE, layout.pool_batch),
-        kv=block("pool_kv"),
-        wait_s=block("pool_wait") * WAIT_SCALE_S,
-        tpot_s=block("pool_tpot") * layout.tpot_s,
-        clock=block("pool_clock"),
-        active=np.rint(block("pool_active") * facts.racks),
-        waking=np.rint(block("pool_waking") * facts.racks),
-        draining=np.rint(block("pool_draining") * facts.racks),
-        asleep=np.rint(block("pool_asleep") * facts.racks),
-        rate=block("class_rate") * layout.class_rate,
-        queued=block("class_queued") * layout.class_rate * QUEUED_SCALE_S,
-        slack=block("class_slack") / 10.0,
-        ttft_share=block("queue_wait"),
+        next_cap_w=after * layout.base_cap_w if announced > 0.5 else cap_w,
+        next_cap_s=time * NOTICE_SCALE_S if announced > 0.5 else float("inf"),
+        next_cap_duration_s=duration * DURATION_SCALE_S if announced > 0.5 else 0.0,
+        power_w=numbers.item(slices["power"].start) * layout.base_cap_w,
+        braked=numbers.item(slices["brake"].start) > 0.5,
+        busy=pools["pool_busy"],
+        batch=pools["pool_batch"],
+        kv=pools["pool_kv"],
+        wait_s=pools["pool_wait"],
+        tpot_s=pools["pool_tpot"],
+        clock=pools["pool_clock"],
+        active=np.rint(pools["pool_active"]),
+        waking=np.rint(pools["pool_waking"]),
+        draining=np.rint(pools["pool_draining"]),
+        asleep=np.rint(pools["pool_asleep"]),
+        rate=classes["class_rate"] * layout.class_rate,
+        queued=classes["class_queued"] * layout.class_rate * QUEUED_SCALE_S,
+        slack=classes["class_slack"] / 10.0,
+        ttft_share=classes["queue_wait"],
     )
+
+
+@kernel
+def _write_factors(capacity: Array, share: Array, active: Array, ceiling: Array, factors: Array) -> None:
+    """Write the factors of ``routing_factors``; all arrays are of the pools of one phase."""
+    for group in range(factors.shape[0]):
+        largest = 0.0
+        for pool in range(factors.shape[1]):
+            available = capacity[group, pool] * active[pool] * ceiling[pool]
+            factor = 0.0
+            if available > 0.0 and share[group, pool] > 0.0:
+                factor = share[group, pool] / max(available, 1e-300)
+            factors[group, pool] = factor
+            largest = max(largest, factor)
+        for pool in range(factors.shape[1]):
+            # Where no wanted pool is available the site decides: all factors equal.
+            relative = max(factors[group, pool] / max(largest, 1e-300), STARVED) if largest > 0.0 else 1.0
+            factors[group, pool] = relative * FAVOURED
 
 
 def routing_factors(facts: Facts, phase: int, share: Array, active: Array, clock: Array) -> Array:
@@ -174,14 +229,11 @@ def routing_factors(facts: Facts, phase: int, share: Array, active: Array, clock
         float64[groups, pools of the phase], the largest of each group at the lever's upper end.
     """
     members = facts.members[phase]
-    capacity = facts.params.capacity[phase][:, members] * active[members]
-    if phase == PREFILL:
-        capacity = capacity * clock[members]
-    factor = np.where((capacity > 0.0) & (share > 0.0), share / np.maximum(capacity, 1e-300), 0.0)
-    largest = factor.max(axis=1, keepdims=True)
-    # Where no wanted pool is available the site decides: all factors equal.
-    relative = np.maximum(factor / np.maximum(largest, 1e-300), STARVED)
-    return np.asarray(np.where(largest > 0.0, relative, 1.0) * np.exp(ROUTING_GAIN))
+    capacity = facts.capacity[phase]
+    factors = np.empty(capacity.shape)
+    ceiling = clock[members] if phase == PREFILL else np.ones(len(members))
+    _write_factors(capacity, share, active[members], ceiling, factors)
+    return factors
 
 
 class Rule(ABC):
@@ -243,7 +295,9 @@ class Rule(ABC):
         memory = np.zeros((len(rows), self.memory_size)) if state is None else np.array(state, dtype=np.float64)
         if episode_start is not None:
             memory[np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), len(rows))] = 0.0
-        actions = np.stack([self.decide(view(self.facts, row), memory[i]) for i, row in enumerate(rows)])
+        actions = np.empty((len(rows), self.facts.action.size), dtype=np.float32)
+        for action, row, remembered in zip(actions, rows, memory, strict=True):
+            action[:] = self.decide(view(self.facts, row), remembered)
         return actions.reshape(*array.shape[:-1], -1), memory
 
 

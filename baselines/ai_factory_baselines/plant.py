@@ -569,6 +569,51 @@ def pool_load(phase: Phase, load: Array, share: Array, pool: int, out: Array) ->
     return math.sqrt(variance) / max(total, 1e-300)
 
 
+@inlined_kernel
+def raised_load(phase: Phase, load: Array, share: Array, pool: int, sigmas: float, out: Array) -> None:
+    """Write the load that reaches a pool, float64[6], when its work is so many standard deviations higher."""
+    spread = pool_load(phase, load, share, pool, out)
+    for column in range(LOAD_COLUMNS):
+        out[column] *= 1.0 + sigmas * spread
+
+
+@kernel
+def served_share(
+    phase: Phase, limits: Limits, load: Array, share: Array, racks: Array, clock: Array, sigmas: float, one: Array
+) -> float:
+    """Return the share of prompts that prefill can serve; arguments as ``phase_watts``."""
+    total = 0.0
+    served = 0.0
+    for pool in range(racks.shape[0]):
+        raised_load(phase, load, share, pool, sigmas, one)
+        total += one[PROMPT]
+        served += one[PROMPT] / max(1.0, strain(phase, limits, pool, one, racks[pool], clock[pool]))
+    return served / total if total > 0.0 else 1.0
+
+
+@kernel
+def phase_watts(
+    phase: Phase, load: Array, share: Array, racks: Array, clock: Array, least: Array, sigmas: float, one: Array
+) -> float:
+    """Return the IT power of a phase's awake racks, W.
+
+    Args:
+        phase: The phase.
+        load: Load, float64[C, G, 6].
+        share: Shares, float64[G, P].
+        racks: Racks awake, float64[P].
+        clock: Clocks, float64[P].
+        least: As in ``pool_watts``, float64[P].
+        sigmas: Standard deviations by which every pool's load is higher.
+        one: Scratch, float64[6].
+    """
+    total = 0.0
+    for pool in range(racks.shape[0]):
+        raised_load(phase, load, share, pool, sigmas, one)
+        total += pool_watts(phase, pool, one, racks[pool], clock[pool], least[pool])
+    return total
+
+
 @kernel
 def level(phase: Phase, load: Array, racks: Array, sums: Array, need: Array, share: Array) -> float:
     """Return a load (float64[C, G, 6]) as a share of what racks (float64[P]) serve at full clock within the SLO.
@@ -807,7 +852,10 @@ class Plant:
         mean: Load of mean demand, float64[classes, G, 6].
         sigma: Relative standard deviation of each class's rate from one step to the next, float64[classes].
         reversion: Share of a deviation from the usual rate that is left one step later, float64[classes].
+        waking_w: IT power a rack adds when it wakes, W, float64[pools].
         tilts: Per phase.
+
+    Its scratch arrays are its own: a plant may be pickled, but not used in two threads at once.
     """
 
     def __init__(self, facts: Facts, ttft_share: float = 0.85) -> None:
@@ -831,13 +879,15 @@ class Plant:
         self.sigma = np.sqrt(change + 2.0 / (EVEN_OUT_S * np.maximum(rate, 1e-9)))
         self.phases = tuple(self._phase(kind, ttft_share) for kind in (PREFILL, DECODE))
         self._isolated = self._isolated_phases()
+        self._wake_w, self._sleep_w = params.power[:, POWER_WAKE_RACK_W], params.power[:, POWER_SLEEP_RACK_W]
+        self.waking_w = self._wake_w - self._sleep_w
         self._total = tuple(facts.racks[members] for members in facts.members)
         self._work = tuple(Work.of(groups, len(members)) for members in facts.members)
         self.tilts = tuple(tilt_candidates(len(facts.members[kind])) for kind in (PREFILL, DECODE))
 
     def load(self, rate: Array) -> Array:
         """Return the load of arrivals per second of each class, float64[classes, G, 6]."""
-        return np.asarray(rate[:, None, None] * self.moments)
+        return np.multiply(rate[:, None, None], self.moments)
 
     def _phase(self, kind: int, ttft_share: float) -> Phase:
         params, members = self.facts.params, self.facts.members[kind]
@@ -994,14 +1044,8 @@ class Plant:
 
     def served(self, load: Array, share: Array, racks: Array, clock: Array, sigmas: float) -> float:
         """Return the share of prompts that prefill can serve when the load is so many deviations higher."""
-        one = np.zeros(LOAD_COLUMNS)
-        total = served = 0.0
-        for pool in range(len(racks)):
-            one *= 1.0 + sigmas * pool_load(self.phases[PREFILL], load, share, pool, one)
-            over = strain(self.phases[PREFILL], BARE_LIMITS, pool, one, racks[pool], clock[pool])
-            total += one[PROMPT]
-            served += one[PROMPT] / max(1.0, over)
-        return served / total if total > 0.0 else 1.0
+        one = self._work[PREFILL].loads[0]
+        return float(served_share(self.phases[PREFILL], BARE_LIMITS, load, share, racks, clock, sigmas, one))
 
     def watts(
         self, kind: int, load: Array, share: Array, racks: Array, clock: Array, least: Array, sigmas: float = 0.0
@@ -1017,12 +1061,8 @@ class Plant:
             least: As in ``pool_watts``, float64[P].
             sigmas: Standard deviations by which every pool's load is higher.
         """
-        one = np.zeros(LOAD_COLUMNS)
-        total = 0.0
-        for pool in range(len(racks)):
-            one *= 1.0 + sigmas * pool_load(self.phases[kind], load, share, pool, one)
-            total += pool_watts(self.phases[kind], pool, one, racks[pool], clock[pool], least[pool])
-        return total
+        one = self._work[kind].loads[0]
+        return float(phase_watts(self.phases[kind], load, share, racks, clock, least, sigmas, one))
 
     def most_watts(self, load: Array, racks: Array, clock: Array, low: Array, high: Array) -> float:
         """Return an upper bound of the IT power of all awake racks, W: see the kernel; arrays are float64[pools]."""
@@ -1047,16 +1087,9 @@ class Plant:
             )
         )
 
-    @property
-    def waking_w(self) -> Array:
-        """IT power a rack adds when it wakes, W, float64[pools]."""
-        power = self.facts.params.power
-        return np.asarray(power[:, POWER_WAKE_RACK_W] - power[:, POWER_SLEEP_RACK_W])
-
     def resting_w(self, waking: Array, asleep: Array) -> float:
         """Return the IT power of racks that are waking and asleep, W."""
-        power = self.facts.params.power
-        return float(waking @ power[:, POWER_WAKE_RACK_W] + asleep @ power[:, POWER_SLEEP_RACK_W])
+        return float(waking @ self._wake_w + asleep @ self._sleep_w)
 
 
 __all__ = ["BARE_LIMITS", "Dispatch", "Limits", "Phase", "Plant", "fill"]

@@ -37,10 +37,8 @@ def from_centre(action: Array, low: Array | float, centre: Array | float, high: 
 
 def to_centre(value: Array | float, low: Array | float, centre: Array | float, high: Array | float) -> Array:
     """Invert ``from_centre``; values outside [low, high] are an error of the caller and map outside [-1, 1]."""
-    value = np.asarray(value, dtype=np.float64)
-    below = (value - centre) / np.maximum(np.asarray(centre) - low, 1e-12)
-    above = (value - centre) / np.maximum(np.asarray(high) - centre, 1e-12)
-    return np.where(value < centre, below, above)
+    beyond = np.asarray(value, dtype=np.float64) - centre
+    return np.asarray(beyond / np.maximum(np.where(beyond < 0.0, centre - low, high - centre), 1e-12))
 
 
 @dataclass(frozen=True)
@@ -147,22 +145,18 @@ class ActionLayout:
         """
         action = np.zeros(self.size)
         if clock is not None and "clock" in self.slices:
-            span = self.slices["clock"]
-            action[span] = to_centre(
-                np.broadcast_to(clock, (span.stop - span.start,)), self.clock_min, NEUTRAL_CLOCK, 1.0
-            )
+            action[self.slices["clock"]] = to_centre(clock, self.clock_min, NEUTRAL_CLOCK, 1.0)
         if racks is not None and "active_racks" in self.slices:
-            pool = self.params.pool
+            least, most = self.params.pool[:, PoolSpec.MIN_ACTIVE], self.params.pool[:, PoolSpec.RACKS]
             # Half a rack below the wanted number rounds up to it.
-            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, pool[:, PoolSpec.MIN_ACTIVE])
-            action[self.slices["active_racks"]] = to_centre(
-                aim, pool[:, PoolSpec.MIN_ACTIVE], self._centre_racks(), pool[:, PoolSpec.RACKS]
-            )
+            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, least)
+            action[self.slices["active_racks"]] = to_centre(aim, least, self._centre_racks(), most)
         for name, factor in (("route_prefill", route_prefill), ("route_decode", route_decode)):
             if factor is not None and name in self.slices:
-                with np.errstate(divide="ignore"):
-                    action[self.slices[name]] = np.log(np.asarray(factor, dtype=np.float64)).reshape(-1) / ROUTING_GAIN
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+                # A factor of zero has no logarithm, and is below the lever's smallest anyway.
+                positive = np.maximum(np.asarray(factor, dtype=np.float64), 1e-300)
+                action[self.slices[name]] = np.log(positive).reshape(-1) / ROUTING_GAIN
+        return np.minimum(np.maximum(action, -1.0), 1.0).astype(np.float32)
 
 
 def check_action(action: Array, shape: Sequence[int]) -> Array:
