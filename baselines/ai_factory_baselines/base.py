@@ -27,8 +27,7 @@ FAVOURED = float(np.exp(ROUTING_GAIN))
 """The lever's largest factor."""
 
 POOL_BLOCKS = tuple(name for name, length, _ in BLOCKS if length == "pools")
-CLASS_BLOCKS = tuple(name for name, length, _ in BLOCKS if length == "classes")
-"""Blocks with a number per pool and per class; each kind lies together in the observation and is read as one table."""
+"""Blocks with a number per pool: they lie side by side in the observation and are read as one table."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Facts:
         members: Pools of each phase, by phase.
         capacity: Capacity of a rack of each pool of a phase per group, by phase, float64[groups, pools of the phase].
         racks: Racks of each pool, float64[pools].
-        pool_scale: What the pool blocks of the observation are multiplied with, float64[blocks, pools].
+        pool_table: Where the pool blocks lie in the observation, one after the other.
+        pool_scale: What they are multiplied with, float64[blocks, pools].
         control_interval_s: Length of a control step.
         clock_min: Lowest clock ceiling.
         sigma: Standard deviation of the logarithm of each class's minute-scale demand, float64[classes].
@@ -55,6 +55,7 @@ class Facts:
     members: tuple[Array, Array]
     capacity: tuple[Array, Array]
     racks: Array
+    pool_table: slice
     pool_scale: Array
     control_interval_s: float
     clock_min: float
@@ -76,6 +77,7 @@ class Facts:
         members = np.flatnonzero(phase == PREFILL), np.flatnonzero(phase == DECODE)
         prefill, decode = (np.ascontiguousarray(params.capacity[k][:, members[k]]) for k in PHASES)
         racks = params.pool[:, PoolSpec.RACKS].copy()
+        blocks = inner.observation_layout.slices
         return cls(
             params=params,
             observation=inner.observation_layout,
@@ -83,6 +85,7 @@ class Facts:
             members=members,
             capacity=(prefill, decode),
             racks=racks,
+            pool_table=slice(blocks[POOL_BLOCKS[0]].start, blocks[POOL_BLOCKS[-1]].stop),
             pool_scale=pool_scale(inner.observation_layout, phase == PREFILL, racks),
             control_interval_s=float(inner.task.control_interval_s),
             clock_min=float(inner.task.site.clock_min),
@@ -165,12 +168,10 @@ def view(facts: Facts, observation: Array) -> View:
     layout = facts.observation
     slices = layout.slices
     numbers = np.asarray(observation, dtype=np.float64)
-    cap_w = numbers.item(slices["cap"].start) * layout.base_cap_w
     announced, time, after, duration = numbers[slices["cap_announced"]].tolist()
-    pool_table = numbers[slices[POOL_BLOCKS[0]].start : slices[POOL_BLOCKS[-1]].stop].reshape(len(POOL_BLOCKS), -1)
-    class_table = numbers[slices[CLASS_BLOCKS[0]].start : slices[CLASS_BLOCKS[-1]].stop].reshape(len(CLASS_BLOCKS), -1)
-    pools = dict(zip(POOL_BLOCKS, pool_table * facts.pool_scale, strict=True))
-    classes = dict(zip(CLASS_BLOCKS, class_table, strict=True))
+    cap_w = numbers.item(slices["cap"].start) * layout.base_cap_w
+    table = numbers[facts.pool_table].reshape(len(POOL_BLOCKS), -1) * facts.pool_scale
+    pools = dict(zip(POOL_BLOCKS, table, strict=True))
     return View(
         cap_w=cap_w,
         next_cap_w=after * layout.base_cap_w if announced > 0.5 else cap_w,
@@ -188,10 +189,10 @@ def view(facts: Facts, observation: Array) -> View:
         waking=np.rint(pools["pool_waking"]),
         draining=np.rint(pools["pool_draining"]),
         asleep=np.rint(pools["pool_asleep"]),
-        rate=classes["class_rate"] * layout.class_rate,
-        queued=classes["class_queued"] * layout.class_rate * QUEUED_SCALE_S,
-        slack=classes["class_slack"] / 10.0,
-        ttft_share=classes["queue_wait"],
+        rate=numbers[slices["class_rate"]] * layout.class_rate,
+        queued=numbers[slices["class_queued"]] * layout.class_rate * QUEUED_SCALE_S,
+        slack=numbers[slices["class_slack"]] / 10.0,
+        ttft_share=numbers[slices["queue_wait"]],
     )
 
 

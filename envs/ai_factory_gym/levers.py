@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,10 +36,28 @@ def from_centre(action: Array, low: Array | float, centre: Array | float, high: 
     )
 
 
-def to_centre(value: Array | float, low: Array | float, centre: Array | float, high: Array | float) -> Array:
-    """Invert ``from_centre``; values outside [low, high] are an error of the caller and map outside [-1, 1]."""
-    beyond = np.asarray(value, dtype=np.float64) - centre
-    return np.asarray(beyond / np.maximum(np.where(beyond < 0.0, centre - low, high - centre), 1e-12))
+class Span(NamedTuple):
+    """The range of a lever with its centre; numbers or arrays of one entry per pool.
+
+    Attributes:
+        centre: What 0 stands for.
+        below: From there to what -1 stands for, above zero.
+        above: The same to what 1 stands for.
+    """
+
+    centre: Array
+    below: Array
+    above: Array
+
+    @classmethod
+    def of(cls, low: Array | float, centre: Array, high: Array | float) -> Span:
+        """Return the span of a lever; a side without any room is as short as can be."""
+        return cls(centre, np.maximum(centre - low, 1e-12), np.maximum(high - centre, 1e-12))
+
+    def to_centre(self, value: Array | float) -> Array:
+        """Invert ``from_centre``; values outside the span are an error of the caller and map outside [-1, 1]."""
+        beyond = value - self.centre
+        return np.asarray(beyond / np.where(beyond < 0.0, self.below, self.above))
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,7 @@ class ActionLayout:
 
     Attributes:
         slices: Lever name to slice of the action vector.
+        spans: Ranges of the levers with a centre other than the middle, one entry per pool.
         size: Length of the action vector.
     """
 
@@ -83,9 +103,16 @@ class ActionLayout:
             begin += sizes[name]
         object.__setattr__(self, "slices", slices)
         object.__setattr__(self, "size", begin)
+        racks, least = self.params.pool[:, PoolSpec.RACKS], self.params.pool[:, PoolSpec.MIN_ACTIVE]
+        spans = {
+            "clock": Span.of(self.clock_min, np.full(len(phase), NEUTRAL_CLOCK), 1.0),
+            "active_racks": Span.of(least, np.maximum(NEUTRAL_AWAKE * racks, least), racks),
+        }
+        object.__setattr__(self, "spans", spans)
         object.__setattr__(self, "_members", {k: np.flatnonzero(phase == k) for k in (PREFILL, DECODE)})
 
     slices: dict[str, slice] = None  # type: ignore[assignment]
+    spans: dict[str, Span] = None  # type: ignore[assignment]
     size: int = 0
 
     def decide(self, action: Array) -> Decision:
@@ -116,13 +143,9 @@ class ActionLayout:
 
     def racks_awake(self, action: Array) -> Array:
         """Return racks wanted awake for actions of the ``active_racks`` lever, same shape."""
-        racks = self.params.pool[:, PoolSpec.RACKS]
-        wanted = from_centre(action, self.params.pool[:, PoolSpec.MIN_ACTIVE], self._centre_racks(), racks)
+        least, most = self.params.pool[:, PoolSpec.MIN_ACTIVE], self.params.pool[:, PoolSpec.RACKS]
+        wanted = from_centre(action, least, self.spans["active_racks"].centre, most)
         return np.asarray(np.ceil(wanted - 1e-6))
-
-    def _centre_racks(self) -> Array:
-        racks, least = self.params.pool[:, PoolSpec.RACKS], self.params.pool[:, PoolSpec.MIN_ACTIVE]
-        return np.maximum(NEUTRAL_AWAKE * racks, least)
 
     def encode(
         self,
@@ -145,12 +168,11 @@ class ActionLayout:
         """
         action = np.zeros(self.size)
         if clock is not None and "clock" in self.slices:
-            action[self.slices["clock"]] = to_centre(clock, self.clock_min, NEUTRAL_CLOCK, 1.0)
+            action[self.slices["clock"]] = self.spans["clock"].to_centre(clock)
         if racks is not None and "active_racks" in self.slices:
-            least, most = self.params.pool[:, PoolSpec.MIN_ACTIVE], self.params.pool[:, PoolSpec.RACKS]
             # Half a rack below the wanted number rounds up to it.
-            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, least)
-            action[self.slices["active_racks"]] = to_centre(aim, least, self._centre_racks(), most)
+            aim = np.maximum(racks - 0.5, self.params.pool[:, PoolSpec.MIN_ACTIVE])
+            action[self.slices["active_racks"]] = self.spans["active_racks"].to_centre(aim)
         for name, factor in (("route_prefill", route_prefill), ("route_decode", route_decode)):
             if factor is not None and name in self.slices:
                 # A factor of zero has no logarithm, and is below the lever's smallest anyway.
