@@ -67,6 +67,9 @@ LEVEL_STEPS = 24
 LEFT_OVER = 1e-9
 """Share of a group that may be left when all is distributed."""
 
+LEVEL_WIDTH = 1e-8
+"""Half the width of a bracket of the level, as a share of it: below the last bisection."""
+
 BRACKET_STEPS = 10
 """Most evaluations spent on a bracket before a bisection; with fewer the bisection has more to evaluate, no more."""
 
@@ -226,7 +229,7 @@ def sum_classes(load: Array, sums: Array) -> None:
                 sums[group, column] += load[cls, group, column]
 
 
-@kernel
+@inlined_kernel
 def _pour(need: Array, room: Array, order: Array, level: float, share: Array) -> float:
     """Fill pools up to ``level`` x room, longest prompts into the pools that are best for them; return what is left."""
     groups = need.shape[0]
@@ -274,11 +277,9 @@ def _least_level(need: Array, room: Array) -> float:
     return (1.0 - 1e-6) * work / racks
 
 
-@kernel
-def _level_bracket(
-    need: Array, room: Array, order: Array, least: float, most: float, share: Array
-) -> tuple[float, float]:
-    """Return two levels close together: at the first something is left, at the second nothing.
+@inlined_kernel
+def _level_bracket(need: Array, room: Array, order: Array, least: float, share: Array) -> tuple[float, float]:
+    """Return two levels close together: at the first something is left, at the second nothing; inf when none was found.
 
     What is left falls piecewise linearly with the level: secant steps from below, then a step to either side of the root.
 
@@ -286,15 +287,13 @@ def _level_bracket(
         need: As in ``fill``.
         room: As in ``fill``.
         order: As in ``fill``.
-        least: Level at which something is left; 0 will do.
-        most: Level at which nothing is left.
+        least: Level at which something is left.
         share: Scratch, float64[G, P].
     """
-    width = most / 2.0**LEVEL_STEPS
     before, more = 0.0, float(need.shape[0])
-    below, left = 0.0, more
+    below, left = before, more
+    above = math.inf
     probe = least
-    above = most
     for _ in range(BRACKET_STEPS):
         rest = _pour(need, room, order, probe, share)
         if rest > LEFT_OVER:
@@ -302,16 +301,17 @@ def _level_bracket(
             below, left = probe, rest
         else:
             above = probe
-        if above - below <= 2.0 * width:
+        width = LEVEL_WIDTH * probe
+        if above - below <= 4.0 * width:
             break
-        root = below + left * (below - before) / (more - left)
-        probe = root + width if root + width < above else root - width
+        root = below + (left - LEFT_OVER) * (below - before) / (more - left)
+        probe = root + width if root + 2.0 * width < above else root - width
         if not below < probe < above:
-            probe = 0.5 * (below + above)
+            probe = 0.5 * (below + min(above, 3.0 * below))
     return below, above
 
 
-@kernel
+@inlined_kernel
 def fill(need: Array, room: Array, order: Array, share: Array) -> float:
     """Distribute groups over pools by comparative advantage, every pool filled to the same share of its room.
 
@@ -326,15 +326,16 @@ def fill(need: Array, room: Array, order: Array, share: Array) -> float:
     Returns:
         The common filling level; inf when some group can go nowhere.
     """
-    least = _least_level(need, room)
+    below = above = _least_level(need, room)
+    if below < math.inf:
+        below, above = _level_bracket(need, room, order, below, share)
+    low = 0.0
     high = 1e-3
-    while high < least or _pour(need, room, order, high, share) > LEFT_OVER:
+    while not high > below or (high < above and _pour(need, room, order, high, share) > LEFT_OVER):
         high *= 2.0
         if high > 1e9:
             _pour(need, room, order, 0.5 * high, share)
             return math.inf
-    below, above = _level_bracket(need, room, order, least, high, share)
-    low = 0.0
     for _ in range(LEVEL_STEPS):
         middle = 0.5 * (low + high)
         if middle <= below or (middle < above and _pour(need, room, order, middle, share) > LEFT_OVER):
@@ -345,39 +346,38 @@ def fill(need: Array, room: Array, order: Array, share: Array) -> float:
     return high
 
 
-@kernel
+@inlined_kernel
 def _batch_excess(perf: Array, tokens_per_s: float, context: float, clock: float, batch: float) -> float:
     """Return tokens per iteration that a batch emits beyond those wanted; negative while the batch is too small."""
     iteration_s = decode_iteration_s(perf, max(1.0, batch), context, clock)[0]
     return batch * perf[DECODE_TOKENS_PER_ITERATION] - tokens_per_s * iteration_s
 
 
-@kernel
+@inlined_kernel
 def _batch_bracket(perf: Array, tokens_per_s: float, context: float, clock: float, most: float) -> tuple[float, float]:
     """Return two batches close together, the first too small, the second sufficient; as ``_level_bracket``."""
-    width = most / 2.0**BATCH_STEPS
-    above, over = most, _batch_excess(perf, tokens_per_s, context, clock, most)
-    if over < 0.0:
-        return most, most
-    below, under = 0.0, _batch_excess(perf, tokens_per_s, context, clock, 0.0)
-    for step in range(BRACKET_STEPS):
-        root = below - under * (above - below) / (over - under)
-        # The excess bends little: from the third step on the root is known to less than the width.
-        side = 0.0 if step < 2 else width
-        probe = root - side if root - side > below else root + side
-        if not below < probe < above:
-            probe = 0.5 * (below + above)
+    width = most / 2.0 ** (BATCH_STEPS + 3)
+    below, above = 0.0, math.inf
+    last, lack = 0.0, _batch_excess(perf, tokens_per_s, context, clock, 0.0)
+    # Little's law with the iteration of a single request; the true one takes longer.
+    probe = min(most, -lack / perf[DECODE_TOKENS_PER_ITERATION])
+    for _ in range(BRACKET_STEPS):
         excess = _batch_excess(perf, tokens_per_s, context, clock, probe)
         if excess < 0.0:
-            below, under = probe, excess
+            below = probe
         else:
-            above, over = probe, excess
-        if above - below <= 2.0 * width:
+            above = probe
+        if above - below <= 4.0 * width or below >= most:
             break
+        root = probe - excess * (probe - last) / (excess - lack)
+        last, lack = probe, excess
+        probe = min(most, root + width if root + 2.0 * width < above else root - width)
+        if not below < probe < above:
+            probe = 0.5 * (below + min(above, most))
     return below, above
 
 
-@kernel
+@inlined_kernel
 def decode_batch(perf: Array, tokens_per_s: float, context: float, clock: float, most: float) -> float:
     """Return the batch of a replica that emits ``tokens_per_s``; ``most`` when it cannot.
 
@@ -529,7 +529,7 @@ def keeps_limits(phase: Phase, limits: Limits, pool: int, load: Array, racks: fl
     return own_s <= tpot_s and batch >= tokens * own_s
 
 
-@kernel
+@inlined_kernel
 def lowest_clock(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, floor: float) -> float:
     """Return the lowest clock from ``floor`` up at which a pool keeps its limits; 1 when none does."""
     if keeps_limits(phase, limits, pool, load, racks, floor):
