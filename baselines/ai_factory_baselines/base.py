@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,12 @@ FAVOURED = float(np.exp(ROUTING_GAIN))
 
 POOL_BLOCKS = tuple(name for name, length, _ in BLOCKS if length == "pools")
 """Blocks with a number per pool: they lie side by side in the observation and are read as one table."""
+
+BUSY, BATCH, KV, WAIT, TPOT, CLOCK = (
+    POOL_BLOCKS.index(f"pool_{name}") for name in ("busy", "batch", "kv", "wait", "tpot", "clock")
+)
+RACK_COUNTS = [POOL_BLOCKS.index(f"pool_{name}") for name in ("active", "waking", "draining", "asleep")]
+"""Rows of that table; those of rack counts together."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,7 @@ def pool_scale(layout: ObservationLayout, prefill: Array, racks: Array) -> Array
     return np.array([np.broadcast_to(scales.get(name, 1.0), racks.shape) for name in POOL_BLOCKS])
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """One observation in physical units. Pool arrays have one entry per pool, class arrays one per class.
 
     Attributes:
@@ -170,8 +175,8 @@ def view(facts: Facts, observation: Array) -> View:
     numbers = np.asarray(observation, dtype=np.float64)
     announced, time, after, duration = numbers[slices["cap_announced"]].tolist()
     cap_w = numbers.item(slices["cap"].start) * layout.base_cap_w
-    table = numbers[facts.pool_table].reshape(len(POOL_BLOCKS), -1) * facts.pool_scale
-    pools = dict(zip(POOL_BLOCKS, table, strict=True))
+    pools = numbers[facts.pool_table].reshape(facts.pool_scale.shape) * facts.pool_scale
+    active, waking, draining, asleep = np.rint(pools[RACK_COUNTS])
     return View(
         cap_w=cap_w,
         next_cap_w=after * layout.base_cap_w if announced > 0.5 else cap_w,
@@ -179,16 +184,16 @@ def view(facts: Facts, observation: Array) -> View:
         next_cap_duration_s=duration * DURATION_SCALE_S if announced > 0.5 else 0.0,
         power_w=numbers.item(slices["power"].start) * layout.base_cap_w,
         braked=numbers.item(slices["brake"].start) > 0.5,
-        busy=pools["pool_busy"],
-        batch=pools["pool_batch"],
-        kv=pools["pool_kv"],
-        wait_s=pools["pool_wait"],
-        tpot_s=pools["pool_tpot"],
-        clock=pools["pool_clock"],
-        active=np.rint(pools["pool_active"]),
-        waking=np.rint(pools["pool_waking"]),
-        draining=np.rint(pools["pool_draining"]),
-        asleep=np.rint(pools["pool_asleep"]),
+        busy=pools[BUSY],
+        batch=pools[BATCH],
+        kv=pools[KV],
+        wait_s=pools[WAIT],
+        tpot_s=pools[TPOT],
+        clock=pools[CLOCK],
+        active=active,
+        waking=waking,
+        draining=draining,
+        asleep=asleep,
         rate=numbers[slices["class_rate"]] * layout.class_rate,
         queued=numbers[slices["class_queued"]] * layout.class_rate * QUEUED_SCALE_S,
         slack=numbers[slices["class_slack"]] / 10.0,

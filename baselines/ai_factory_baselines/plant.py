@@ -220,6 +220,15 @@ def spare_slow(phase: Phase, lowest: float, need: Array) -> bool:
 
 
 @inlined_kernel
+def scaled_load(load: Array, factor: float, out: Array) -> None:
+    """Write a load times a factor, float64[C, G, 6]."""
+    for cls in range(load.shape[0]):
+        for group in range(load.shape[1]):
+            for column in range(LOAD_COLUMNS):
+                out[cls, group, column] = load[cls, group, column] * factor
+
+
+@inlined_kernel
 def sum_classes(load: Array, sums: Array) -> None:
     """Write the load of all classes, float64[G, 6]."""
     sums[:] = 0.0
@@ -577,17 +586,17 @@ def raised_load(phase: Phase, load: Array, share: Array, pool: int, sigmas: floa
         out[column] *= 1.0 + sigmas * spread
 
 
-@kernel
+@inlined_kernel
 def served_share(
-    phase: Phase, limits: Limits, load: Array, share: Array, racks: Array, clock: Array, sigmas: float, one: Array
+    phase: Phase, load: Array, share: Array, racks: Array, clock: Array, sigmas: float, one: Array
 ) -> float:
-    """Return the share of prompts that prefill can serve; arguments as ``phase_watts``."""
+    """Return the share of prompts that prefill can serve at its very limits; arguments as ``phase_watts``."""
     total = 0.0
     served = 0.0
     for pool in range(racks.shape[0]):
         raised_load(phase, load, share, pool, sigmas, one)
         total += one[PROMPT]
-        served += one[PROMPT] / max(1.0, strain(phase, limits, pool, one, racks[pool], clock[pool]))
+        served += one[PROMPT] / max(1.0, strain(phase, BARE_LIMITS, pool, one, racks[pool], clock[pool]))
     return served / total if total > 0.0 else 1.0
 
 
@@ -612,6 +621,69 @@ def phase_watts(
         raised_load(phase, load, share, pool, sigmas, one)
         total += pool_watts(phase, pool, one, racks[pool], clock[pool], least[pool])
     return total
+
+
+@kernel
+def facility_watts(site: Array, it_w: float) -> float:
+    """Return facility power for an IT power, W; ``site`` holds the constants of the site."""
+    load = it_w / site[SiteSpec.IT_NAMEPLATE_W]
+    ratio: float = pue(
+        site[SiteSpec.PUE_BASE],
+        site[SiteSpec.PUE_KELVIN],
+        site[SiteSpec.OUTDOOR_C],
+        load,
+        site[SiteSpec.PUE_FREE_COOLING_C],
+        site[SiteSpec.PUE_FIXED_SHARE],
+    )
+    return it_w * ratio
+
+
+@kernel
+def expected_watts(
+    prefill: Phase,
+    decode: Phase,
+    site: Array,
+    load: Array,
+    prefill_share: Array,
+    decode_share: Array,
+    prefill_racks: Array,
+    decode_racks: Array,
+    prefill_clock: Array,
+    decode_clock: Array,
+    prefill_least: Array,
+    decode_least: Array,
+    resting_w: float,
+    sigmas: float,
+    emitted: Array,
+    one: Array,
+) -> float:
+    """Return facility power when decode gets what prefill can serve of a load, W.
+
+    Args:
+        prefill: The phase; its share, racks, clock and least are as in ``phase_watts``.
+        decode: The phase; likewise.
+        site: Constants of the site.
+        load: Load, float64[C, G, 6].
+        prefill_share: float64[G, P].
+        decode_share: float64[G, P].
+        prefill_racks: float64[P].
+        decode_racks: float64[P].
+        prefill_clock: float64[P].
+        decode_clock: float64[P].
+        prefill_least: float64[P].
+        decode_least: float64[P].
+        resting_w: IT power of the racks that are not awake, W.
+        sigmas: Standard deviations by which every pool's load is higher.
+        emitted: Scratch, float64[C, G, 6].
+        one: Scratch, float64[6].
+    """
+    served = served_share(prefill, load, prefill_share, prefill_racks, prefill_clock, sigmas, one)
+    scaled_load(load, served, emitted)
+    it_w = resting_w + phase_watts(
+        prefill, load, prefill_share, prefill_racks, prefill_clock, prefill_least, sigmas, one
+    )
+    it_w += phase_watts(decode, emitted, decode_share, decode_racks, decode_clock, decode_least, sigmas, one)
+    return facility_watts(site, it_w)
 
 
 @kernel
@@ -797,10 +869,7 @@ def plan_racks(
         scratch: Scratch, float64[2, 6].
     """
     for index in range(levels.shape[0]):
-        for cls in range(load.shape[0]):
-            for group in range(load.shape[1]):
-                for column in range(LOAD_COLUMNS):
-                    part[cls, group, column] = load[cls, group, column] * levels[index]
+        scaled_load(load, levels[index], part)
         sum_classes(part, sums)
         racks_worth(phase, sums, need)
         best = math.inf
@@ -877,11 +946,12 @@ class Plant:
         # Change of an Ornstein-Uhlenbeck process over a step, and Poisson noise over the time that queues even out.
         change = 2.0 * facts.sigma**2 * (1.0 - self.reversion)
         self.sigma = np.sqrt(change + 2.0 / (EVEN_OUT_S * np.maximum(rate, 1e-9)))
-        self.phases = tuple(self._phase(kind, ttft_share) for kind in (PREFILL, DECODE))
+        self.phases = self._phase(PREFILL, ttft_share), self._phase(DECODE, ttft_share)
         self._isolated = self._isolated_phases()
         self._wake_w, self._sleep_w = params.power[:, POWER_WAKE_RACK_W], params.power[:, POWER_SLEEP_RACK_W]
         self.waking_w = self._wake_w - self._sleep_w
         self._total = tuple(facts.racks[members] for members in facts.members)
+        self._emitted = np.zeros_like(self.mean)
         self._work = tuple(Work.of(groups, len(members)) for members in facts.members)
         self.tilts = tuple(tilt_candidates(len(facts.members[kind])) for kind in (PREFILL, DECODE))
 
@@ -1042,10 +1112,31 @@ class Plant:
             out.append(decode._replace(tpot_s=np.full(len(capacity), limits[1])))
         return out
 
-    def served(self, load: Array, share: Array, racks: Array, clock: Array, sigmas: float) -> float:
-        """Return the share of prompts that prefill can serve when the load is so many deviations higher."""
-        one = self._work[PREFILL].loads[0]
-        return float(served_share(self.phases[PREFILL], BARE_LIMITS, load, share, racks, clock, sigmas, one))
+    def expected_w(
+        self,
+        load: Array,
+        share: tuple[Array, Array],
+        racks: tuple[Array, Array],
+        clock: tuple[Array, Array],
+        least: tuple[Array, Array],
+        resting_w: float,
+        sigmas: float,
+    ) -> float:
+        """Return facility power when decode gets what prefill can serve of a load, W; see ``watts``, all by phase."""
+        watts = expected_watts(
+            *self.phases,
+            self.facts.params.site,
+            load,
+            *share,
+            *racks,
+            *clock,
+            *least,
+            resting_w,
+            sigmas,
+            self._emitted,
+            self._work[DECODE].loads[0],
+        )
+        return float(watts)
 
     def watts(
         self, kind: int, load: Array, share: Array, racks: Array, clock: Array, least: Array, sigmas: float = 0.0
@@ -1075,17 +1166,7 @@ class Plant:
 
     def facility_w(self, it_w: float) -> float:
         """Return facility power for an IT power, W."""
-        site = self.facts.params.site
-        return it_w * float(
-            pue(
-                site[SiteSpec.PUE_BASE],
-                site[SiteSpec.PUE_KELVIN],
-                site[SiteSpec.OUTDOOR_C],
-                it_w / site[SiteSpec.IT_NAMEPLATE_W],
-                site[SiteSpec.PUE_FREE_COOLING_C],
-                site[SiteSpec.PUE_FIXED_SHARE],
-            )
-        )
+        return float(facility_watts(self.facts.params.site, it_w))
 
     def resting_w(self, waking: Array, asleep: Array) -> float:
         """Return the IT power of racks that are waking and asleep, W."""

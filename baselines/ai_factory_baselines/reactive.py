@@ -528,13 +528,11 @@ class Reactive(Rule):
         batch = np.zeros(len(decode)) if settled else seen.batch[decode]
         awake = seen.active + seen.draining
         resting_w = self.plant.resting_w(waking, np.maximum(0.0, self.facts.racks - awake - waking))
+        racks = awake[prefill], awake[decode]
 
         def predict(share: tuple[Array, Array], clock: Array) -> float:
-            served = self.plant.served(load, share[PREFILL], awake[prefill], clock[prefill], sigmas)
-            it_w = resting_w
-            for k, part, members, least in ((PREFILL, load, prefill, queued), (DECODE, load * served, decode, batch)):
-                it_w += self.plant.watts(k, part, share[k], awake[members], clock[members], least, sigmas)
-            return self.plant.facility_w(it_w)
+            clocks = clock[prefill], clock[decode]
+            return self.plant.expected_w(load, share, racks, clocks, (queued, batch), resting_w, sigmas)
 
         return predict
 

@@ -21,6 +21,7 @@ import numpy as np
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Params, PoolSpec
 from ai_factory_gym.engine.simulator import Decision
 from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.jit import kernel
 
 ROUTING_GAIN = 4.0
 NEUTRAL_CLOCK = 0.75
@@ -56,8 +57,17 @@ class Span(NamedTuple):
 
     def to_centre(self, value: Array | float) -> Array:
         """Invert ``from_centre``; values outside the span are an error of the caller and map outside [-1, 1]."""
-        beyond = value - self.centre
-        return np.asarray(beyond / np.where(beyond < 0.0, self.below, self.above))
+        values = np.full(self.centre.shape, value, dtype=np.float64)
+        _write_centred(values, self.centre, self.below, self.above, values)
+        return values
+
+
+@kernel
+def _write_centred(values: Array, centre: Array, below: Array, above: Array, out: Array) -> None:
+    """Write where values lie between -1 and 1; all arrays are float64[pools], ``out`` may be ``values``."""
+    for pool in range(values.shape[0]):
+        beyond = values[pool] - centre[pool]
+        out[pool] = beyond / (below[pool] if beyond < 0.0 else above[pool])
 
 
 @dataclass(frozen=True)
