@@ -687,7 +687,7 @@ def expected_watts(
 
 
 @kernel
-def level(phase: Phase, load: Array, racks: Array, sums: Array, need: Array, share: Array) -> float:
+def load_level(phase: Phase, load: Array, racks: Array, sums: Array, need: Array, share: Array) -> float:
     """Return a load (float64[C, G, 6]) as a share of what racks (float64[P]) serve at full clock within the SLO.
 
     ``sums``, ``need`` and ``share`` are scratch, as in ``Work``.
@@ -922,6 +922,8 @@ class Plant:
         sigma: Relative standard deviation of each class's rate from one step to the next, float64[classes].
         reversion: Share of a deviation from the usual rate that is left one step later, float64[classes].
         waking_w: IT power a rack adds when it wakes, W, float64[pools].
+        total: Racks of each pool, per phase.
+        work: Scratch of the kernels, per phase.
         tilts: Per phase.
 
     Its scratch arrays are its own: a plant may be pickled, but not used in two threads at once.
@@ -950,9 +952,9 @@ class Plant:
         self._isolated = self._isolated_phases()
         self._wake_w, self._sleep_w = params.power[:, POWER_WAKE_RACK_W], params.power[:, POWER_SLEEP_RACK_W]
         self.waking_w = self._wake_w - self._sleep_w
-        self._total = tuple(facts.racks[members] for members in facts.members)
+        self.total = tuple(facts.racks[members] for members in facts.members)
         self._emitted = np.zeros_like(self.mean)
-        self._work = tuple(Work.of(groups, len(members)) for members in facts.members)
+        self.work = tuple(Work.of(groups, len(members)) for members in facts.members)
         self.tilts = tuple(tilt_candidates(len(facts.members[kind])) for kind in (PREFILL, DECODE))
 
     def load(self, rate: Array) -> Array:
@@ -1027,13 +1029,13 @@ class Plant:
 
     def level(self, kind: int, load: Array) -> float:
         """Return a load as a share of what all racks of a phase serve at full clock within the SLO."""
-        work = self._work[kind]
-        return float(level(self.phases[kind], load, self._total[kind], work.sums, work.need, work.share))
+        work = self.work[kind]
+        return float(load_level(self.phases[kind], load, self.total[kind], work.sums, work.need, work.share))
 
     def rack_plan(self, kind: int, limits: Limits, plan_clock: float) -> tuple[Array, Array]:
         """Return load levels, float64[L], and the racks awake per pool that draw least at each, float64[L, P]."""
         members = self.facts.members[kind]
-        total = self._total[kind]
+        total = self.total[kind]
         counts = rack_candidates(self.facts.params.pool[members, PoolSpec.MIN_ACTIVE], total)
         levels = np.linspace(0.0, 1.25, LOAD_LEVELS + 1)[1:]
         load = self.mean / self.level(kind, self.mean)
@@ -1049,7 +1051,7 @@ class Plant:
             plan_clock,
             chosen,
             np.zeros_like(load),
-            *self._work[kind],
+            *self.work[kind],
         )
         return levels, counts[chosen]
 
@@ -1057,7 +1059,7 @@ class Plant:
         """Return the cheapest way to serve a load with the racks of a phase, over its tilts or those given."""
         tilts = self.tilts[phase.kind] if tilts is None else tilts
         share, clock = np.zeros(phase.floor.shape), np.zeros(len(phase.units))
-        watts = dispatch(phase, limits, load, racks, tilts, share, clock, *self._work[phase.kind])
+        watts = dispatch(phase, limits, load, racks, tilts, share, clock, *self.work[phase.kind])
         return Dispatch(share, clock, watts < OVERLOAD_W)
 
     def isolated(self, limits: Limits, load: Array, racks: Array) -> list[Dispatch]:
@@ -1134,7 +1136,7 @@ class Plant:
             resting_w,
             sigmas,
             self._emitted,
-            self._work[DECODE].loads[0],
+            self.work[DECODE].loads[0],
         )
         return float(watts)
 
@@ -1152,7 +1154,7 @@ class Plant:
             least: As in ``pool_watts``, float64[P].
             sigmas: Standard deviations by which every pool's load is higher.
         """
-        one = self._work[kind].loads[0]
+        one = self.work[kind].loads[0]
         return float(phase_watts(self.phases[kind], load, share, racks, clock, least, sigmas, one))
 
     def most_watts(self, load: Array, racks: Array, clock: Array, low: Array, high: Array) -> float:

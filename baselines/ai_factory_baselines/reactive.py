@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors
-from ai_factory_baselines.plant import OUTPUT, Limits, Plant
+from ai_factory_baselines.plant import OUTPUT, OVERLOAD_W, Limits, Phase, Plant, dispatch, load_level
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 from ai_factory_gym.jit import inlined_kernel, kernel
@@ -193,7 +193,7 @@ def _planned(levels: Array, plan: Array, level: float, pool: int) -> float:
     return float(math.ceil(racks - 1e-6))
 
 
-@kernel
+@inlined_kernel
 def _follow_plan(
     levels: Array,
     plan: Array,
@@ -229,6 +229,88 @@ def _follow_plan(
             up, keep = max(up, most), max(keep, most)
         low_steps[pool] = low_steps[pool] + 1.0 if keep < awake[place] else 0.0
         racks[pool] = keep if low_steps[pool] > hold else max(awake[place], up)
+
+
+@kernel
+def _plan_racks(
+    phase: Phase,
+    limits: Limits,
+    tilts: Array,
+    levels: Array,
+    plan: Array,
+    slow: Array,
+    before: Array,
+    fast: Array,
+    lead: float,
+    lead_steps: float,
+    wake_margin: float,
+    sleep_margin: float,
+    hold: float,
+    highest_clock: float,
+    members: Array,
+    total: Array,
+    awake: Array,
+    trend: Array,
+    low_steps: Array,
+    racks: Array,
+    share: Array,
+    clock: Array,
+    sums: Array,
+    need: Array,
+    room: Array,
+    tried_share: Array,
+    tried_clock: Array,
+    loads: Array,
+) -> None:
+    """Write the racks wanted awake in the pools of a phase.
+
+    The plan is read at the slow load, brought forward by its own lag and by the time a rack takes to wake. Only when the
+    racks awake cannot serve the fast load within the planned clock is it read at that.
+
+    Args:
+        phase: The phase.
+        limits: Its limits.
+        tilts: Its tilts, float64[T, P].
+        levels: Load levels of the plan, float64[L].
+        plan: Racks awake at each, float64[L, P].
+        slow: Slowly smoothed load, float64[C, G, 6].
+        before: The same one step earlier.
+        fast: Fast smoothed load, likewise.
+        lead: How much of the trend is added to the level of the slow load.
+        lead_steps: Steps the trend goes on for.
+        wake_margin: Load above the expected one for which racks are woken.
+        sleep_margin: Further load above that for which they are kept awake.
+        hold: Steps the load must have been low before racks sleep.
+        highest_clock: Clock above which the racks awake do not suffice.
+        members: Pools of the phase, int64[P].
+        total: Racks, float64[P].
+        awake: Racks awake or waking, float64[P].
+        trend: Updated: change of the level per step, by phase, float64[2].
+        low_steps: Updated: for how many steps the load has been low, float64[pools].
+        racks: Written: racks wanted, float64[pools].
+        share: Scratch; this and what follows as in ``dispatch``.
+        clock: Scratch.
+        sums: Scratch.
+        need: Scratch.
+        room: Scratch.
+        tried_share: Scratch.
+        tried_clock: Scratch.
+        loads: Scratch.
+    """
+    level = load_level(phase, slow, total, sums, need, share)
+    change = level - load_level(phase, before, total, sums, need, share)
+    trend[phase.kind] += TREND_GAIN * (change - trend[phase.kind])
+    expected = max(0.0, level + lead * trend[phase.kind] * lead_steps) * (1.0 + wake_margin)
+    watts = dispatch(phase, limits, fast, awake, tilts, share, clock, sums, need, room, tried_share, tried_clock, loads)
+    highest = 0.0
+    for place in range(awake.shape[0]):
+        if awake[place] > 0.0:
+            highest = max(highest, clock[place])
+    urgent = 0.0
+    if watts >= OVERLOAD_W or highest > highest_clock:
+        urgent = load_level(phase, fast, total, sums, need, share) * (1.0 + wake_margin)
+    kept = expected * (1.0 + sleep_margin)
+    _follow_plan(levels, plan, expected, kept, urgent, hold, members, awake, low_steps, racks)
 
 
 @kernel
@@ -300,6 +382,7 @@ class Reactive(Rule):
         wake_s = [float(self.facts.params.pool[m, PoolSpec.WAKE_S].max()) for m in self.facts.members]
         self._lead_steps = [s / self.facts.control_interval_s + 1.0 / settings.slow_smoothing for s in wake_s]
         self._longest_tpot_s = settings.tpot_share * self.plant.phases[DECODE].tpot_s
+        self._served = [(np.zeros(phase.floor.shape), np.zeros(len(phase.units))) for phase in self.plant.phases]
         self._least_rate = 1e-3 * self.facts.observation.class_rate
         self._fading = math.exp(-self.facts.control_interval_s / DAY_S)
 
@@ -328,11 +411,9 @@ class Reactive(Rule):
         slow += self.settings.slow_smoothing * (seen.rate - slow)
         now, fast = self.plant.load(slow), self.plant.load(np.maximum(smooth, self._least_rate))
         racks = np.zeros(len(self.facts.racks))
+        awake = seen.active + seen.waking
         for phase in PHASES:
-            level = self.plant.level(phase, now)
-            change = level - self.plant.level(phase, before)
-            trend[phase] += TREND_GAIN * (change - trend[phase])
-            self._plan_racks(phase, level, float(trend[phase]), fast, seen, low_steps, racks)
+            self._plan_racks(phase, (now, before, fast), awake, trend, low_steps, racks)
         # Deviations from the usual rate fade as fast as the class's demand forgets them.
         next_rate = smooth + self.plant.reversion * (seen.rate - smooth)
         load = self.plant.load(np.maximum(next_rate, self._least_rate))
@@ -347,24 +428,32 @@ class Reactive(Rule):
         )
 
     def _plan_racks(
-        self, phase: int, level: float, trend: float, fast: Array, seen: View, low_steps: Array, racks: Array
+        self, phase: int, loads: tuple[Array, Array, Array], awake: Array, trend: Array, low_steps: Array, racks: Array
     ) -> None:
-        """Write the racks wanted awake in a phase, and for how long the load of each of its pools has been low.
-
-        The plan is read at the slow load, brought forward by its own lag and by the time a rack takes to wake. Only when
-        the racks awake cannot serve the fast load within the planned clock is it read at that.
-        """
-        members = self.facts.members[phase]
+        """Write the racks wanted awake in a phase: see the kernel; ``awake`` is float64[pools]."""
         chosen = self.settings
-        expected = max(0.0, level + chosen.lead * trend * self._lead_steps[phase]) * (1.0 + chosen.wake_margin)
-        awake = (seen.active + seen.waking)[members]
-        served = self.plant.dispatch(self.plant.phases[phase], self._limits[phase], fast, awake)
-        clock = max((c for c, n in zip(served.clock.tolist(), awake.tolist(), strict=True) if n > 0.0), default=0.0)
-        urgent = 0.0
-        if not served.sufficient or clock > chosen.plan_clock + CLOCK_SLACK:
-            urgent = self.plant.level(phase, fast) * (1.0 + chosen.wake_margin)
-        kept = expected * (1.0 + chosen.sleep_margin)
-        _follow_plan(*self._plans[phase], expected, kept, urgent, chosen.sleep_hold, members, awake, low_steps, racks)
+        members = self.facts.members[phase]
+        _plan_racks(
+            self.plant.phases[phase],
+            self._limits[phase],
+            self.plant.tilts[phase],
+            *self._plans[phase],
+            *loads,
+            chosen.lead,
+            self._lead_steps[phase],
+            chosen.wake_margin,
+            chosen.sleep_margin,
+            chosen.sleep_hold,
+            chosen.plan_clock + CLOCK_SLACK,
+            members,
+            self.plant.total[phase],
+            awake[members],
+            trend,
+            low_steps,
+            racks,
+            *self._served[phase],
+            *self.plant.work[phase],
+        )
 
     def _correct(self, phase: int, seen: View, clock: Array, out: Array) -> None:
         """Write clocks, raised where the site is behind the model: a queue to clear, a batch above the expected."""
