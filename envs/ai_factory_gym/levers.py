@@ -13,7 +13,7 @@ A routing weight under 1 % of its group's sum becomes 0; pools without an active
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,6 @@ import numpy as np
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Params, PoolSpec
 from ai_factory_gym.engine.simulator import Decision
 from ai_factory_gym.errors import ConfigError, unknown
-from ai_factory_gym.jit import kernel
 
 ROUTING_GAIN = 4.0
 NEUTRAL_CLOCK = 0.75
@@ -38,7 +37,7 @@ def from_centre(action: Array, low: Array | float, centre: Array | float, high: 
 
 
 class Span(NamedTuple):
-    """The range of a lever with its centre; numbers or arrays of one entry per pool.
+    """The range of a lever with its centre, float64[pools] each.
 
     Attributes:
         centre: What 0 stands for.
@@ -57,17 +56,8 @@ class Span(NamedTuple):
 
     def to_centre(self, value: Array | float) -> Array:
         """Invert ``from_centre``; values outside the span are an error of the caller and map outside [-1, 1]."""
-        values = np.full(self.centre.shape, value, dtype=np.float64)
-        _write_centred(values, self.centre, self.below, self.above, values)
-        return values
-
-
-@kernel
-def _write_centred(values: Array, centre: Array, below: Array, above: Array, out: Array) -> None:
-    """Write where values lie between -1 and 1; all arrays are float64[pools], ``out`` may be ``values``."""
-    for pool in range(values.shape[0]):
-        beyond = values[pool] - centre[pool]
-        out[pool] = beyond / (below[pool] if beyond < 0.0 else above[pool])
+        beyond = value - self.centre
+        return np.asarray(beyond / np.where(beyond < 0.0, self.below, self.above))
 
 
 @dataclass(frozen=True)
@@ -114,15 +104,12 @@ class ActionLayout:
         object.__setattr__(self, "slices", slices)
         object.__setattr__(self, "size", begin)
         racks, least = self.params.pool[:, PoolSpec.RACKS], self.params.pool[:, PoolSpec.MIN_ACTIVE]
-        spans = {
-            "clock": Span.of(self.clock_min, np.full(len(phase), NEUTRAL_CLOCK), 1.0),
-            "active_racks": Span.of(least, np.maximum(NEUTRAL_AWAKE * racks, least), racks),
-        }
-        object.__setattr__(self, "spans", spans)
+        self.spans["clock"] = Span.of(self.clock_min, np.full(len(phase), NEUTRAL_CLOCK), 1.0)
+        self.spans["active_racks"] = Span.of(least, np.maximum(NEUTRAL_AWAKE * racks, least), racks)
         object.__setattr__(self, "_members", {k: np.flatnonzero(phase == k) for k in (PREFILL, DECODE)})
 
     slices: dict[str, slice] = None  # type: ignore[assignment]
-    spans: dict[str, Span] = None  # type: ignore[assignment]
+    spans: dict[str, Span] = field(default_factory=dict, init=False, repr=False, compare=False)
     size: int = 0
 
     def decide(self, action: Array) -> Decision:
@@ -181,7 +168,7 @@ class ActionLayout:
             action[self.slices["clock"]] = self.spans["clock"].to_centre(clock)
         if racks is not None and "active_racks" in self.slices:
             # Half a rack below the wanted number rounds up to it.
-            aim = np.maximum(racks - 0.5, self.params.pool[:, PoolSpec.MIN_ACTIVE])
+            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, self.params.pool[:, PoolSpec.MIN_ACTIVE])
             action[self.slices["active_racks"]] = self.spans["active_racks"].to_centre(aim)
         for name, factor in (("route_prefill", route_prefill), ("route_decode", route_decode)):
             if factor is not None and name in self.slices:
