@@ -32,7 +32,7 @@ POOL_BLOCKS = tuple(name for name, length, _ in BLOCKS if length == "pools")
 BUSY, BATCH, KV, WAIT, TPOT, CLOCK = (
     POOL_BLOCKS.index(f"pool_{name}") for name in ("busy", "batch", "kv", "wait", "tpot", "clock")
 )
-RACK_COUNTS = [POOL_BLOCKS.index(f"pool_{name}") for name in ("active", "waking", "draining", "asleep")]
+RACK_COUNTS = np.array([POOL_BLOCKS.index(f"pool_{name}") for name in ("active", "waking", "draining", "asleep")])
 """Rows of that table; those of rack counts together."""
 
 
@@ -202,21 +202,26 @@ def view(facts: Facts, observation: Array) -> View:
 
 
 @kernel
-def _write_factors(capacity: Array, share: Array, active: Array, ceiling: Array, factors: Array) -> None:
-    """Write the factors of ``routing_factors``; all arrays are of the pools of one phase."""
+def _write_factors(
+    capacity: Array, share: Array, members: Array, active: Array, clock: Array, clocked: bool, factors: Array
+) -> None:
+    """Write the factors of ``routing_factors``; ``clocked`` says whether capacity counts at the clock ceiling."""
     for group in range(factors.shape[0]):
         largest = 0.0
-        for pool in range(factors.shape[1]):
-            available = capacity[group, pool] * active[pool] * ceiling[pool]
+        for place in range(factors.shape[1]):
+            pool = members[place]
+            available = capacity[group, place] * active[pool]
+            if clocked:
+                available *= clock[pool]
             factor = 0.0
-            if available > 0.0 and share[group, pool] > 0.0:
-                factor = share[group, pool] / max(available, 1e-300)
-            factors[group, pool] = factor
+            if available > 0.0 and share[group, place] > 0.0:
+                factor = share[group, place] / max(available, 1e-300)
+            factors[group, place] = factor
             largest = max(largest, factor)
-        for pool in range(factors.shape[1]):
+        for place in range(factors.shape[1]):
             # Where no wanted pool is available the site decides: all factors equal.
-            relative = max(factors[group, pool] / max(largest, 1e-300), STARVED) if largest > 0.0 else 1.0
-            factors[group, pool] = relative * FAVOURED
+            relative = max(factors[group, place] / max(largest, 1e-300), STARVED) if largest > 0.0 else 1.0
+            factors[group, place] = relative * FAVOURED
 
 
 def routing_factors(facts: Facts, phase: int, share: Array, active: Array, clock: Array) -> Array:
@@ -234,11 +239,9 @@ def routing_factors(facts: Facts, phase: int, share: Array, active: Array, clock
     Returns:
         float64[groups, pools of the phase], the largest of each group at the lever's upper end.
     """
-    members = facts.members[phase]
     capacity = facts.capacity[phase]
     factors = np.empty(capacity.shape)
-    ceiling = clock[members] if phase == PREFILL else np.ones(len(members))
-    _write_factors(capacity, share, active[members], ceiling, factors)
+    _write_factors(capacity, share, facts.members[phase], active, clock, phase == PREFILL, factors)
     return factors
 
 

@@ -383,6 +383,7 @@ class Reactive(Rule):
         self._lead_steps = [s / self.facts.control_interval_s + 1.0 / settings.slow_smoothing for s in wake_s]
         self._longest_tpot_s = settings.tpot_share * self.plant.phases[DECODE].tpot_s
         self._served = [(np.zeros(phase.floor.shape), np.zeros(len(phase.units))) for phase in self.plant.phases]
+        self._floor = np.full(len(self.facts.racks), lowest)
         self._least_rate = 1e-3 * self.facts.observation.class_rate
         self._fading = math.exp(-self.facts.control_interval_s / DAY_S)
 
@@ -485,7 +486,7 @@ class Reactive(Rule):
             predict = self._bound(seen, load, waking)
         target_w = self._target_w(seen, braked)
         clock = np.zeros(len(self.facts.racks))
-        floor = np.full(len(clock), self.facts.clock_min)
+        floor = self._floor
         comfortable = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
         for k in PHASES:
             self._correct(k, seen, comfortable[k].clock, clock)
@@ -498,7 +499,6 @@ class Reactive(Rule):
             return share, self._between(most, share, floor, np.maximum(top, floor), RELEASE_TARGET * self._cap_w(seen))
         if all(entry.sufficient for entry in comfortable) and predict(share, clock) <= target_w:
             return share, clock
-        least = floor.copy()
         bare = self.plant.dispatch(self.plant.phases[PREFILL], self._bare, load, active[PREFILL])
         fallback: tuple[tuple[Array, Array], Array] | None = None
         for phase in (self.plant.phases[DECODE], *self._relaxed):
