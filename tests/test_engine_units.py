@@ -216,7 +216,7 @@ def advance(engine: Engine, begin: int, end: int) -> None:
 def assert_equal(a: State, b: State, row_a: int = 0, row_b: int = 0, skip: tuple[str, ...] = ()) -> None:
     for name in set(State._fields) - set(skip):
         left, right = getattr(a, name)[row_a], getattr(b, name)[row_b]
-        if name in ("cohort", "heap_key", "heap_slot", "log", "free"):
+        if name in ("cohort", "link", "heap_key", "heap_slot", "log", "free"):
             continue  # places that are not in use hold whatever was there; `content` compares what counts
         np.testing.assert_array_equal(left, right, err_msg=name)
     for left, right in zip(content(a, row_a), content(b, row_b), strict=True):
@@ -228,7 +228,7 @@ def content(state: State, row: int) -> tuple[np.ndarray, ...]:
     busy = state.cohort_int[row, :, 0] != 0
     pieces = [state.cohort[row][busy], state.log[row, : state.site_int[row, SiteInt.LOGGED]]]
     for pool in range(state.pool.shape[1]):
-        for which, size in ((0, PoolInt.READY), (1, PoolInt.SERVING)):
+        for which, size in ((0, PoolInt.READY), (1, PoolInt.DUE)):
             entries = int(state.pool_int[row, pool, size])
             pieces.append(state.heap_key[row, pool, which, :entries])
             pieces.append(state.heap_slot[row, pool, which, :entries])

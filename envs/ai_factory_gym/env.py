@@ -145,7 +145,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """Start an episode; see the class for ``options``."""
         super().reset(seed=seed)
         self.factory.begin([0], [self.np_random], [options])
-        return self._observe(), dict(self.factory.info(0))
+        return self._observe(), self.factory.info(0)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run one control step."""
@@ -155,7 +155,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             float(self.factory.rewards(self._row)[0]),
             bool(self.factory.terminated(self._row)[0]),
             bool(self.factory.truncated(self._row)[0]),
-            dict(self.factory.info(0)),
+            self.factory.info(0),
         )
 
     def render(self) -> str | None:

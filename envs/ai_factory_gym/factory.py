@@ -99,7 +99,7 @@ class Factory:
         self._horizon_s = np.full(rows, task.horizon_s)
         self._closed = np.zeros(rows, dtype=np.bool_)
         self._price = np.full(rows, task.energy_price)
-        self._terms = {name: np.zeros(rows) for name in TERMS}
+        self._terms = np.zeros((rows, len(TERMS)))
 
     def _mean_rate(self) -> Array:
         """Return mean requests/s per class."""
@@ -146,8 +146,7 @@ class Factory:
             self.engine.step(index, neutral)
         for row in rows:
             self.engine.open_window(row)
-            for name in TERMS:
-                self._terms[name][row] = 0.0
+            self._terms[row] = 0.0
 
     def _draw_episode(self, row: int, generator: np.random.Generator, options: dict[str, Any]) -> Episode:
         """Draw everything an episode meets; nothing here depends on what the operator will do."""
@@ -226,16 +225,14 @@ class Factory:
         self._actions[rows] = actions
         self.engine.step(rows, self.action_layout.decide(actions))
         site = self.engine.state.site[rows]
-        terms = self._reward(site, self._price[rows], self._reward_spec)
-        for name, values in terms.items():
-            self._terms[name][rows] = values
+        self._terms[rows] = self._reward(site, self._price[rows], self._reward_spec)
         for row in rows[(site[:, Site.TIME_S] >= self._horizon_s[rows] - 1e-6) & ~self._closed[rows]]:
             self._closed[row] = True
             self.engine.close_window(int(row))
 
     def rewards(self, rows: Array) -> Array:
         """Return the rewards of the last step, float64[n]."""
-        return np.sum([values[rows] for values in self._terms.values()], axis=0)
+        return np.asarray(self._terms[rows].sum(axis=1))
 
     def terminated(self, rows: Array) -> Array:
         """Return whether each row's breaker has tripped, bool[n]; only a site without a brake can."""
@@ -275,19 +272,18 @@ class Factory:
     def info(self, row: int) -> Info:
         """Return the info of one row."""
         state = self.engine.state
-        terms = {name: float(values[row]) for name, values in self._terms.items()}
+        terms = dict(zip(TERMS, self._terms[row].tolist(), strict=True))
         return build_info(state.site[row], state.cls[row], self._names, self.task.site, self._targets, terms)
 
     # ------------------------------------------------------------------------------------------------ snapshots
 
-    def snapshot(self) -> tuple[Snapshot, tuple[Array, ...], dict[str, Array]]:
+    def snapshot(self) -> tuple[Snapshot, tuple[Array, ...]]:
         """Return everything that changes as one value."""
-        mine = (self._actions, self._start_s, self._horizon_s, self._closed, self._price)
-        return self.engine.snapshot(), tuple(a.copy() for a in mine), {k: v.copy() for k, v in self._terms.items()}
+        mine = (self._actions, self._start_s, self._horizon_s, self._closed, self._price, self._terms)
+        return self.engine.snapshot(), tuple(a.copy() for a in mine)
 
-    def restore(self, saved: tuple[Snapshot, tuple[Array, ...], dict[str, Array]]) -> None:
+    def restore(self, saved: tuple[Snapshot, tuple[Array, ...]]) -> None:
         """Go back to a snapshot of a factory of the same task and rows."""
-        engine, mine, terms = saved
+        engine, mine = saved
         self.engine.restore(engine)
-        self._actions, self._start_s, self._horizon_s, self._closed, self._price = (a.copy() for a in mine)
-        self._terms = {k: v.copy() for k, v in terms.items()}
+        self._actions, self._start_s, self._horizon_s, self._closed, self._price, self._terms = (a.copy() for a in mine)

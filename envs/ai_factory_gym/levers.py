@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,35 +28,15 @@ NEUTRAL_AWAKE = 0.85
 LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 
 
-def from_centre(action: Array, low: Array | float, centre: Array | float, high: Array | float) -> Array:
-    """Map -1, 0, 1 to ``low``, ``centre``, ``high``, linearly between."""
-    return np.where(
-        action < 0.0, centre + action * (np.asarray(centre) - low), centre + action * (high - np.asarray(centre))
-    )
+def from_centre(action: Array, below: Array | float, centre: Array | float, above: Array | float) -> Array:
+    """Map -1, 0, 1 to ``centre - below``, ``centre``, ``centre + above``, linearly between."""
+    return np.asarray(centre + action * np.where(action < 0.0, below, above))
 
 
-class Span(NamedTuple):
-    """The range of a lever with its centre, float64[pools] each.
-
-    Attributes:
-        centre: What 0 stands for.
-        below: From there to what -1 stands for, above zero.
-        above: The same to what 1 stands for.
-    """
-
-    centre: Array
-    below: Array
-    above: Array
-
-    @classmethod
-    def of(cls, low: Array | float, centre: Array, high: Array | float) -> Span:
-        """Return the span of a lever; a side without any room is as short as can be."""
-        return cls(centre, np.maximum(centre - low, 1e-12), np.maximum(high - centre, 1e-12))
-
-    def to_centre(self, value: Array | float) -> Array:
-        """Invert ``from_centre``; values outside the span are an error of the caller and map outside [-1, 1]."""
-        beyond = value - self.centre
-        return np.asarray(beyond / np.where(beyond < 0.0, self.below, self.above))
+def to_centre(value: Array | float, below: Array | float, centre: Array | float, above: Array | float) -> Array:
+    """Invert ``from_centre``; values outside its range are an error of the caller and map outside [-1, 1]."""
+    beyond = np.asarray(value, dtype=np.float64) - centre
+    return np.asarray(beyond / np.maximum(np.where(beyond < 0.0, below, above), 1e-12))
 
 
 @dataclass(frozen=True)
@@ -71,8 +50,11 @@ class ActionLayout:
 
     Attributes:
         slices: Lever name to slice of the action vector.
-        spans: Ranges of the levers with a centre other than the middle, one entry per pool.
         size: Length of the action vector.
+        racks: Racks per pool, int64[pools].
+        centre_racks: Racks wanted awake at action 0, float64[pools].
+        racks_below: How many fewer at -1.
+        racks_above: How many more at 1.
     """
 
     params: Params
@@ -104,13 +86,17 @@ class ActionLayout:
         object.__setattr__(self, "slices", slices)
         object.__setattr__(self, "size", begin)
         racks, least = self.params.pool[:, PoolSpec.RACKS], self.params.pool[:, PoolSpec.MIN_ACTIVE]
-        self.spans["clock"] = Span.of(self.clock_min, np.full(len(phase), NEUTRAL_CLOCK), 1.0)
-        self.spans["active_racks"] = Span.of(least, np.maximum(NEUTRAL_AWAKE * racks, least), racks)
-        object.__setattr__(self, "_members", {k: np.flatnonzero(phase == k) for k in (PREFILL, DECODE)})
+        object.__setattr__(self, "racks", racks.astype(np.int64))
+        object.__setattr__(self, "centre_racks", np.maximum(NEUTRAL_AWAKE * racks, least))
+        object.__setattr__(self, "racks_below", self.centre_racks - least)
+        object.__setattr__(self, "racks_above", racks - self.centre_racks)
 
-    slices: dict[str, slice] = None  # type: ignore[assignment]
-    spans: dict[str, Span] = field(default_factory=dict, init=False, repr=False, compare=False)
-    size: int = 0
+    slices: dict[str, slice] = field(init=False)
+    size: int = field(init=False)
+    racks: Array = field(init=False, repr=False)
+    centre_racks: Array = field(init=False, repr=False)
+    racks_below: Array = field(init=False, repr=False)
+    racks_above: Array = field(init=False, repr=False)
 
     def decide(self, action: Array) -> Decision:
         """Translate actions into decisions.
@@ -122,26 +108,28 @@ class ActionLayout:
             The decision, one entry per row.
         """
         rows = len(action)
-        pool = self.params.pool
+        pools = len(self.racks)
         groups = self.params.capacity.shape[1]
-        bias = np.ones((rows, 2, groups, len(pool)))
+        bias = np.ones((rows, 2, groups, pools))
         for name, phase in (("route_prefill", PREFILL), ("route_decode", DECODE)):
             if name in self.slices:
-                members = self._members[phase]  # type: ignore[attr-defined]
-                factor = np.exp(ROUTING_GAIN * action[:, self.slices[name]])
-                bias[:, phase][:, :, members] = factor.reshape(rows, groups, len(members))
-        ceiling = np.ones((rows, len(pool)))
+                factor = np.exp(ROUTING_GAIN * action[:, self.slices[name]]).reshape(rows, groups, -1)
+                # Prefill pools come first.
+                count = factor.shape[2]
+                bias[:, phase, :, slice(0, count) if phase == PREFILL else slice(pools - count, pools)] = factor
+        ceiling = np.ones((rows, pools))
         if "clock" in self.slices:
-            ceiling[:] = from_centre(action[:, self.slices["clock"]], self.clock_min, NEUTRAL_CLOCK, 1.0)
-        racks = np.broadcast_to(pool[:, PoolSpec.RACKS], ceiling.shape)
+            below, above = NEUTRAL_CLOCK - self.clock_min, 1.0 - NEUTRAL_CLOCK
+            ceiling = from_centre(action[:, self.slices["clock"]], below, NEUTRAL_CLOCK, above)
         if "active_racks" in self.slices:
-            racks = self.racks_awake(action[:, self.slices["active_racks"]])
-        return Decision(bias, ceiling, np.full(ceiling.shape, np.inf), racks.astype(np.int64))
+            racks = self.racks_awake(action[:, self.slices["active_racks"]]).astype(np.int64)
+        else:
+            racks = np.tile(self.racks, (rows, 1))
+        return Decision(bias, ceiling, np.full((rows, pools), np.inf), racks)
 
     def racks_awake(self, action: Array) -> Array:
         """Return racks wanted awake for actions of the ``active_racks`` lever, same shape."""
-        least, most = self.params.pool[:, PoolSpec.MIN_ACTIVE], self.params.pool[:, PoolSpec.RACKS]
-        wanted = from_centre(action, least, self.spans["active_racks"].centre, most)
+        wanted = from_centre(action, self.racks_below, self.centre_racks, self.racks_above)
         return np.asarray(np.ceil(wanted - 1e-6))
 
     def encode(
@@ -165,11 +153,13 @@ class ActionLayout:
         """
         action = np.zeros(self.size)
         if clock is not None and "clock" in self.slices:
-            action[self.slices["clock"]] = self.spans["clock"].to_centre(clock)
+            below, above = NEUTRAL_CLOCK - self.clock_min, 1.0 - NEUTRAL_CLOCK
+            action[self.slices["clock"]] = to_centre(clock, below, NEUTRAL_CLOCK, above)
         if racks is not None and "active_racks" in self.slices:
             # Half a rack below the wanted number rounds up to it.
             aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, self.params.pool[:, PoolSpec.MIN_ACTIVE])
-            action[self.slices["active_racks"]] = self.spans["active_racks"].to_centre(aim)
+            centred = to_centre(aim, self.racks_below, self.centre_racks, self.racks_above)
+            action[self.slices["active_racks"]] = centred
         for name, factor in (("route_prefill", route_prefill), ("route_decode", route_decode)):
             if factor is not None and name in self.slices:
                 # A factor of zero has no logarithm, and is below the lever's smallest anyway.

@@ -77,7 +77,7 @@ class Resolution:
 RESOLUTIONS: Mapping[str, Resolution] = {
     "cohort": Resolution("cohort", COHORT, 10.0, (0.5, 0.9), (0.5, 0.9), 60),
     "coarse": Resolution("coarse", COHORT, 30.0, (0.8,), (0.7,), 40),
-    "request": Resolution("request", REQUEST, 1.0, (0.5, 0.9), (0.5, 0.9), 0),
+    "request": Resolution("request", REQUEST, 0.5, (0.5, 0.9), (0.5, 0.9), 0),
 }
 
 

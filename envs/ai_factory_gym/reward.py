@@ -1,4 +1,4 @@
-"""Rewards by name. Each turns one step's totals into a number and its named terms.
+"""Rewards by name. Each turns one step's totals into named terms; the reward is their sum.
 
 ``tokens_per_watt`` is Dinkelbach's linearisation of good tokens per joule: at the best ratio ``lambda`` the best policy of
 ``good - lambda x joules`` is the best policy of the ratio (Dinkelbach, "On nonlinear fractional programming", Management
@@ -43,19 +43,22 @@ class RewardSpec:
     miss_weight: float = MISS_WEIGHT
 
 
-Terms = dict[str, Array]
+TERMS = ("good_tokens", "energy", "missed", "cap", "brake")
+"""Terms of every reward, in the order of their columns."""
+
+_USED = (
+    Site.STEP_GOOD_TOKENS,
+    Site.STEP_ENERGY_J,
+    Site.STEP_MISSED_TOKENS,
+    Site.STEP_MISSED_REFERENCE_J,
+    Site.STEP_CAP_VIOLATION_J,
+    Site.STEP_BRAKE_S,
+    Site.STEP_S,
+    Site.CAP_W,
+)
 
 
-def _constraints(site: Array) -> Terms:
-    """Return the terms every reward shares: energy above the cap and time under the brake."""
-    violation = site[:, Site.STEP_CAP_VIOLATION_J] / (site[:, Site.CAP_W] * site[:, Site.STEP_S])
-    return {
-        "cap": -CAP_WEIGHT * violation,
-        "brake": -BRAKE_WEIGHT * site[:, Site.STEP_BRAKE_S] / site[:, Site.STEP_S],
-    }
-
-
-def tokens_per_watt(site: Array, price: Array, spec: RewardSpec) -> Terms:
+def tokens_per_watt(site: Array, price: Array, spec: RewardSpec) -> Array:
     """Good tokens less priced energy and missed requests, in units of a step's nominal tokens.
 
     Args:
@@ -64,35 +67,30 @@ def tokens_per_watt(site: Array, price: Array, spec: RewardSpec) -> Terms:
         spec: Constants.
 
     Returns:
-        Terms, float64[n] each.
+        float64[n, TERMS].
     """
-    missed = site[:, Site.STEP_MISSED_TOKENS] + price * site[:, Site.STEP_MISSED_REFERENCE_J]
-    return {
-        "good_tokens": site[:, Site.STEP_GOOD_TOKENS] / spec.scale_tokens,
-        "energy": -price * site[:, Site.STEP_ENERGY_J] / spec.scale_tokens,
-        "missed": -spec.miss_weight * missed / spec.scale_tokens,
-        **_constraints(site),
-    }
+    good, energy_j, missed, missed_j, violation_j, brake_s, step_s, cap_w = site.T[_USED, :]
+    terms = np.empty((len(site), len(TERMS)))
+    terms[:, 0] = good / spec.scale_tokens
+    terms[:, 1] = -price * energy_j / spec.scale_tokens
+    terms[:, 2] = -spec.miss_weight * (missed + price * missed_j) / spec.scale_tokens
+    terms[:, 3] = -CAP_WEIGHT * (violation_j / (cap_w * step_s))
+    terms[:, 4] = -BRAKE_WEIGHT * brake_s / step_s
+    return terms
 
 
-def goodput(site: Array, price: Array, spec: RewardSpec) -> Terms:
+def goodput(site: Array, price: Array, spec: RewardSpec) -> Array:
     """Good tokens less missed ones, whatever the energy; arguments as ``tokens_per_watt``."""
-    return {
-        "good_tokens": site[:, Site.STEP_GOOD_TOKENS] / spec.scale_tokens,
-        "energy": np.zeros(len(site)),
-        "missed": -spec.miss_weight * site[:, Site.STEP_MISSED_TOKENS] / spec.scale_tokens,
-        **_constraints(site),
-    }
+    return tokens_per_watt(site, np.zeros(len(price)), spec)
 
 
-REWARDS: Mapping[str, Callable[[Array, Array, RewardSpec], Terms]] = {
+REWARDS: Mapping[str, Callable[[Array, Array, RewardSpec], Array]] = {
     "tokens_per_watt": tokens_per_watt,
     "goodput": goodput,
 }
-TERMS = ("good_tokens", "energy", "missed", "cap", "brake")
 
 
-def reward_function(name: str) -> Callable[[Array, Array, RewardSpec], Terms]:
+def reward_function(name: str) -> Callable[[Array, Array, RewardSpec], Array]:
     """Return a reward by name.
 
     Raises:

@@ -10,7 +10,6 @@ from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     COHORT,
     DECODE,
-    NOBODY,
     PREFILL,
     SIZES,
     Array,
@@ -19,6 +18,7 @@ from ai_factory_gym.engine.layout import (
     ClassSpec,
     Cohort,
     CohortInt,
+    Draw,
     Params,
     Pool,
     PoolInt,
@@ -31,7 +31,8 @@ from ai_factory_gym.engine.layout import (
     State,
 )
 from ai_factory_gym.engine.ledger import take_slot
-from ai_factory_gym.engine.prefill import append, server_seconds
+from ai_factory_gym.engine.lists import append
+from ai_factory_gym.engine.prefill import server_seconds
 from ai_factory_gym.engine.rng import exponential, normal_pair, poisson, uniform
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
@@ -69,7 +70,8 @@ def group_of(params: Params, prompt: float) -> int:
 @inlined_kernel
 def size_class(tokens: float) -> int:
     """Return the power of two below a length: routing tells cohorts apart by it."""
-    return min(SIZES - 1, int(math.log2(max(1.0, tokens))))
+    _, exponent = math.frexp(max(1.0, tokens))
+    return min(SIZES - 1, int(exponent) - 1)
 
 
 @inlined_kernel
@@ -185,6 +187,7 @@ def _enter_request(
     prefill = route(state, row, PREFILL, group, 0, 1.0)
     decode = route(state, row, DECODE, group, 0, 1.0)
     _enter(params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, output, deadline_s, prefill, decode)
+    state.pool[row, prefill, Pool.INFLOW] += 1.0
 
 
 @inlined_kernel
@@ -196,30 +199,28 @@ def _enter_cohort(
     arrival_s: float,
     begin_s: float,
     tick_s: float,
-    count: float,
-    prompt: float,
-    prompt_sq: float,
-    lengths: tuple[float, float, float],
-    deadline_s: float,
     part: int,
     parts: int,
 ) -> None:
-    """Create one of the parts of a cell's cohort of a tick, if anything is in it.
+    """Create one of the parts of a cell's cohort of a tick (``State.draw``), if anything is in it.
 
-    ``count`` is the whole cell's; ``lengths`` are two outputs, of which the part has one, and the share of the longer.
+    A part has one of the cell's two outputs.
     """
-    count = math.floor(count * (part + 1) / parts + 1e-9) - math.floor(count * part / parts + 1e-9)
+    drawn = state.draw[row, place]
+    whole = drawn[Draw.COUNT]
+    count = math.floor(whole * (part + 1) / parts + 1e-9) - math.floor(whole * part / parts + 1e-9)
     if count == 0.0:
         return
     group = int(params.cell[place, Cell.GROUP])
-    short, long, long_share = lengths
-    output = short
-    swing = count * (long - short)
+    prompt = drawn[Draw.PROMPT]
+    prompt_sq = drawn[Draw.PROMPT_SQ]
+    output = drawn[Draw.OUTPUT_SHORT]
+    swing = count * (drawn[Draw.OUTPUT_LONG] - output)
     if swing > 0.0:
         # By turns, and so that the cell's tokens stay within a cohort's of what they should be.
-        owed = state.owed[row, place] + long_share * swing
+        owed = state.owed[row, place] + drawn[Draw.LONG_SHARE] * swing
         if turn(_tick(begin_s, tick_s) * parts + part, place) * swing < owed:
-            output = long
+            output = drawn[Draw.OUTPUT_LONG]
             owed -= swing
         state.owed[row, place] = owed
     # Any one prefill pool measures work: only the ratio between cohorts matters. Prefill pools come first.
@@ -235,7 +236,7 @@ def _enter_cohort(
         prompt,
         prompt_sq,
         output,
-        deadline_s,
+        drawn[Draw.DEADLINE_S],
         route(state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed)),
         route(state, row, DECODE, group, size_class(output), count * output),
     )
@@ -428,33 +429,28 @@ def _parts(params: Params, state: State, row: int) -> int:
 
 
 @kernel
-def _synthetic_cohorts(params: Params, state: State, row: int, begin_s: float, tick_s: float, minute: int) -> None:
-    """Create one tick's cohorts, one per cell (a few while a decode pool is nearly full), spread evenly over the tick."""
-    drawn = state.cell_sums[row]
-    for place in range(drawn.shape[0]):
-        drawn[place, 0], drawn[place, 1] = _cell_count(params, state, row, place, begin_s, tick_s, minute)
-    parts = _parts(params, state, row)
-    cells = drawn.shape[0]
-    for index in range(parts * cells):
-        part = index // cells
-        place = _place(index % cells, begin_s, tick_s, cells)
+def _draw_cells(params: Params, state: State, row: int, begin_s: float, tick_s: float, minute: int) -> None:
+    """Draw what a tick brings of each cell."""
+    for place in range(params.cell.shape[0]):
         cell = params.cell[place]
-        _enter_cohort(
-            params,
-            state,
-            row,
-            place,
-            begin_s + (index + 0.5) / (parts * cells) * tick_s,
-            begin_s,
-            tick_s,
-            drawn[place, 0],
-            cell[Cell.PROMPT],
-            cell[Cell.PROMPT_SQ],
-            (cell[Cell.OUTPUT_SHORT], cell[Cell.OUTPUT_LONG], cell[Cell.LONG_SHARE]),
-            drawn[place, 1],
-            part,
-            parts,
-        )
+        drawn = state.draw[row, place]
+        drawn[Draw.COUNT], drawn[Draw.DEADLINE_S] = _cell_count(params, state, row, place, begin_s, tick_s, minute)
+        drawn[Draw.PROMPT] = cell[Cell.PROMPT]
+        drawn[Draw.PROMPT_SQ] = cell[Cell.PROMPT_SQ]
+        drawn[Draw.OUTPUT_SHORT] = cell[Cell.OUTPUT_SHORT]
+        drawn[Draw.OUTPUT_LONG] = cell[Cell.OUTPUT_LONG]
+        drawn[Draw.LONG_SHARE] = cell[Cell.LONG_SHARE]
+
+
+@kernel
+def _enter_cells(params: Params, state: State, row: int, begin_s: float, tick_s: float) -> None:
+    """Create one tick's cohorts, one per cell (a few while a decode pool is nearly full), spread evenly over the tick."""
+    parts = _parts(params, state, row)
+    cells = params.cell.shape[0]
+    for index in range(parts * cells):
+        arrival_s = begin_s + (index + 0.5) / (parts * cells) * tick_s
+        place = _place(index % cells, begin_s, tick_s, cells)
+        _enter_cohort(params, state, row, place, arrival_s, begin_s, tick_s, index // cells, parts)
 
 
 @kernel
@@ -526,18 +522,17 @@ def _trace_requests(params: Params, state: State, row: int, begin_s: float, tick
 
 
 @kernel
-def _trace_cohorts(params: Params, state: State, row: int, begin_s: float, tick_s: float) -> None:
-    """Create one tick's cohorts of a replayed trace: exact counts and mean prompts per cell, outputs by turns."""
+def _sum_cells(params: Params, state: State, row: int, begin_s: float, tick_s: float) -> None:
+    """Sum up what a tick of a replayed trace brings of each cell: exact count, mean prompt, two outputs."""
     times = params.trace_time
     requests = times.shape[0]
     span_s = params.site[SiteSpec.TRACE_SPAN_S]
     copies = state.shift.shape[1]
     thinned = copies - 1 if params.site[SiteSpec.THIN_FRACTION] < 1.0 else -1
-    cells = params.cell.shape[0]
-    sums = state.cell_sums[row]
-    for place in range(cells):
-        for column in range(sums.shape[1]):
-            sums[place, column] = 0.0
+    draw = state.draw[row]
+    for place in range(draw.shape[0]):
+        for column in range(draw.shape[1]):
+            draw[place, column] = 0.0
     for copy in range(copies):
         shift_s = state.shift[row, copy]
         while True:
@@ -548,37 +543,28 @@ def _trace_cohorts(params: Params, state: State, row: int, begin_s: float, tick_
             index = cursor % requests
             if copy == thinned and not state.kept[row, index]:
                 continue
-            total = sums[params.trace_cell[index]]
+            drawn = draw[params.trace_cell[index]]
             prompt = params.trace_prompt[index]
-            total[0] += 1.0
-            total[1] += prompt
-            total[2] += prompt * prompt
             output = params.trace_output[index]
-            total[3] += output
-            total[4] += output * output
-            total[5] += output * output * output
-    parts = _parts(params, state, row)
-    for index in range(parts * cells):
-        part = index // cells
-        place = _place(index % cells, begin_s, tick_s, cells)
-        count = sums[place, 0]
+            drawn[Draw.COUNT] += 1.0
+            drawn[Draw.PROMPT] += prompt
+            drawn[Draw.PROMPT_SQ] += prompt * prompt
+            drawn[Draw.OUTPUT_SHORT] += output
+            drawn[Draw.OUTPUT_LONG] += output * output
+            drawn[Draw.LONG_SHARE] += output * output * output
+    for place in range(draw.shape[0]):
+        drawn = draw[place]
+        drawn[Draw.DEADLINE_S] = math.inf
+        count = drawn[Draw.COUNT]
         if count > 0.0:
-            _enter_cohort(
-                params,
-                state,
-                row,
-                place,
-                begin_s + (index + 0.5) / (parts * cells) * tick_s,
-                begin_s,
-                tick_s,
-                count,
-                sums[place, 1] / count,
-                sums[place, 2] / count,
-                two_lengths(sums[place, 3] / count, sums[place, 4] / count, sums[place, 5] / count),
-                math.inf,
-                part,
-                parts,
+            for column in range(Draw.PROMPT, Draw.DEADLINE_S):
+                drawn[column] /= count
+            short, long, long_share = two_lengths(
+                drawn[Draw.OUTPUT_SHORT], drawn[Draw.OUTPUT_LONG], drawn[Draw.LONG_SHARE]
             )
+            drawn[Draw.OUTPUT_SHORT] = short
+            drawn[Draw.OUTPUT_LONG] = long
+            drawn[Draw.LONG_SHARE] = long_share
 
 
 @kernel
@@ -599,27 +585,17 @@ def admit_tick(params: Params, state: State, row: int, begin_s: float, tick_s: f
         state.pool[row, pool, Pool.INFLOW_MEMORY] = 0.0
     minute = minute_of(state, path_start_s, begin_s)
     cohort = params.site[SiteSpec.RESOLUTION] == COHORT
-    if params.trace_time.shape[0] > 0:
-        if cohort:
-            _trace_cohorts(params, state, row, begin_s, tick_s)
+    replayed = params.trace_time.shape[0] > 0
+    if cohort:
+        if replayed:
+            _sum_cells(params, state, row, begin_s, tick_s)
         else:
-            _trace_requests(params, state, row, begin_s, tick_s)
-    elif cohort:
-        _synthetic_cohorts(params, state, row, begin_s, tick_s, minute)
+            _draw_cells(params, state, row, begin_s, tick_s, minute)
+        _enter_cells(params, state, row, begin_s, tick_s)
+        return
+    if replayed:
+        _trace_requests(params, state, row, begin_s, tick_s)
     else:
         _synthetic_requests(params, state, row, begin_s, tick_s, minute)
-    if not cohort:
-        for pool in range(params.pool.shape[0]):
-            if params.pool[pool, PoolSpec.PHASE] == PREFILL:
-                state.pool[row, pool, Pool.INFLOW] = _inbox_count(state, row, pool) / tick_s
-
-
-@kernel
-def _inbox_count(state: State, row: int, pool: int) -> float:
-    """Count the requests in a pool's inbox."""
-    count = 0.0
-    slot = state.pool_int[row, pool, PoolInt.INBOX_HEAD]
-    while slot != NOBODY:
-        count += state.cohort[row, slot, Cohort.COUNT]
-        slot = state.cohort_int[row, slot, CohortInt.NEXT]
-    return count
+    for pool in range(params.pool.shape[0]):
+        state.pool[row, pool, Pool.INFLOW] /= tick_s

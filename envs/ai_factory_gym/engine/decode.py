@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.heap import pop, push
+from ai_factory_gym.engine.calendar import find_next, schedule, take_next
+from ai_factory_gym.engine.heap import pop
 from ai_factory_gym.engine.layout import (
     NOBODY,
+    REQUEST,
     Cohort,
     CohortInt,
     Params,
@@ -20,6 +22,7 @@ from ai_factory_gym.engine.layout import (
     PoolSpec,
     Site,
     SiteInt,
+    SiteSpec,
     Stage,
     State,
 )
@@ -38,6 +41,11 @@ SPLIT_PARTS = 4
 
 NEARLY = 0.98
 """Share of a decode pool's room above which it is nearly full."""
+
+
+PACE_STEP = 1e-4
+"""Change of a batch, or of the KV it holds, by which the time of its iterations is worked out anew at request resolution:
+one request among tens of thousands moves it by less. At cohort resolution it is, at every event."""
 
 
 @inlined_kernel
@@ -91,9 +99,7 @@ def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> None
     numbers[Pool.WAITING_TOKENS] -= count * (prompt + output)
     numbers[Pool.IN_TRANSIT] -= count
     state.cohort_int[row, slot, CohortInt.STAGE] = Stage.DECODING
-    size = state.pool_int[row, pool, PoolInt.SERVING]
-    push(state.heap_key[row, pool, 1], state.heap_slot[row, pool, 1], size, numbers[Pool.G] + span, slot)
-    state.pool_int[row, pool, PoolInt.SERVING] = size + 1
+    schedule(state, row, pool, slot, numbers[Pool.G] + span)
 
 
 @inlined_kernel
@@ -101,8 +107,7 @@ def _complete(params: Params, state: State, row: int, pool: int, time_s: float) 
     """Take the cohort that finishes now out of the batch and decide its fate."""
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
-    slot = pop(state.heap_key[row, pool, 1], state.heap_slot[row, pool, 1], ints[PoolInt.SERVING])
-    ints[PoolInt.SERVING] -= 1
+    slot = take_next(state, row, pool)
     cohort = state.cohort[row, slot]
     count = cohort[Cohort.COUNT]
     prompt = cohort[Cohort.PROMPT]
@@ -159,6 +164,9 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     time_s = numbers[Pool.TIME_S]
     admitted = NOBODY
     blocked = duty <= 0.0
+    unpaced = PACE_STEP if params.site[SiteSpec.RESOLUTION] == REQUEST else 0.0
+    paced_batch = 0.0
+    paced_context = 0.0
     busy = 0.0
     compute = 0.0
     memory = 0.0
@@ -167,18 +175,22 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     events = 0
     while True:
         in_flight = numbers[Pool.IN_FLIGHT]
-        if in_flight > 0.0 and replicas > 0.0:
-            batch = max(1.0, in_flight / replicas)
-            iteration, compute_s, memory_s = decode_iteration_s(perf, batch, numbers[Pool.CONTEXT] / in_flight, clock)
-            speed = duty * tokens_per_iteration / iteration
-            busy = duty * min(1.0, in_flight / replicas)
-            compute = busy * compute_s / iteration
-            memory = busy * memory_s / iteration
-        else:
+        context = numbers[Pool.CONTEXT]
+        if in_flight <= 0.0 or replicas <= 0.0:
+            paced_batch = 0.0
             speed = 0.0
             busy = 0.0
             compute = 0.0
             memory = 0.0
+        elif abs(in_flight - paced_batch) > unpaced * paced_batch or abs(context - paced_context) > unpaced * context:
+            paced_batch = in_flight
+            paced_context = context
+            batch = max(1.0, in_flight / replicas)
+            iteration, compute_s, memory_s = decode_iteration_s(perf, batch, context / in_flight, clock)
+            speed = duty * tokens_per_iteration / iteration
+            busy = duty * min(1.0, in_flight / replicas)
+            compute = busy * compute_s / iteration
+            memory = busy * memory_s / iteration
         if admitted != NOBODY:
             first_token(params, state, row, admitted, time_s + iteration / duty)
             admitted = NOBODY
@@ -188,6 +200,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             next_s = max(time_s, ready_keys[0])
             kind = 1
         if speed > 0.0:
+            find_next(state, row, pool)
             finish_s = max(time_s, time_s + (finish_keys[0] - numbers[Pool.G]) / speed)
             if finish_s <= next_s and finish_s < end_s:
                 next_s = finish_s

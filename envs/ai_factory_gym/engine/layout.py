@@ -29,6 +29,9 @@ HISTOGRAM_BINS = 7 * HISTOGRAM_BINS_PER_DECADE
 SIZES = 21
 """Sizes of cohorts that are told apart in routing: powers of two, up to the largest context of a million tokens."""
 
+DAYS = 1024
+"""Days of a decode pool's calendar, each one token of its clock long; the ring is gone through again and again."""
+
 BACKLOG_BIN_S = 900.0
 """Deferrable work waits in bins of this much arrival time."""
 
@@ -247,9 +250,11 @@ class PoolInt(IntEnum):
     INBOX_HEAD = 8
     INBOX_TAIL = 9
     READY = 10  # size of the heap by ready time
-    SERVING = 11  # size of the heap by W (prefill) or G (decode)
-    ASSIGNED = 12  # cohorts anywhere in the site that are bound for this pool
-    CLOSED = 13  # 1 while the pool takes no new requests because its last rack is to sleep
+    SERVING = 11  # decode: cohorts in the batch
+    DUE = 12  # size of the heap by W (prefill: all in service) or G (decode: those that finish today)
+    TODAY = 13  # decode: day of the token clock up to which finishes are in the heap, later ones in the calendar
+    ASSIGNED = 14  # cohorts anywhere in the site that are bound for this pool
+    CLOSED = 15  # 1 while the pool takes no new requests because its last rack is to sleep
 
 
 class Class(IntEnum):
@@ -278,21 +283,29 @@ class Class(IntEnum):
     STEP_TTFT_COUNT = 20
 
 
+COHORT_COLUMNS = 16
+"""Two cache lines of eight numbers per cohort."""
+
+
 class Cohort(IntEnum):
-    """Columns of ``State.cohort``."""
+    """Columns of ``State.cohort``: what arrival and prefill need, then what decode needs.
+
+    At request resolution most reads miss the cache. Large numpy arrays begin 16 bytes behind a cache line, so that columns
+    6 to 13 share one: decode waits for one line per request.
+    """
 
     ARRIVAL_S = 0
-    COUNT = 1
-    PROMPT = 2
-    PROMPT_SQ = 3
-    CACHED = 4  # prompt tokens whose KV is already there
-    OUTPUT = 5
-    DEADLINE_S = 6  # of the next promise: first token, then last token
-    FIRST_TOKEN_S = 7
-    G_ADMIT = 8
-    KEY = 9  # V at which prefill starts, cohort resolution
-    SHARE_COMPUTE = 10
-    SHARE_MEMORY = 11
+    PROMPT_SQ = 1
+    CACHED = 2  # prompt tokens whose KV is already there
+    SHARE_COMPUTE = 3
+    SHARE_MEMORY = 4
+    COUNT = 6
+    PROMPT = 7
+    OUTPUT = 8
+    KEY = 9  # V at which prefill starts (cohort resolution), then G at which decode ends
+    DEADLINE_S = 10  # of the next promise: first token, then last token
+    FIRST_TOKEN_S = 11
+    G_ADMIT = 12
 
 
 class CohortInt(IntEnum):
@@ -304,10 +317,21 @@ class CohortInt(IntEnum):
     DECODE_POOL = 3
     SCORED = 4
     DECIDED = 5
-    NEXT = 6
-    MODEL = 7
-    SESSION = 8
-    PRIORITY = 9
+    MODEL = 6
+    SESSION = 7
+    PRIORITY = 8
+
+
+class Draw(IntEnum):
+    """Columns of ``State.draw``: what a tick brings of one cell."""
+
+    COUNT = 0
+    PROMPT = 1
+    PROMPT_SQ = 2
+    OUTPUT_SHORT = 3  # while a trace is read: sum of outputs
+    OUTPUT_LONG = 4  # sum of their squares
+    LONG_SHARE = 5  # sum of their cubes
+    DEADLINE_S = 6  # inf for classes with a TTFT and TPOT promise
 
 
 class Log(IntEnum):
@@ -367,10 +391,12 @@ class State(NamedTuple):
     histogram: Array  # int64[rows, classes, 2 (TTFT, TPOT), HISTOGRAM_BINS]
     backlog: Array  # float64[rows, cells, bins] deferrable requests by arrival bin
     released: Array  # float64[rows, cells] released fractions of requests carried to the next tick
-    cohort: Array  # float64[rows, slots, Cohort]
+    cohort: Array  # float64[rows, slots, COHORT_COLUMNS]
     cohort_int: Array  # int32[rows, slots, CohortInt]
+    link: Array  # int32[rows, slots] next cohort of the linked list a cohort is in
     free: Array  # int32[rows, slots] stack of free slots
-    heap_key: Array  # float64[rows, pools, 2 (ready, serving), slots]
+    calendar: Array  # int32[rows, pools, DAYS] first cohort of each day's list
+    heap_key: Array  # float64[rows, pools, 2 (ready, due), slots]
     heap_slot: Array  # int32[rows, pools, 2, slots]
     weight: Array  # float64[rows, 2 (phase), groups, pools] routing shares, each phase x group sums to 1
     carry: Array  # float64[rows, 2, groups, SIZES, pools] work (cohorts) or requests owed to a pool by earlier choices
@@ -382,11 +408,11 @@ class State(NamedTuple):
     kept: Array  # bool[rows, requests of the trace] which requests the last, thinned copy keeps
     rng: Array  # uint64[rows, Purpose, 4]
     owed: Array  # float64[rows, cells] output tokens a cell's cohorts have had too few of
-    cell_sums: Array  # float64[rows, cells, 6] of a tick of a replayed trace: count, sums of prompt, prompt^2, output, output^2, output^3
+    draw: Array  # float64[rows, cells, Draw] of the last tick, cohort resolution
     log: Array  # float64[rows, lines, Log]
 
 
-SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
+SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
 """Arrays of ``State`` that have one entry per cohort slot, and on which axis; they grow together."""
 
 
@@ -417,9 +443,11 @@ def allocate(
         histogram=np.zeros((rows, classes, 2, HISTOGRAM_BINS), dtype=np.int64),
         backlog=np.zeros((rows, cells, backlog_bins)),
         released=np.zeros((rows, cells)),
-        cohort=np.zeros((rows, slots, len(Cohort))),
+        cohort=np.zeros((rows, slots, COHORT_COLUMNS)),
         cohort_int=np.zeros((rows, slots, len(CohortInt)), dtype=np.int32),
+        link=np.full((rows, slots), NOBODY, dtype=np.int32),
         free=np.zeros((rows, slots), dtype=np.int32),
+        calendar=np.full((rows, pools, DAYS), NOBODY, dtype=np.int32),
         heap_key=np.zeros((rows, pools, 2, slots)),
         heap_slot=np.zeros((rows, pools, 2, slots), dtype=np.int32),
         weight=np.zeros((rows, 2, groups, pools)),
@@ -432,7 +460,7 @@ def allocate(
         kept=np.ones((rows, trace_requests), dtype=np.bool_),
         rng=np.zeros((rows, len(Purpose), 4), dtype=np.uint64),
         owed=np.zeros((rows, cells)),
-        cell_sums=np.zeros((rows, cells, 6)),
+        draw=np.zeros((rows, cells, len(Draw))),
         log=np.zeros((rows, log_lines, len(Log))),
     )
     for row in range(rows):
@@ -445,7 +473,9 @@ def clear_row(state: State, row: int) -> None:
     for name, array in zip(State._fields, state, strict=True):
         if name in ("transition", "cap_steps"):
             array[row] = np.inf
-        elif name not in ("cohort", "heap_key", "heap_slot", "log", "free"):
+        elif name == "calendar":
+            array[row] = NOBODY
+        elif name not in ("cohort", "link", "heap_key", "heap_slot", "log", "free"):
             array[row] = 0
     slots = state.free.shape[1]
     state.free[row] = np.arange(slots - 1, -1, -1)

@@ -8,7 +8,6 @@ from ai_factory_gym.engine.layout import (
     HISTOGRAM_BINS,
     HISTOGRAM_BINS_PER_DECADE,
     HISTOGRAM_LOW_S,
-    NOBODY,
     Array,
     Class,
     ClassSpec,
@@ -44,7 +43,6 @@ def take_slot(state: State, row: int) -> int:
     slot = int(state.free[row, site_int[SiteInt.FREE]])
     if slot >= site_int[SiteInt.HIGH_WATER]:
         site_int[SiteInt.HIGH_WATER] = slot + 1
-    state.cohort_int[row, slot, CohortInt.NEXT] = NOBODY
     return slot
 
 

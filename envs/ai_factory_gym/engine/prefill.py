@@ -27,6 +27,7 @@ from ai_factory_gym.engine.layout import (
     State,
 )
 from ai_factory_gym.engine.ledger import reject
+from ai_factory_gym.engine.lists import append, take_first
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
     PREFILL_FRONTEND_S,
@@ -36,29 +37,6 @@ from ai_factory_gym.physics.performance import (
     compute_rate,
     prefill_work_s,
 )
-
-
-@inlined_kernel
-def append(state: State, row: int, pool: int, head: int, tail: int, slot: int) -> None:
-    """Append a cohort to one of a pool's linked lists (``head`` and ``tail`` are columns of PoolInt)."""
-    ints = state.pool_int[row, pool]
-    state.cohort_int[row, slot, CohortInt.NEXT] = NOBODY
-    if ints[tail] == NOBODY:
-        ints[head] = slot
-    else:
-        state.cohort_int[row, ints[tail], CohortInt.NEXT] = slot
-    ints[tail] = slot
-
-
-@inlined_kernel
-def take_first(state: State, row: int, pool: int, head: int, tail: int) -> int:
-    """Remove and return the first cohort of a non-empty linked list."""
-    ints = state.pool_int[row, pool]
-    slot = int(ints[head])
-    ints[head] = state.cohort_int[row, slot, CohortInt.NEXT]
-    if ints[head] == NOBODY:
-        ints[tail] = NOBODY
-    return slot
 
 
 @inlined_kernel
@@ -128,9 +106,9 @@ def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, r
     numbers[Pool.SHARE_COMPUTE] += cohort[Cohort.SHARE_COMPUTE]
     numbers[Pool.SHARE_MEMORY] += cohort[Cohort.SHARE_MEMORY]
     ints[CohortInt.STAGE] = Stage.PREFILLING
-    size = state.pool_int[row, pool, PoolInt.SERVING]
+    size = state.pool_int[row, pool, PoolInt.DUE]
     push(state.heap_key[row, pool, 1], state.heap_slot[row, pool, 1], size, numbers[Pool.W] + work, slot)
-    state.pool_int[row, pool, PoolInt.SERVING] = size + 1
+    state.pool_int[row, pool, PoolInt.DUE] = size + 1
     state.pool_int[row, pool, PoolInt.BUSY] += 1
 
 
@@ -167,7 +145,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         if head != NOBODY and state.cohort[row, head, Cohort.ARRIVAL_S] < next_s:
             next_s = max(time_s, state.cohort[row, head, Cohort.ARRIVAL_S])
             kind = 1
-        if ints[PoolInt.SERVING] > 0 and speed > 0.0:
+        if ints[PoolInt.DUE] > 0 and speed > 0.0:
             finish_s = max(time_s, time_s + (keys[0] - numbers[Pool.W]) / speed)
             if finish_s < next_s:
                 next_s = finish_s
@@ -191,15 +169,20 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 wait_s = math.inf
                 if servers > 0 and speed > 0.0:
                     wait_s = numbers[Pool.QUEUED_WORK] / (servers * speed)
-            if not turned_away(params, state, row, slot, wait_s):
+            if turned_away(params, state, row, slot, wait_s):
+                continue
+            if ints[PoolInt.BUSY] < servers and speed > 0.0:
+                # Whoever waited has been given a server already.
+                _start_exact(params, state, row, pool, slot, rate)
+            else:
                 state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
                 append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
                 numbers[Pool.QUEUED] += 1.0
                 numbers[Pool.QUEUED_WORK] += server_seconds(params.perf[pool], state.cohort[row, slot], 1.0)
         else:
             numbers[Pool.W] = keys[0]
-            slot = pop(keys, slots, ints[PoolInt.SERVING])
-            ints[PoolInt.SERVING] -= 1
+            slot = pop(keys, slots, ints[PoolInt.DUE])
+            ints[PoolInt.DUE] -= 1
             ints[PoolInt.BUSY] -= 1
             if ints[PoolInt.BUSY] == 0:
                 numbers[Pool.SHARE_COMPUTE] = 0.0

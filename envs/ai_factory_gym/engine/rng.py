@@ -2,7 +2,8 @@
 
 Algorithms: xoshiro256++ (Blackman and Vigna, "Scrambled linear pseudorandom number generators", ACM TOMS 2021); Poisson by
 inversion below a mean of 10 and by transformed rejection PTRS above (Hoermann, "The transformed rejection method for
-generating Poisson random variables", Insurance: Mathematics and Economics 1993); normal pairs by Box and Muller.
+generating Poisson random variables", Insurance: Mathematics and Economics 1993); normal pairs by the polar method (Marsaglia and Bray, "A
+convenient method for generating normal variables", SIAM Review 1964).
 """
 
 from __future__ import annotations
@@ -62,9 +63,15 @@ def exponential(stream: Array) -> float:
 @inlined_kernel
 def normal_pair(stream: Array) -> tuple[float, float]:
     """Return two independent standard normal numbers."""
-    radius = math.sqrt(-2.0 * math.log(uniform(stream)))
-    angle = 2.0 * math.pi * uniform(stream)
-    return radius * math.cos(angle), radius * math.sin(angle)
+    square = 2.0
+    first = 0.0
+    second = 0.0
+    while square >= 1.0:
+        first = 2.0 * uniform(stream) - 1.0
+        second = 2.0 * uniform(stream) - 1.0
+        square = first * first + second * second
+    scale = math.sqrt(-2.0 * math.log(square) / square)
+    return first * scale, second * scale
 
 
 @kernel
