@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Params, PoolSpec
 from ai_factory_gym.errors import ConfigError
+from ai_factory_gym.jit import kernel
 from ai_factory_gym.levers import ROUTING_GAIN, ActionLayout
-from ai_factory_gym.observation import DURATION_SCALE_S, NOTICE_SCALE_S, ObservationLayout
+from ai_factory_gym.observation import BLOCKS, DURATION_SCALE_S, NOTICE_SCALE_S, ObservationLayout
 
 PHASES = (PREFILL, DECODE)
 
@@ -21,6 +22,18 @@ QUEUED_SCALE_S = 10.0
 
 STARVED = 1e-6
 """Routing factor of a pool that is to get nothing; the lever's smallest factor, far below its 1 % threshold."""
+
+FAVOURED = float(np.exp(ROUTING_GAIN))
+"""The lever's largest factor."""
+
+POOL_BLOCKS = tuple(name for name, length, _ in BLOCKS if length == "pools")
+"""Blocks with a number per pool: they lie side by side in the observation and are read as one table."""
+
+BUSY, BATCH, KV, WAIT, TPOT, CLOCK = (
+    POOL_BLOCKS.index(f"pool_{name}") for name in ("busy", "batch", "kv", "wait", "tpot", "clock")
+)
+RACK_COUNTS = np.array([POOL_BLOCKS.index(f"pool_{name}") for name in ("active", "waking", "draining", "asleep")])
+"""Rows of that table; those of rack counts together."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,10 @@ class Facts:
         observation: Where each block of the observation lies, and its scale.
         action: Where each lever lies in the action.
         members: Pools of each phase, by phase.
+        capacity: Capacity of a rack of each pool of a phase per group, by phase, float64[groups, pools of the phase].
         racks: Racks of each pool, float64[pools].
+        pool_table: Where the pool blocks lie in the observation, one after the other.
+        pool_scale: What they are multiplied with, float64[blocks, pools].
         control_interval_s: Length of a control step.
         clock_min: Lowest clock ceiling.
         sigma: Standard deviation of the logarithm of each class's minute-scale demand, float64[classes].
@@ -43,7 +59,10 @@ class Facts:
     observation: ObservationLayout
     action: ActionLayout
     members: tuple[Array, Array]
+    capacity: tuple[Array, Array]
     racks: Array
+    pool_table: slice
+    pool_scale: Array
     control_interval_s: float
     clock_min: float
     sigma: Array
@@ -61,12 +80,19 @@ class Facts:
             raise ConfigError(f"env: {env!r} is not allowed; must be an environment of ai_factory_gym.")
         params: Params = inner.factory.params
         phase = params.pool[:, PoolSpec.PHASE]
+        members = np.flatnonzero(phase == PREFILL), np.flatnonzero(phase == DECODE)
+        prefill, decode = (np.ascontiguousarray(params.capacity[k][:, members[k]]) for k in PHASES)
+        racks = params.pool[:, PoolSpec.RACKS].copy()
+        blocks = inner.observation_layout.slices
         return cls(
             params=params,
             observation=inner.observation_layout,
             action=inner.action_layout,
-            members=(np.flatnonzero(phase == PREFILL), np.flatnonzero(phase == DECODE)),
-            racks=params.pool[:, PoolSpec.RACKS].copy(),
+            members=members,
+            capacity=(prefill, decode),
+            racks=racks,
+            pool_table=slice(blocks[POOL_BLOCKS[0]].start, blocks[POOL_BLOCKS[-1]].stop),
+            pool_scale=pool_scale(inner.observation_layout, phase == PREFILL, racks),
             control_interval_s=float(inner.task.control_interval_s),
             clock_min=float(inner.task.site.clock_min),
             sigma=np.array([cls.demand.overdispersion_sigma for cls in inner.classes]),
@@ -74,8 +100,27 @@ class Facts:
         )
 
 
-@dataclass(frozen=True)
-class View:
+def pool_scale(layout: ObservationLayout, prefill: Array, racks: Array) -> Array:
+    """Return what the pool blocks of an observation are multiplied with, float64[blocks, pools].
+
+    Args:
+        layout: The observation.
+        prefill: Whether a pool is of prefill, bool[pools].
+        racks: Racks of each pool, float64[pools].
+    """
+    scales: dict[str, Array | float] = {
+        "pool_batch": np.where(prefill, PREFILL_QUEUE_SCALE, layout.pool_batch),
+        "pool_wait": WAIT_SCALE_S,
+        "pool_tpot": layout.tpot_s,
+        "pool_active": racks,
+        "pool_waking": racks,
+        "pool_draining": racks,
+        "pool_asleep": racks,
+    }
+    return np.array([np.broadcast_to(scales.get(name, 1.0), racks.shape) for name in POOL_BLOCKS])
+
+
+class View(NamedTuple):
     """One observation in physical units. Pool arrays have one entry per pool, class arrays one per class.
 
     Attributes:
@@ -126,36 +171,57 @@ class View:
 def view(facts: Facts, observation: Array) -> View:
     """Read one observation (float[size])."""
     layout = facts.observation
+    slices = layout.slices
     numbers = np.asarray(observation, dtype=np.float64)
-
-    def block(name: str) -> Array:
-        return numbers[layout.slices[name]]
-
-    cap_w = float(block("cap")[0]) * layout.base_cap_w
-    flag, time, after, duration = block("cap_announced").tolist()
-    prefill = facts.params.pool[:, PoolSpec.PHASE] == PREFILL
+    announced, time, after, duration = numbers[slices["cap_announced"]].tolist()
+    cap_w = numbers.item(slices["cap"].start) * layout.base_cap_w
+    pools = numbers[facts.pool_table].reshape(facts.pool_scale.shape) * facts.pool_scale
+    active, waking, draining, asleep = np.rint(pools[RACK_COUNTS])
     return View(
         cap_w=cap_w,
-        next_cap_w=after * layout.base_cap_w if flag > 0.5 else cap_w,
-        next_cap_s=time * NOTICE_SCALE_S if flag > 0.5 else float("inf"),
-        next_cap_duration_s=duration * DURATION_SCALE_S if flag > 0.5 else 0.0,
-        power_w=float(block("power")[0]) * layout.base_cap_w,
-        braked=bool(block("brake")[0] > 0.5),
-        busy=block("pool_busy"),
-        batch=block("pool_batch") * np.where(prefill, PREFILL_QUEUE_SCALE, layout.pool_batch),
-        kv=block("pool_kv"),
-        wait_s=block("pool_wait") * WAIT_SCALE_S,
-        tpot_s=block("pool_tpot") * layout.tpot_s,
-        clock=block("pool_clock"),
-        active=np.rint(block("pool_active") * facts.racks),
-        waking=np.rint(block("pool_waking") * facts.racks),
-        draining=np.rint(block("pool_draining") * facts.racks),
-        asleep=np.rint(block("pool_asleep") * facts.racks),
-        rate=block("class_rate") * layout.class_rate,
-        queued=block("class_queued") * layout.class_rate * QUEUED_SCALE_S,
-        slack=block("class_slack") / 10.0,
-        ttft_share=block("queue_wait"),
+        next_cap_w=after * layout.base_cap_w if announced > 0.5 else cap_w,
+        next_cap_s=time * NOTICE_SCALE_S if announced > 0.5 else float("inf"),
+        next_cap_duration_s=duration * DURATION_SCALE_S if announced > 0.5 else 0.0,
+        power_w=numbers.item(slices["power"].start) * layout.base_cap_w,
+        braked=numbers.item(slices["brake"].start) > 0.5,
+        busy=pools[BUSY],
+        batch=pools[BATCH],
+        kv=pools[KV],
+        wait_s=pools[WAIT],
+        tpot_s=pools[TPOT],
+        clock=pools[CLOCK],
+        active=active,
+        waking=waking,
+        draining=draining,
+        asleep=asleep,
+        rate=numbers[slices["class_rate"]] * layout.class_rate,
+        queued=numbers[slices["class_queued"]] * layout.class_rate * QUEUED_SCALE_S,
+        slack=numbers[slices["class_slack"]] / 10.0,
+        ttft_share=numbers[slices["queue_wait"]],
     )
+
+
+@kernel
+def _write_factors(
+    capacity: Array, share: Array, members: Array, active: Array, clock: Array, clocked: bool, factors: Array
+) -> None:
+    """Write the factors of ``routing_factors``; ``clocked`` says whether capacity counts at the clock ceiling."""
+    for group in range(factors.shape[0]):
+        largest = 0.0
+        for place in range(factors.shape[1]):
+            pool = members[place]
+            available = capacity[group, place] * active[pool]
+            if clocked:
+                available *= clock[pool]
+            factor = 0.0
+            if available > 0.0 and share[group, place] > 0.0:
+                factor = share[group, place] / max(available, 1e-300)
+            factors[group, place] = factor
+            largest = max(largest, factor)
+        for place in range(factors.shape[1]):
+            # Where no wanted pool is available the site decides: all factors equal.
+            relative = max(factors[group, place] / max(largest, 1e-300), STARVED) if largest > 0.0 else 1.0
+            factors[group, place] = relative * FAVOURED
 
 
 def routing_factors(facts: Facts, phase: int, share: Array, active: Array, clock: Array) -> Array:
@@ -173,15 +239,10 @@ def routing_factors(facts: Facts, phase: int, share: Array, active: Array, clock
     Returns:
         float64[groups, pools of the phase], the largest of each group at the lever's upper end.
     """
-    members = facts.members[phase]
-    capacity = facts.params.capacity[phase][:, members] * active[members]
-    if phase == PREFILL:
-        capacity = capacity * clock[members]
-    factor = np.where((capacity > 0.0) & (share > 0.0), share / np.maximum(capacity, 1e-300), 0.0)
-    largest = factor.max(axis=1, keepdims=True)
-    # Where no wanted pool is available the site decides: all factors equal.
-    relative = np.maximum(factor / np.maximum(largest, 1e-300), STARVED)
-    return np.asarray(np.where(largest > 0.0, relative, 1.0) * np.exp(ROUTING_GAIN))
+    capacity = facts.capacity[phase]
+    factors = np.empty(capacity.shape)
+    _write_factors(capacity, share, facts.members[phase], active, clock, phase == PREFILL, factors)
+    return factors
 
 
 class Rule(ABC):
@@ -243,7 +304,9 @@ class Rule(ABC):
         memory = np.zeros((len(rows), self.memory_size)) if state is None else np.array(state, dtype=np.float64)
         if episode_start is not None:
             memory[np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), len(rows))] = 0.0
-        actions = np.stack([self.decide(view(self.facts, row), memory[i]) for i, row in enumerate(rows)])
+        actions = np.empty((len(rows), self.facts.action.size), dtype=np.float32)
+        for action, row, remembered in zip(actions, rows, memory, strict=True):
+            action[:] = self.decide(view(self.facts, row), remembered)
         return actions.reshape(*array.shape[:-1], -1), memory
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ai_factory_baselines.base import Facts
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Cell, ClassSpec, PoolSpec, SiteSpec
-from ai_factory_gym.jit import kernel
+from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
@@ -60,6 +60,18 @@ EVEN_OUT_S = 10.0
 
 BATCH_STEPS = 18
 """Bisections of a batch: to a sixtieth of a request at the usual ceiling."""
+
+LEVEL_STEPS = 24
+"""Bisections of a filling level."""
+
+LEFT_OVER = 1e-9
+"""Share of a group that may be left when all is distributed."""
+
+LEVEL_WIDTH = 1e-8
+"""Half the width of a bracket of the level, as a share of it: below the last bisection."""
+
+BRACKET_STEPS = 10
+"""Most evaluations spent on a bracket before a bisection; with fewer the bisection has more to evaluate, no more."""
 
 COMPUTE_SPREAD = 1.6
 """Compute share of the prompts a server may have at one moment, relative to that of all (status: design choice)."""
@@ -133,7 +145,39 @@ class Dispatch(NamedTuple):
     sufficient: bool
 
 
-@kernel
+class Work(NamedTuple):
+    """Scratch arrays of the kernels for one phase, in the order in which they take them.
+
+    Attributes:
+        sums: A load of all classes, float64[G, 6].
+        need: Racks' worth, float64[G, P].
+        room: Racks times tilt, float64[P].
+        share: Shares of an arrangement that is tried, float64[G, P].
+        clock: Its clocks, float64[P].
+        loads: Loads of one pool, float64[2, 6].
+    """
+
+    sums: Array
+    need: Array
+    room: Array
+    share: Array
+    clock: Array
+    loads: Array
+
+    @classmethod
+    def of(cls, groups: int, pools: int) -> Work:
+        """Return scratch for so many prompt-length groups and pools."""
+        return cls(
+            sums=np.zeros((groups, LOAD_COLUMNS)),
+            need=np.zeros((groups, pools)),
+            room=np.zeros(pools),
+            share=np.zeros((groups, pools)),
+            clock=np.zeros(pools),
+            loads=np.zeros((2, LOAD_COLUMNS)),
+        )
+
+
+@inlined_kernel
 def racks_worth(phase: Phase, load: Array, need: Array) -> None:
     """Write the racks' worth of each group's load (float64[G, 6]) on each pool at clock 1; inf where it may not go."""
     for group in range(need.shape[0]):
@@ -152,7 +196,49 @@ def racks_worth(phase: Phase, load: Array, need: Array) -> None:
                 need[group, pool] = load[group, OUTPUT] * phase.per_rack[group, pool]
 
 
-@kernel
+@inlined_kernel
+def spare_slow(phase: Phase, lowest: float, need: Array) -> bool:
+    """Keep the groups that would force a pool to a higher clock out of it, where other pools remain; tell whether any was.
+
+    Args:
+        phase: The phase.
+        lowest: Lowest clock.
+        need: From ``racks_worth``; infinite afterwards where a group is kept out, float64[G, P].
+    """
+    spared = False
+    for group in range(need.shape[0]):
+        others = False
+        for pool in range(need.shape[1]):
+            if need[group, pool] < math.inf and phase.floor[group, pool] <= lowest + FLOOR_TOLERANCE:
+                others = True
+        for pool in range(need.shape[1]):
+            slow = need[group, pool] < math.inf and phase.floor[group, pool] > lowest + FLOOR_TOLERANCE
+            if slow and others:
+                need[group, pool] = math.inf
+                spared = True
+    return spared
+
+
+@inlined_kernel
+def scaled_load(load: Array, factor: float, out: Array) -> None:
+    """Write a load times a factor, float64[C, G, 6]."""
+    for cls in range(load.shape[0]):
+        for group in range(load.shape[1]):
+            for column in range(LOAD_COLUMNS):
+                out[cls, group, column] = load[cls, group, column] * factor
+
+
+@inlined_kernel
+def sum_classes(load: Array, sums: Array) -> None:
+    """Write the load of all classes, float64[G, 6]."""
+    sums[:] = 0.0
+    for cls in range(load.shape[0]):
+        for group in range(load.shape[1]):
+            for column in range(LOAD_COLUMNS):
+                sums[group, column] += load[cls, group, column]
+
+
+@inlined_kernel
 def _pour(need: Array, room: Array, order: Array, level: float, share: Array) -> float:
     """Fill pools up to ``level`` x room, longest prompts into the pools that are best for them; return what is left."""
     groups = need.shape[0]
@@ -185,9 +271,60 @@ def _pour(need: Array, room: Array, order: Array, level: float, share: Array) ->
     return short
 
 
-@kernel
+@inlined_kernel
+def _least_level(need: Array, room: Array) -> float:
+    """Return a level at which something is surely left: every group served only where it costs least, and a little less."""
+    work = 0.0
+    for group in range(need.shape[0]):
+        least = math.inf
+        for pool in range(need.shape[1]):
+            least = min(least, need[group, pool])
+        work += least
+    racks = 0.0
+    for pool in range(room.shape[0]):
+        racks += room[pool]
+    return (1.0 - 1e-6) * work / racks
+
+
+@inlined_kernel
+def _level_bracket(need: Array, room: Array, order: Array, least: float, share: Array) -> tuple[float, float]:
+    """Return two levels close together: at the first something is left, at the second nothing; inf when none was found.
+
+    What is left falls piecewise linearly with the level: secant steps from below, then a step to either side of the root.
+
+    Args:
+        need: As in ``fill``.
+        room: As in ``fill``.
+        order: As in ``fill``.
+        least: Level at which something is left.
+        share: Scratch, float64[G, P].
+    """
+    before, more = 0.0, float(need.shape[0])
+    below, left = before, more
+    above = math.inf
+    probe = least
+    for _ in range(BRACKET_STEPS):
+        rest = _pour(need, room, order, probe, share)
+        if rest > LEFT_OVER:
+            before, more = below, left
+            below, left = probe, rest
+        else:
+            above = probe
+        width = LEVEL_WIDTH * probe
+        if above - below <= 4.0 * width:
+            break
+        root = below + (left - LEFT_OVER) * (below - before) / (more - left)
+        probe = root + width if root + 2.0 * width < above else root - width
+        if not below < probe < above:
+            probe = 0.5 * (below + min(above, 3.0 * below))
+    return below, above
+
+
+@inlined_kernel
 def fill(need: Array, room: Array, order: Array, share: Array) -> float:
     """Distribute groups over pools by comparative advantage, every pool filled to the same share of its room.
+
+    The level is found by bisection; what is left falls with the level, so that most steps are decided by a bracket.
 
     Args:
         need: Racks' worth of each group on each pool, float64[G, P].
@@ -198,15 +335,19 @@ def fill(need: Array, room: Array, order: Array, share: Array) -> float:
     Returns:
         The common filling level; inf when some group can go nowhere.
     """
+    below = above = _least_level(need, room)
+    if below < math.inf:
+        below, above = _level_bracket(need, room, order, below, share)
+    low = 0.0
     high = 1e-3
-    while _pour(need, room, order, high, share) > 1e-9:
+    while not high > below or (high < above and _pour(need, room, order, high, share) > LEFT_OVER):
         high *= 2.0
         if high > 1e9:
+            _pour(need, room, order, 0.5 * high, share)
             return math.inf
-    low = 0.0
-    for _ in range(24):
+    for _ in range(LEVEL_STEPS):
         middle = 0.5 * (low + high)
-        if _pour(need, room, order, middle, share) > 1e-9:
+        if middle <= below or (middle < above and _pour(need, room, order, middle, share) > LEFT_OVER):
             low = middle
         else:
             high = middle
@@ -214,22 +355,56 @@ def fill(need: Array, room: Array, order: Array, share: Array) -> float:
     return high
 
 
-@kernel
+@inlined_kernel
+def _batch_excess(perf: Array, tokens_per_s: float, context: float, clock: float, batch: float) -> float:
+    """Return tokens per iteration that a batch emits beyond those wanted; negative while the batch is too small."""
+    iteration_s = decode_iteration_s(perf, max(1.0, batch), context, clock)[0]
+    return batch * perf[DECODE_TOKENS_PER_ITERATION] - tokens_per_s * iteration_s
+
+
+@inlined_kernel
+def _batch_bracket(perf: Array, tokens_per_s: float, context: float, clock: float, most: float) -> tuple[float, float]:
+    """Return two batches close together, the first too small, the second sufficient; as ``_level_bracket``."""
+    width = most / 2.0 ** (BATCH_STEPS + 3)
+    below, above = 0.0, math.inf
+    last, lack = 0.0, _batch_excess(perf, tokens_per_s, context, clock, 0.0)
+    # Little's law with the iteration of a single request; the true one takes longer.
+    probe = min(most, -lack / perf[DECODE_TOKENS_PER_ITERATION])
+    for _ in range(BRACKET_STEPS):
+        excess = _batch_excess(perf, tokens_per_s, context, clock, probe)
+        if excess < 0.0:
+            below = probe
+        else:
+            above = probe
+        if above - below <= 4.0 * width or below >= most:
+            break
+        root = probe - excess * (probe - last) / (excess - lack)
+        last, lack = probe, excess
+        probe = min(most, root + width if root + 2.0 * width < above else root - width)
+        if not below < probe < above:
+            probe = 0.5 * (below + min(above, most))
+    return below, above
+
+
+@inlined_kernel
 def decode_batch(perf: Array, tokens_per_s: float, context: float, clock: float, most: float) -> float:
-    """Return the batch of a replica that emits ``tokens_per_s``; ``most`` when it cannot."""
+    """Return the batch of a replica that emits ``tokens_per_s``; ``most`` when it cannot.
+
+    Throughput rises with the batch, so that most steps of the bisection are decided by a bracket.
+    """
+    below, above = _batch_bracket(perf, tokens_per_s, context, clock, most)
     low = 0.0
     high = most
     for _ in range(BATCH_STEPS):
         middle = 0.5 * (low + high)
-        iteration_s = decode_iteration_s(perf, max(1.0, middle), context, clock)[0]
-        if middle * perf[DECODE_TOKENS_PER_ITERATION] < tokens_per_s * iteration_s:
+        if middle <= below or (middle < above and _batch_excess(perf, tokens_per_s, context, clock, middle) < 0.0):
             low = middle
         else:
             high = middle
     return high
 
 
-@kernel
+@inlined_kernel
 def _decode_strain(
     perf: Array, load: Array, replicas: float, clock: float, most_batch: float, tpot_s: float, kv: float
 ) -> float:
@@ -245,7 +420,7 @@ def _decode_strain(
     return worst
 
 
-@kernel
+@inlined_kernel
 def _prefill_seconds(perf: Array, load: Array, clock: float) -> tuple[float, float]:
     """Return server-seconds per second that scale with the clock, at that clock, and those that do not."""
     scaling = perf[PREFILL_PER_TOKEN_S] * load[PROMPT] + perf[PREFILL_PER_TOKEN2_S] * load[PAIRS]
@@ -253,7 +428,7 @@ def _prefill_seconds(perf: Array, load: Array, clock: float) -> tuple[float, flo
     return scaling / compute_rate(clock), fixed
 
 
-@kernel
+@inlined_kernel
 def strain(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, clock: float) -> float:
     """Return how far a pool is beyond its tightest limit at a clock: 1 is at the limit, inf is no rack.
 
@@ -284,7 +459,7 @@ def strain(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, c
     )
 
 
-@kernel
+@inlined_kernel
 def pool_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float, least: float) -> float:
     """Return the IT power of a pool's awake racks under a load, W.
 
@@ -343,7 +518,7 @@ def most_watts(phase: Phase, pool: int, load: Array, racks: float, clock: float,
     return watts
 
 
-@kernel
+@inlined_kernel
 def keeps_limits(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, clock: float) -> bool:
     """Tell whether ``strain`` is at most 1, without solving for the batch.
 
@@ -363,7 +538,7 @@ def keeps_limits(phase: Phase, limits: Limits, pool: int, load: Array, racks: fl
     return own_s <= tpot_s and batch >= tokens * own_s
 
 
-@kernel
+@inlined_kernel
 def lowest_clock(phase: Phase, limits: Limits, pool: int, load: Array, racks: float, floor: float) -> float:
     """Return the lowest clock from ``floor`` up at which a pool keeps its limits; 1 when none does."""
     if keeps_limits(phase, limits, pool, load, racks, floor):
@@ -379,7 +554,7 @@ def lowest_clock(phase: Phase, limits: Limits, pool: int, load: Array, racks: fl
     return high
 
 
-@kernel
+@inlined_kernel
 def pool_load(phase: Phase, load: Array, share: Array, pool: int, out: Array) -> float:
     """Write the load that reaches a pool, float64[6], and return the relative standard deviation of its work."""
     out[:] = 0.0
@@ -401,6 +576,125 @@ def pool_load(phase: Phase, load: Array, share: Array, pool: int, out: Array) ->
         variance += spread * spread
         total += work
     return math.sqrt(variance) / max(total, 1e-300)
+
+
+@inlined_kernel
+def raised_load(phase: Phase, load: Array, share: Array, pool: int, sigmas: float, out: Array) -> None:
+    """Write the load that reaches a pool, float64[6], when its work is so many standard deviations higher."""
+    spread = pool_load(phase, load, share, pool, out)
+    for column in range(LOAD_COLUMNS):
+        out[column] *= 1.0 + sigmas * spread
+
+
+@inlined_kernel
+def served_share(
+    phase: Phase, load: Array, share: Array, racks: Array, clock: Array, sigmas: float, one: Array
+) -> float:
+    """Return the share of prompts that prefill can serve at its very limits; arguments as ``phase_watts``."""
+    total = 0.0
+    served = 0.0
+    for pool in range(racks.shape[0]):
+        raised_load(phase, load, share, pool, sigmas, one)
+        total += one[PROMPT]
+        served += one[PROMPT] / max(1.0, strain(phase, BARE_LIMITS, pool, one, racks[pool], clock[pool]))
+    return served / total if total > 0.0 else 1.0
+
+
+@kernel
+def phase_watts(
+    phase: Phase, load: Array, share: Array, racks: Array, clock: Array, least: Array, sigmas: float, one: Array
+) -> float:
+    """Return the IT power of a phase's awake racks, W.
+
+    Args:
+        phase: The phase.
+        load: Load, float64[C, G, 6].
+        share: Shares, float64[G, P].
+        racks: Racks awake, float64[P].
+        clock: Clocks, float64[P].
+        least: As in ``pool_watts``, float64[P].
+        sigmas: Standard deviations by which every pool's load is higher.
+        one: Scratch, float64[6].
+    """
+    total = 0.0
+    for pool in range(racks.shape[0]):
+        raised_load(phase, load, share, pool, sigmas, one)
+        total += pool_watts(phase, pool, one, racks[pool], clock[pool], least[pool])
+    return total
+
+
+@kernel
+def facility_watts(site: Array, it_w: float) -> float:
+    """Return facility power for an IT power, W; ``site`` holds the constants of the site."""
+    load = it_w / site[SiteSpec.IT_NAMEPLATE_W]
+    ratio: float = pue(
+        site[SiteSpec.PUE_BASE],
+        site[SiteSpec.PUE_KELVIN],
+        site[SiteSpec.OUTDOOR_C],
+        load,
+        site[SiteSpec.PUE_FREE_COOLING_C],
+        site[SiteSpec.PUE_FIXED_SHARE],
+    )
+    return it_w * ratio
+
+
+@kernel
+def expected_watts(
+    prefill: Phase,
+    decode: Phase,
+    site: Array,
+    load: Array,
+    prefill_share: Array,
+    decode_share: Array,
+    prefill_racks: Array,
+    decode_racks: Array,
+    prefill_clock: Array,
+    decode_clock: Array,
+    prefill_least: Array,
+    decode_least: Array,
+    resting_w: float,
+    sigmas: float,
+    emitted: Array,
+    one: Array,
+) -> float:
+    """Return facility power when decode gets what prefill can serve of a load, W.
+
+    Args:
+        prefill: The phase; its share, racks, clock and least are as in ``phase_watts``.
+        decode: The phase; likewise.
+        site: Constants of the site.
+        load: Load, float64[C, G, 6].
+        prefill_share: float64[G, P].
+        decode_share: float64[G, P].
+        prefill_racks: float64[P].
+        decode_racks: float64[P].
+        prefill_clock: float64[P].
+        decode_clock: float64[P].
+        prefill_least: float64[P].
+        decode_least: float64[P].
+        resting_w: IT power of the racks that are not awake, W.
+        sigmas: Standard deviations by which every pool's load is higher.
+        emitted: Scratch, float64[C, G, 6].
+        one: Scratch, float64[6].
+    """
+    served = served_share(prefill, load, prefill_share, prefill_racks, prefill_clock, sigmas, one)
+    scaled_load(load, served, emitted)
+    it_w = resting_w + phase_watts(
+        prefill, load, prefill_share, prefill_racks, prefill_clock, prefill_least, sigmas, one
+    )
+    it_w += phase_watts(decode, emitted, decode_share, decode_racks, decode_clock, decode_least, sigmas, one)
+    return facility_watts(site, it_w)
+
+
+@kernel
+def load_level(phase: Phase, load: Array, racks: Array, sums: Array, need: Array, share: Array) -> float:
+    """Return a load (float64[C, G, 6]) as a share of what racks (float64[P]) serve at full clock within the SLO.
+
+    ``sums``, ``need`` and ``share`` are scratch, as in ``Work``.
+    """
+    sum_classes(load, sums)
+    racks_worth(phase, sums, need)
+    return fill(need, racks, phase.order, share)
 
 
 @kernel
@@ -428,14 +722,16 @@ def settle(
         room: Scratch, float64[P].
         share: Written, float64[G, P].
         clock: Written, float64[P].
-        scratch: Scratch, float64[6].
+        scratch: Scratch, float64[2, 6].
 
     Returns:
         IT power of the awake racks, W; beyond OVERLOAD_W when some limit is broken even at full clock.
     """
+    own, raised = scratch[0], scratch[1]
     for pool in range(racks.shape[0]):
         room[pool] = racks[pool] * tilt[pool]
     if fill(need, room, phase.order, share) == math.inf:
+        clock[:] = 0.0
         return 1e6 * OVERLOAD_W
     watts = 0.0
     for pool in range(racks.shape[0]):
@@ -443,16 +739,15 @@ def settle(
         for group in range(share.shape[0]):
             if share[group, pool] > 0.01:
                 floor = max(floor, min(1.0, phase.floor[group, pool]))
-        spread = pool_load(phase, load, share, pool, scratch)
+        spread = pool_load(phase, load, share, pool, own)
         for column in range(LOAD_COLUMNS):
-            scratch[column] *= 1.0 + limits.sigmas * spread
-        clock[pool] = lowest_clock(phase, limits, pool, scratch, racks[pool], floor)
-        if not keeps_limits(phase, limits, pool, scratch, racks[pool], clock[pool]):
-            over = strain(phase, limits, pool, scratch, racks[pool], clock[pool])
+            raised[column] = own[column] * (1.0 + limits.sigmas * spread)
+        clock[pool] = lowest_clock(phase, limits, pool, raised, racks[pool], floor)
+        if not keeps_limits(phase, limits, pool, raised, racks[pool], clock[pool]):
+            over = strain(phase, limits, pool, raised, racks[pool], clock[pool])
             if over > 1.001:
                 watts += OVERLOAD_W * min(over, 1e3)
-        pool_load(phase, load, share, pool, scratch)
-        watts += pool_watts(phase, pool, scratch, racks[pool], clock[pool], 0.0)
+        watts += pool_watts(phase, pool, own, racks[pool], clock[pool], 0.0)
     return watts
 
 
@@ -461,23 +756,77 @@ def dispatch(
     phase: Phase,
     limits: Limits,
     load: Array,
+    racks: Array,
+    tilts: Array,
+    share: Array,
+    clock: Array,
+    sums: Array,
+    need: Array,
+    room: Array,
+    tried_share: Array,
+    tried_clock: Array,
+    scratch: Array,
+) -> float:
+    """Settle with the tilt that draws least, with every group everywhere or the slow ones spared.
+
+    Args:
+        phase: The phase.
+        limits: The limits.
+        load: Load per class and group, float64[C, G, 6].
+        racks: Racks that serve, float64[P].
+        tilts: Tilts to try, float64[T, P].
+        share: Written, float64[G, P].
+        clock: Written, float64[P].
+        sums: Scratch, float64[G, 6].
+        need: Scratch, float64[G, P].
+        room: Scratch, float64[P].
+        tried_share: Scratch, float64[G, P].
+        tried_clock: Scratch, float64[P].
+        scratch: Scratch, float64[2, 6].
+
+    Returns:
+        As ``settle``.
+    """
+    sum_classes(load, sums)
+    racks_worth(phase, sums, need)
+    best = math.inf
+    for spare in range(2):
+        if spare == 1 and not spare_slow(phase, limits.lowest, need):
+            break
+        for index in range(tilts.shape[0]):
+            watts = settle(phase, limits, load, need, racks, tilts[index], room, tried_share, tried_clock, scratch)
+            if watts < best:
+                best = watts
+                for pool in range(racks.shape[0]):
+                    clock[pool] = tried_clock[pool]
+                    for group in range(share.shape[0]):
+                        share[group, pool] = tried_share[group, pool]
+    return best
+
+
+@kernel
+def _awake_watts(
+    phase: Phase,
+    limits: Limits,
+    load: Array,
     need: Array,
     racks: Array,
     tilts: Array,
+    plan_clock: float,
     room: Array,
     share: Array,
     clock: Array,
     scratch: Array,
 ) -> float:
-    """Settle with the tilt that draws least; arguments as ``settle``, ``tilts`` float64[T, P]."""
+    """Return the IT power of the racks awake with the best tilt, W, and a penalty for clocks above ``plan_clock``."""
     best = math.inf
-    chosen = 0
-    for index in range(tilts.shape[0]):
-        watts = settle(phase, limits, load, need, racks, tilts[index], room, share, clock, scratch)
-        if watts < best:
-            best = watts
-            chosen = index
-    return settle(phase, limits, load, need, racks, tilts[chosen], room, share, clock, scratch)
+    for tilt in range(tilts.shape[0]):
+        watts = settle(phase, limits, load, need, racks, tilts[tilt], room, share, clock, scratch)
+        for pool in range(racks.shape[0]):
+            if racks[pool] > 0.0 and clock[pool] > plan_clock:
+                watts += OVERLOAD_W * (clock[pool] - plan_clock)
+        best = min(best, watts)
+    return best
 
 
 @kernel
@@ -490,15 +839,14 @@ def plan_racks(
     total: Array,
     tilts: Array,
     plan_clock: float,
+    chosen: Array,
+    part: Array,
+    sums: Array,
     need: Array,
     room: Array,
     share: Array,
     clock: Array,
     scratch: Array,
-    part: Array,
-    sums: Array,
-    chosen: Array,
-    least: Array,
 ) -> None:
     """Write, for every load level, which row of ``counts`` (racks awake per pool) draws least.
 
@@ -511,40 +859,34 @@ def plan_racks(
         total: Racks of each pool, float64[P].
         tilts: float64[T, P].
         plan_clock: Highest clock an arrangement may need; what lies above is kept for surprises.
+        chosen: Written, int64[L].
+        part: Scratch, float64[C, G, 6].
+        sums: Scratch, float64[G, 6].
         need: Scratch, float64[G, P].
         room: Scratch, float64[P].
         share: Scratch, float64[G, P].
         clock: Scratch, float64[P].
-        scratch: Scratch, float64[6].
-        part: Scratch, float64[C, G, 6].
-        sums: Scratch, float64[G, 6].
-        chosen: Written, int64[L].
-        least: Written: IT power of the choice, racks asleep included, float64[L].
+        scratch: Scratch, float64[2, 6].
     """
     for index in range(levels.shape[0]):
-        sums[:] = 0.0
-        for cls in range(load.shape[0]):
-            for group in range(load.shape[1]):
-                for column in range(LOAD_COLUMNS):
-                    part[cls, group, column] = load[cls, group, column] * levels[index]
-                    sums[group, column] += part[cls, group, column]
+        scaled_load(load, levels[index], part)
+        sum_classes(part, sums)
         racks_worth(phase, sums, need)
         best = math.inf
-        for candidate in range(counts.shape[0]):
-            asleep_w = 0.0
-            for pool in range(total.shape[0]):
-                asleep_w += (total[pool] - counts[candidate, pool]) * phase.power[pool, POWER_SLEEP_RACK_W]
-            for tilt in range(tilts.shape[0]):
-                watts = asleep_w + settle(
-                    phase, limits, part, need, counts[candidate], tilts[tilt], room, share, clock, scratch
-                )
+        for spare in range(2):
+            if spare == 1 and not spare_slow(phase, limits.lowest, need):
+                break
+            for candidate in range(counts.shape[0]):
+                racks = counts[candidate]
+                asleep_w = 0.0
                 for pool in range(total.shape[0]):
-                    if counts[candidate, pool] > 0.0 and clock[pool] > plan_clock:
-                        watts += OVERLOAD_W * (clock[pool] - plan_clock)
+                    asleep_w += (total[pool] - racks[pool]) * phase.power[pool, POWER_SLEEP_RACK_W]
+                watts = asleep_w + _awake_watts(
+                    phase, limits, part, need, racks, tilts, plan_clock, room, share, clock, scratch
+                )
                 if watts < best:
                     best = watts
                     chosen[index] = candidate
-        least[index] = best
 
 
 def rack_candidates(least: Array, most: Array) -> Array:
@@ -579,7 +921,12 @@ class Plant:
         mean: Load of mean demand, float64[classes, G, 6].
         sigma: Relative standard deviation of each class's rate from one step to the next, float64[classes].
         reversion: Share of a deviation from the usual rate that is left one step later, float64[classes].
+        waking_w: IT power a rack adds when it wakes, W, float64[pools].
+        total: Racks of each pool, per phase.
+        work: Scratch of the kernels, per phase.
         tilts: Per phase.
+
+    Its scratch arrays are its own: a plant may be pickled, but not used in two threads at once.
     """
 
     def __init__(self, facts: Facts, ttft_share: float = 0.85) -> None:
@@ -601,14 +948,18 @@ class Plant:
         # Change of an Ornstein-Uhlenbeck process over a step, and Poisson noise over the time that queues even out.
         change = 2.0 * facts.sigma**2 * (1.0 - self.reversion)
         self.sigma = np.sqrt(change + 2.0 / (EVEN_OUT_S * np.maximum(rate, 1e-9)))
-        self.phases = tuple(self._phase(kind, ttft_share) for kind in (PREFILL, DECODE))
-        self._variants: dict[tuple[int, float], tuple[Phase, ...]] = {}
+        self.phases = self._phase(PREFILL, ttft_share), self._phase(DECODE, ttft_share)
         self._isolated = self._isolated_phases()
+        self._wake_w, self._sleep_w = params.power[:, POWER_WAKE_RACK_W], params.power[:, POWER_SLEEP_RACK_W]
+        self.waking_w = self._wake_w - self._sleep_w
+        self.total = tuple(facts.racks[members] for members in facts.members)
+        self._emitted = np.zeros_like(self.mean)
+        self.work = tuple(Work.of(groups, len(members)) for members in facts.members)
         self.tilts = tuple(tilt_candidates(len(facts.members[kind])) for kind in (PREFILL, DECODE))
 
     def load(self, rate: Array) -> Array:
         """Return the load of arrivals per second of each class, float64[classes, G, 6]."""
-        return np.asarray(rate[:, None, None] * self.moments)
+        return np.multiply(rate[:, None, None], self.moments)
 
     def _phase(self, kind: int, ttft_share: float) -> Phase:
         params, members = self.facts.params, self.facts.members[kind]
@@ -670,11 +1021,6 @@ class Plant:
         clock = float(np.array(clocks)[order][int(np.searchsorted(kept, 1.0 - SLOW_SHARE))])
         return clock if clock <= 1.0 else math.inf
 
-    def scratch(self, kind: int) -> tuple[Array, Array, Array, Array, Array]:
-        """Return empty arrays for the kernels: need, room, share, clock, one load."""
-        shape = self.phases[kind].floor.shape
-        return np.zeros(shape), np.zeros(shape[1]), np.zeros(shape), np.zeros(shape[1]), np.zeros(LOAD_COLUMNS)
-
     def need(self, kind: int, load: Array) -> Array:
         """Return racks' worth of each group on each pool, float64[G, P]."""
         out = np.zeros(self.phases[kind].floor.shape)
@@ -683,60 +1029,38 @@ class Plant:
 
     def level(self, kind: int, load: Array) -> float:
         """Return a load as a share of what all racks of a phase serve at full clock within the SLO."""
-        need, _, share, _, _ = self.scratch(kind)
-        racks_worth(self.phases[kind], load.sum(axis=0), need)
-        return float(fill(need, self.facts.racks[self.facts.members[kind]], self.phases[kind].order, share))
+        work = self.work[kind]
+        return float(load_level(self.phases[kind], load, self.total[kind], work.sums, work.need, work.share))
 
     def rack_plan(self, kind: int, limits: Limits, plan_clock: float) -> tuple[Array, Array]:
         """Return load levels, float64[L], and the racks awake per pool that draw least at each, float64[L, P]."""
         members = self.facts.members[kind]
-        total = self.facts.racks[members]
+        total = self.total[kind]
         counts = rack_candidates(self.facts.params.pool[members, PoolSpec.MIN_ACTIVE], total)
         levels = np.linspace(0.0, 1.25, LOAD_LEVELS + 1)[1:]
         load = self.mean / self.level(kind, self.mean)
-        best = np.full(len(levels), math.inf)
-        racks = np.zeros((len(levels), len(total)))
-        for variant in self.variants(self.phases[kind], limits.lowest):
-            need, room, share, clock, one = self.scratch(kind)
-            chosen = np.zeros(len(levels), dtype=np.int64)
-            watts = np.zeros(len(levels))
-            plan_racks(
-                variant,
-                limits,
-                load,
-                levels,
-                counts,
-                total,
-                self.tilts[kind],
-                plan_clock,
-                need,
-                room,
-                share,
-                clock,
-                one,
-                np.zeros_like(load),
-                np.zeros(load.shape[1:]),
-                chosen,
-                watts,
-            )
-            better = watts < best
-            racks[better] = counts[chosen[better]]
-            best[better] = watts[better]
-        return levels, racks
+        chosen = np.zeros(len(levels), dtype=np.int64)
+        plan_racks(
+            self.phases[kind],
+            limits,
+            load,
+            levels,
+            counts,
+            total,
+            self.tilts[kind],
+            plan_clock,
+            chosen,
+            np.zeros_like(load),
+            *self.work[kind],
+        )
+        return levels, counts[chosen]
 
     def dispatch(self, phase: Phase, limits: Limits, load: Array, racks: Array, tilts: Array | None = None) -> Dispatch:
         """Return the cheapest way to serve a load with the racks of a phase, over its tilts or those given."""
         tilts = self.tilts[phase.kind] if tilts is None else tilts
-        best = None
-        least = math.inf
-        for variant in self.variants(phase, limits.lowest):
-            need, room, share, clock, one = self.scratch(phase.kind)
-            racks_worth(variant, load.sum(axis=0), need)
-            watts = dispatch(variant, limits, load, need, racks, tilts, room, share, clock, one)
-            if best is None or watts < least:
-                best, least = Dispatch(share, clock, watts < OVERLOAD_W), watts
-        assert best is not None
-        return best
+        share, clock = np.zeros(phase.floor.shape), np.zeros(len(phase.units))
+        watts = dispatch(phase, limits, load, racks, tilts, share, clock, *self.work[phase.kind])
+        return Dispatch(share, clock, watts < OVERLOAD_W)
 
     def isolated(self, limits: Limits, load: Array, racks: Array) -> list[Dispatch]:
         """Return ways to keep the shorter prompts in time when not all can be: the longer ones share one pool and its queue.
@@ -769,23 +1093,6 @@ class Plant:
             out.append((first, phase._replace(per_rack=per_rack)))
         return out
 
-    def variants(self, phase: Phase, lowest: float) -> tuple[Phase, ...]:
-        """Return a phase, and the same without the groups that would force a pool to a higher clock, where others remain.
-
-        They are remembered: there are a handful of phases, asked for several times a step.
-        """
-        known = self._variants.get((id(phase), lowest))
-        if known is not None and known[0] is phase:
-            return known
-        found: tuple[Phase, ...] = (phase,)
-        slow = np.isfinite(phase.per_rack) & (phase.floor > lowest + FLOOR_TOLERANCE)
-        others = np.isfinite(phase.per_rack) & ~slow
-        slow &= others.any(axis=1, keepdims=True)
-        if slow.any():
-            found = (phase, phase._replace(per_rack=np.where(slow, math.inf, phase.per_rack)))
-        self._variants[id(phase), lowest] = found
-        return found
-
     def relaxed(self) -> list[Phase]:
         """Return decode with the next TPOT limit above the tightest in one pool each, smallest first, then in all.
 
@@ -807,16 +1114,31 @@ class Plant:
             out.append(decode._replace(tpot_s=np.full(len(capacity), limits[1])))
         return out
 
-    def served(self, load: Array, share: Array, racks: Array, clock: Array, sigmas: float) -> float:
-        """Return the share of prompts that prefill can serve when the load is so many deviations higher."""
-        one = np.zeros(LOAD_COLUMNS)
-        total = served = 0.0
-        for pool in range(len(racks)):
-            one *= 1.0 + sigmas * pool_load(self.phases[PREFILL], load, share, pool, one)
-            over = strain(self.phases[PREFILL], BARE_LIMITS, pool, one, racks[pool], clock[pool])
-            total += one[PROMPT]
-            served += one[PROMPT] / max(1.0, over)
-        return served / total if total > 0.0 else 1.0
+    def expected_w(
+        self,
+        load: Array,
+        share: tuple[Array, Array],
+        racks: tuple[Array, Array],
+        clock: tuple[Array, Array],
+        least: tuple[Array, Array],
+        resting_w: float,
+        sigmas: float,
+    ) -> float:
+        """Return facility power when decode gets what prefill can serve of a load, W; see ``watts``, all by phase."""
+        watts = expected_watts(
+            *self.phases,
+            self.facts.params.site,
+            load,
+            *share,
+            *racks,
+            *clock,
+            *least,
+            resting_w,
+            sigmas,
+            self._emitted,
+            self.work[DECODE].loads[0],
+        )
+        return float(watts)
 
     def watts(
         self, kind: int, load: Array, share: Array, racks: Array, clock: Array, least: Array, sigmas: float = 0.0
@@ -832,12 +1154,8 @@ class Plant:
             least: As in ``pool_watts``, float64[P].
             sigmas: Standard deviations by which every pool's load is higher.
         """
-        one = np.zeros(LOAD_COLUMNS)
-        total = 0.0
-        for pool in range(len(racks)):
-            one *= 1.0 + sigmas * pool_load(self.phases[kind], load, share, pool, one)
-            total += pool_watts(self.phases[kind], pool, one, racks[pool], clock[pool], least[pool])
-        return total
+        one = self.work[kind].loads[0]
+        return float(phase_watts(self.phases[kind], load, share, racks, clock, least, sigmas, one))
 
     def most_watts(self, load: Array, racks: Array, clock: Array, low: Array, high: Array) -> float:
         """Return an upper bound of the IT power of all awake racks, W: see the kernel; arrays are float64[pools]."""
@@ -850,28 +1168,11 @@ class Plant:
 
     def facility_w(self, it_w: float) -> float:
         """Return facility power for an IT power, W."""
-        site = self.facts.params.site
-        return it_w * float(
-            pue(
-                site[SiteSpec.PUE_BASE],
-                site[SiteSpec.PUE_KELVIN],
-                site[SiteSpec.OUTDOOR_C],
-                it_w / site[SiteSpec.IT_NAMEPLATE_W],
-                site[SiteSpec.PUE_FREE_COOLING_C],
-                site[SiteSpec.PUE_FIXED_SHARE],
-            )
-        )
-
-    @property
-    def waking_w(self) -> Array:
-        """IT power a rack adds when it wakes, W, float64[pools]."""
-        power = self.facts.params.power
-        return np.asarray(power[:, POWER_WAKE_RACK_W] - power[:, POWER_SLEEP_RACK_W])
+        return float(facility_watts(self.facts.params.site, it_w))
 
     def resting_w(self, waking: Array, asleep: Array) -> float:
         """Return the IT power of racks that are waking and asleep, W."""
-        power = self.facts.params.power
-        return float(waking @ power[:, POWER_WAKE_RACK_W] + asleep @ power[:, POWER_SLEEP_RACK_W])
+        return float(waking @ self._wake_w + asleep @ self._sleep_w)
 
 
 __all__ = ["BARE_LIMITS", "Dispatch", "Limits", "Phase", "Plant", "fill"]

@@ -28,9 +28,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors
-from ai_factory_baselines.plant import OUTPUT, Limits, Plant
+from ai_factory_baselines.plant import OUTPUT, OVERLOAD_W, Limits, Phase, Plant, dispatch, load_level
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
+from ai_factory_gym.jit import inlined_kernel, kernel
 
 TUNED_PATH = Path(__file__).with_name("tuned.toml")
 
@@ -176,6 +177,177 @@ def tuned_settings(site: str) -> Settings:
     return settings_from_table(f"{TUNED_PATH.name}: {name}", tables.get(name, {}).get("settings", {}), Settings())
 
 
+@inlined_kernel
+def _planned(levels: Array, plan: Array, level: float, pool: int) -> float:
+    """Return the racks a plan (float64[L, P]) has awake in a pool at a load level: linear in between, rounded up."""
+    last = levels.shape[0] - 1
+    racks = plan[last, pool]
+    if level <= levels[0]:
+        racks = plan[0, pool]
+    elif level < levels[last]:
+        place = 0
+        while levels[place + 1] <= level:
+            place += 1
+        slope = (plan[place + 1, pool] - plan[place, pool]) / (levels[place + 1] - levels[place])
+        racks = slope * (level - levels[place]) + plan[place, pool]
+    return float(math.ceil(racks - 1e-6))
+
+
+@inlined_kernel
+def _follow_plan(
+    levels: Array,
+    plan: Array,
+    expected: float,
+    kept: float,
+    urgent: float,
+    hold: float,
+    members: Array,
+    awake: Array,
+    low_steps: Array,
+    racks: Array,
+) -> None:
+    """Write the racks wanted awake in the pools of a phase.
+
+    Args:
+        levels: Load levels of the plan, float64[L].
+        plan: Racks awake at each, float64[L, P].
+        expected: Load level for which racks wake.
+        kept: Load level for which racks stay awake.
+        urgent: Load level that the racks awake cannot serve, for which they wake too; 0 when there is none.
+        hold: Steps the load must have been low before racks sleep.
+        members: Pools of the phase, int64[P].
+        awake: Racks awake or waking, float64[P].
+        low_steps: Updated: for how many steps the load has been low, float64[pools].
+        racks: Written: racks wanted, float64[pools].
+    """
+    for place in range(members.shape[0]):
+        pool = members[place]
+        up = _planned(levels, plan, expected, place)
+        keep = max(up, _planned(levels, plan, kept, place))
+        if urgent > 0.0:
+            most = _planned(levels, plan, urgent, place)
+            up, keep = max(up, most), max(keep, most)
+        low_steps[pool] = low_steps[pool] + 1.0 if keep < awake[place] else 0.0
+        racks[pool] = keep if low_steps[pool] > hold else max(awake[place], up)
+
+
+@kernel
+def _plan_racks(
+    phase: Phase,
+    limits: Limits,
+    tilts: Array,
+    levels: Array,
+    plan: Array,
+    slow: Array,
+    before: Array,
+    fast: Array,
+    lead: float,
+    lead_steps: float,
+    wake_margin: float,
+    sleep_margin: float,
+    hold: float,
+    highest_clock: float,
+    members: Array,
+    total: Array,
+    awake: Array,
+    trend: Array,
+    low_steps: Array,
+    racks: Array,
+    share: Array,
+    clock: Array,
+    sums: Array,
+    need: Array,
+    room: Array,
+    tried_share: Array,
+    tried_clock: Array,
+    loads: Array,
+) -> None:
+    """Write the racks wanted awake in the pools of a phase.
+
+    The plan is read at the slow load, brought forward by its own lag and by the time a rack takes to wake. Only when the
+    racks awake cannot serve the fast load within the planned clock is it read at that.
+
+    Args:
+        phase: The phase.
+        limits: Its limits.
+        tilts: Its tilts, float64[T, P].
+        levels: Load levels of the plan, float64[L].
+        plan: Racks awake at each, float64[L, P].
+        slow: Slowly smoothed load, float64[C, G, 6].
+        before: The same one step earlier.
+        fast: Fast smoothed load, likewise.
+        lead: How much of the trend is added to the level of the slow load.
+        lead_steps: Steps the trend goes on for.
+        wake_margin: Load above the expected one for which racks are woken.
+        sleep_margin: Further load above that for which they are kept awake.
+        hold: Steps the load must have been low before racks sleep.
+        highest_clock: Clock above which the racks awake do not suffice.
+        members: Pools of the phase, int64[P].
+        total: Racks, float64[P].
+        awake: Racks awake or waking, float64[P].
+        trend: Updated: change of the level per step, by phase, float64[2].
+        low_steps: Updated: for how many steps the load has been low, float64[pools].
+        racks: Written: racks wanted, float64[pools].
+        share: Scratch; this and what follows as in ``dispatch``.
+        clock: Scratch.
+        sums: Scratch.
+        need: Scratch.
+        room: Scratch.
+        tried_share: Scratch.
+        tried_clock: Scratch.
+        loads: Scratch.
+    """
+    level = load_level(phase, slow, total, sums, need, share)
+    change = level - load_level(phase, before, total, sums, need, share)
+    trend[phase.kind] += TREND_GAIN * (change - trend[phase.kind])
+    expected = max(0.0, level + lead * trend[phase.kind] * lead_steps) * (1.0 + wake_margin)
+    watts = dispatch(phase, limits, fast, awake, tilts, share, clock, sums, need, room, tried_share, tried_clock, loads)
+    highest = 0.0
+    for place in range(awake.shape[0]):
+        if awake[place] > 0.0:
+            highest = max(highest, clock[place])
+    urgent = 0.0
+    if watts >= OVERLOAD_W or highest > highest_clock:
+        urgent = load_level(phase, fast, total, sums, need, share) * (1.0 + wake_margin)
+    kept = expected * (1.0 + sleep_margin)
+    _follow_plan(levels, plan, expected, kept, urgent, hold, members, awake, low_steps, racks)
+
+
+@kernel
+def _clear_queues(clock: Array, members: Array, wait_s: Array, last_clock: Array, out: Array) -> None:
+    """Write prefill clocks, raised by the utilisation that clearing the queue adds.
+
+    Args:
+        clock: Clocks without a queue, float64[P].
+        members: Pools of the phase, int64[P].
+        wait_s: Predicted waits at the last clocks, float64[pools].
+        last_clock: Mean clocks over the last step, float64[pools].
+        out: Written in the pools of the phase, float64[pools].
+    """
+    for place in range(members.shape[0]):
+        pool = members[place]
+        extra = wait_s[pool] * max(last_clock[pool], 0.1) / CLEAR_S if wait_s[pool] > QUEUE_S else 0.0
+        out[pool] = min(1.0, clock[place] + extra)
+
+
+@kernel
+def _catch_up(clock: Array, members: Array, limit_s: Array, tpot_s: Array, last_clock: Array, out: Array) -> None:
+    """Write decode clocks, raised where a token takes longer than it may; arguments as ``_clear_queues``.
+
+    Args:
+        clock: Clocks of batches as expected, float64[P].
+        members: Pools of the phase, int64[P].
+        limit_s: Longest time per output token, float64[P].
+        tpot_s: Time per output token, float64[pools].
+        last_clock: Mean clocks over the last step, float64[pools].
+        out: Written in the pools of the phase, float64[pools].
+    """
+    for place in range(members.shape[0]):
+        pool = members[place]
+        late = tpot_s[pool] / limit_s[place]
+        out[pool] = min(1.0, max(clock[place], last_clock[pool] * late)) if late > 1.0 else clock[place]
+
+
 class Reactive(Rule):
     """See the module.
 
@@ -207,7 +379,13 @@ class Reactive(Rule):
         self._shedding = self._bare._replace(tpot_share=SHED_TPOT)
         self._relaxed = self.plant.relaxed()
         self._plans = tuple(self.plant.rack_plan(kind, self._limits[kind], settings.plan_clock) for kind in PHASES)
-        self._wake_s = tuple(float(self.facts.params.pool[m, PoolSpec.WAKE_S].max()) for m in self.facts.members)
+        wake_s = [float(self.facts.params.pool[m, PoolSpec.WAKE_S].max()) for m in self.facts.members]
+        self._lead_steps = [s / self.facts.control_interval_s + 1.0 / settings.slow_smoothing for s in wake_s]
+        self._longest_tpot_s = settings.tpot_share * self.plant.phases[DECODE].tpot_s
+        self._served = [(np.zeros(phase.floor.shape), np.zeros(len(phase.units))) for phase in self.plant.phases]
+        self._floor = np.full(len(self.facts.racks), lowest)
+        self._least_rate = 1e-3 * self.facts.observation.class_rate
+        self._fading = math.exp(-self.facts.control_interval_s / DAY_S)
 
     # Memory: whether the episode has begun, steps since the last braked one counted down, how often
     # the brake was on lately, a fast and a slow smoothed rate per
@@ -224,23 +402,22 @@ class Reactive(Rule):
         smooth, slow = memory[3 : 3 + classes], memory[3 + classes : 3 + 2 * classes]
         trend = memory[3 + 2 * classes : 5 + 2 * classes]
         low_steps = memory[5 + 2 * classes :]
-        memory[2] = memory[2] * math.exp(-self.facts.control_interval_s / DAY_S) + float(seen.braked)
+        memory[2] = memory[2] * self._fading + float(seen.braked)
         if memory[0] == 0.0:
             memory[0] = 1.0
             smooth[:] = seen.rate
             slow[:] = seen.rate
-        before = slow.copy()
+        before = self.plant.load(slow)
         smooth += self.settings.smoothing * (seen.rate - smooth)
         slow += self.settings.slow_smoothing * (seen.rate - slow)
+        now, fast = self.plant.load(slow), self.plant.load(np.maximum(smooth, self._least_rate))
         racks = np.zeros(len(self.facts.racks))
+        awake = seen.active + seen.waking
         for phase in PHASES:
-            level = self.plant.level(phase, self.plant.load(slow))
-            change = level - self.plant.level(phase, self.plant.load(before))
-            trend[phase] += TREND_GAIN * (change - trend[phase])
-            racks[self.facts.members[phase]] = self._racks(phase, level, float(trend[phase]), smooth, seen, low_steps)
+            self._plan_racks(phase, (now, before, fast), awake, trend, low_steps, racks)
         # Deviations from the usual rate fade as fast as the class's demand forgets them.
         next_rate = smooth + self.plant.reversion * (seen.rate - smooth)
-        load = self.plant.load(np.maximum(next_rate, 1e-3 * self.facts.observation.class_rate))
+        load = self.plant.load(np.maximum(next_rate, self._least_rate))
         racks = self._affordable(seen, load, racks, float(memory[2]))
         share, clock = self._serve(seen, load, racks, memory[1], float(memory[2]))
         memory[1] = CAREFUL_STEPS if seen.braked else max(0.0, memory[1] - 1.0)
@@ -251,42 +428,45 @@ class Reactive(Rule):
             route_decode=routing_factors(self.facts, DECODE, share[DECODE], seen.active, clock),
         )
 
-    def _planned(self, phase: int, level: float) -> Array:
-        levels, racks = self._plans[phase]
-        return np.array([math.ceil(np.interp(level, levels, racks[:, pool]) - 1e-6) for pool in range(racks.shape[1])])
-
-    def _racks(self, phase: int, level: float, trend: float, smooth: Array, seen: View, low_steps: Array) -> Array:
-        """Return racks wanted awake in a phase, float64[pools of the phase].
-
-        The plan is read at the slow load, brought forward by its own lag and by the time a rack takes to wake. Only when
-        the racks awake cannot serve the fast load within the planned clock is it read at that.
-        """
-        members = self.facts.members[phase]
+    def _plan_racks(
+        self, phase: int, loads: tuple[Array, Array, Array], awake: Array, trend: Array, low_steps: Array, racks: Array
+    ) -> None:
+        """Write the racks wanted awake in a phase: see the kernel; ``awake`` is float64[pools]."""
         chosen = self.settings
-        steps = self._wake_s[phase] / self.facts.control_interval_s + 1.0 / chosen.slow_smoothing
-        expected = max(0.0, level + chosen.lead * trend * steps) * (1.0 + chosen.wake_margin)
-        up = self._planned(phase, expected)
-        keep = np.maximum(up, self._planned(phase, expected * (1.0 + chosen.sleep_margin)))
-        awake = seen.active[members] + seen.waking[members]
-        fast = self.plant.load(np.maximum(smooth, 1e-3 * self.facts.observation.class_rate))
-        served = self.plant.dispatch(self.plant.phases[phase], self._limits[phase], fast, awake)
-        if not served.sufficient or float(served.clock[awake > 0.0].max(initial=0.0)) > chosen.plan_clock + CLOCK_SLACK:
-            urgent = self._planned(phase, self.plant.level(phase, fast) * (1.0 + chosen.wake_margin))
-            up, keep = np.maximum(up, urgent), np.maximum(keep, urgent)
-        counter = np.where(keep < awake, low_steps[members] + 1.0, 0.0)
-        wanted = np.where(counter > chosen.sleep_hold, keep, np.maximum(awake, up))
-        low_steps[members] = counter
-        return np.asarray(wanted)
+        members = self.facts.members[phase]
+        _plan_racks(
+            self.plant.phases[phase],
+            self._limits[phase],
+            self.plant.tilts[phase],
+            *self._plans[phase],
+            *loads,
+            chosen.lead,
+            self._lead_steps[phase],
+            chosen.wake_margin,
+            chosen.sleep_margin,
+            chosen.sleep_hold,
+            chosen.plan_clock + CLOCK_SLACK,
+            members,
+            self.plant.total[phase],
+            awake[members],
+            trend,
+            low_steps,
+            racks,
+            *self._served[phase],
+            *self.plant.work[phase],
+        )
 
-    def _corrected(self, phase: int, seen: View, clock: Array) -> Array:
-        """Raise clocks where the site is behind the model: a queue to clear, a batch above the expected."""
+    def _correct(self, phase: int, seen: View, clock: Array, out: Array) -> None:
+        """Write clocks, raised where the site is behind the model: a queue to clear, a batch above the expected."""
         members = self.facts.members[phase]
         if phase == PREFILL:
-            # Utilisation the queue adds while it is cleared; the wait is in seconds at the last clock.
-            extra = seen.wait_s[members] * np.maximum(seen.clock[members], 0.1) / CLEAR_S
-            return np.asarray(np.minimum(1.0, clock + np.where(seen.wait_s[members] > QUEUE_S, extra, 0.0)))
-        late = seen.tpot_s[members] / (self.settings.tpot_share * self.plant.phases[phase].tpot_s)
-        return np.asarray(np.where(late > 1.0, np.minimum(1.0, np.maximum(clock, seen.clock[members] * late)), clock))
+            _clear_queues(clock, members, seen.wait_s, seen.clock, out)
+        else:
+            _catch_up(clock, members, self._longest_tpot_s, seen.tpot_s, seen.clock, out)
+
+    def _behind(self, seen: View) -> bool:
+        """Tell whether some prefill pool has a queue that keeps its servers busy all the time."""
+        return max(seen.wait_s[self.facts.members[PREFILL]].tolist()) > BEHIND_S
 
     def _serve(
         self, seen: View, load: Array, racks: Array, careful: float, braked: float
@@ -302,14 +482,14 @@ class Reactive(Rule):
         active = [seen.active[members] for members in self.facts.members]
         waking = np.maximum(seen.waking, racks - seen.active - seen.draining)
         predict = self._predictor(seen, load, waking)
-        if careful > 0.0 and (seen.wait_s[prefill] > BEHIND_S).any():
+        if careful > 0.0 and self._behind(seen):
             predict = self._bound(seen, load, waking)
         target_w = self._target_w(seen, braked)
         clock = np.zeros(len(self.facts.racks))
-        floor = np.full(len(clock), self.facts.clock_min)
+        floor = self._floor
         comfortable = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
         for k in PHASES:
-            clock[self.facts.members[k]] = self._corrected(k, seen, comfortable[k].clock)
+            self._correct(k, seen, comfortable[k].clock, clock)
         share = (comfortable[PREFILL].share, comfortable[DECODE].share)
         if seen.braked:
             # Whatever is asked for, the brake's clock holds until its own bound fits: get rid of it first. At its clock
@@ -319,7 +499,6 @@ class Reactive(Rule):
             return share, self._between(most, share, floor, np.maximum(top, floor), RELEASE_TARGET * self._cap_w(seen))
         if all(entry.sufficient for entry in comfortable) and predict(share, clock) <= target_w:
             return share, clock
-        least = floor.copy()
         bare = self.plant.dispatch(self.plant.phases[PREFILL], self._bare, load, active[PREFILL])
         fallback: tuple[tuple[Array, Array], Array] | None = None
         for phase in (self.plant.phases[DECODE], *self._relaxed):
@@ -340,7 +519,8 @@ class Reactive(Rule):
                 share, least = turned_away
                 if predict(share, least) <= target_w:
                     high = least.copy()
-                    high[decode] = np.maximum(high[decode], self._corrected(DECODE, seen, least[decode]))
+                    self._correct(DECODE, seen, least[decode], high)
+                    high = np.maximum(least, high)
                     return share, self._between(predict, share, least, high, target_w)
         return share, self._between(predict, share, floor, np.maximum(least, floor), target_w)
 
@@ -410,9 +590,8 @@ class Reactive(Rule):
 
     def _target_w(self, seen: View, braked: float) -> float:
         """Return the facility power to stay below in the next step, W: less, the more of the brake's allowance is used."""
-        queued = bool((seen.wait_s[self.facts.members[PREFILL]] > BEHIND_S).any())
         spared = BRAKED_MARGIN * min(braked, MOST_BRAKED)
-        return ((QUEUED_TARGET if queued else CAP_TARGET) - spared) * self._cap_w(seen)
+        return ((QUEUED_TARGET if self._behind(seen) else CAP_TARGET) - spared) * self._cap_w(seen)
 
     def _bound(self, seen: View, load: Array, waking: Array) -> Predictor:
         """Return the function from shares and clocks to the most the site may draw, as the brake sees it, W."""
@@ -434,17 +613,15 @@ class Reactive(Rule):
         prefill, decode = self.facts.members
         sigmas = self.settings.power_sigmas
         # Servers with a queue are busy all the time, and a batch that has grown does not shrink at once.
-        queued = np.where((not settled) & (seen.wait_s[prefill] > BEHIND_S), 1.0, 0.0)
+        queued = np.zeros(len(prefill)) if settled else (seen.wait_s[prefill] > BEHIND_S).astype(np.float64)
         batch = np.zeros(len(decode)) if settled else seen.batch[decode]
         awake = seen.active + seen.draining
         resting_w = self.plant.resting_w(waking, np.maximum(0.0, self.facts.racks - awake - waking))
+        racks = awake[prefill], awake[decode]
 
         def predict(share: tuple[Array, Array], clock: Array) -> float:
-            served = self.plant.served(load, share[PREFILL], awake[prefill], clock[prefill], sigmas)
-            it_w = resting_w
-            for k, part, members, least in ((PREFILL, load, prefill, queued), (DECODE, load * served, decode, batch)):
-                it_w += self.plant.watts(k, part, share[k], awake[members], clock[members], least, sigmas)
-            return self.plant.facility_w(it_w)
+            clocks = clock[prefill], clock[decode]
+            return self.plant.expected_w(load, share, racks, clocks, (queued, batch), resting_w, sigmas)
 
         return predict
 

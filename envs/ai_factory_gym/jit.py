@@ -30,11 +30,12 @@ def sources_digest() -> str:
 
 @functools.lru_cache(maxsize=64)
 def _stamp_of(path: str) -> str:
-    """Return what kernels of a file depend on: all kernel sources and, for one outside this package, the file itself."""
+    """Return what kernels of a file depend on: all kernel sources and, for one outside this package, the files beside it."""
     source = Path(path)
     if source.is_relative_to(Path(__file__).parent):
         return sources_digest()
-    return sources_digest() + hashlib.sha256(source.read_bytes()).hexdigest()
+    beside = b"".join(path.read_bytes() for path in sorted(source.parent.glob("*.py")))
+    return sources_digest() + hashlib.sha256(beside).hexdigest()
 
 
 def _stamp(compiled: Any) -> None:

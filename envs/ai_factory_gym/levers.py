@@ -33,12 +33,10 @@ def from_centre(action: Array, below: Array | float, centre: Array | float, abov
     return np.asarray(centre + action * np.where(action < 0.0, below, above))
 
 
-def to_centre(value: Array | float, low: Array | float, centre: Array | float, high: Array | float) -> Array:
-    """Invert ``from_centre``; values outside [low, high] are an error of the caller and map outside [-1, 1]."""
-    value = np.asarray(value, dtype=np.float64)
-    below = (value - centre) / np.maximum(np.asarray(centre) - low, 1e-12)
-    above = (value - centre) / np.maximum(np.asarray(high) - centre, 1e-12)
-    return np.where(value < centre, below, above)
+def to_centre(value: Array | float, below: Array | float, centre: Array | float, above: Array | float) -> Array:
+    """Invert ``from_centre``; values outside its range are an error of the caller and map outside [-1, 1]."""
+    beyond = np.asarray(value, dtype=np.float64) - centre
+    return np.asarray(beyond / np.maximum(np.where(beyond < 0.0, below, above), 1e-12))
 
 
 @dataclass(frozen=True)
@@ -155,22 +153,19 @@ class ActionLayout:
         """
         action = np.zeros(self.size)
         if clock is not None and "clock" in self.slices:
-            span = self.slices["clock"]
-            action[span] = to_centre(
-                np.broadcast_to(clock, (span.stop - span.start,)), self.clock_min, NEUTRAL_CLOCK, 1.0
-            )
+            below, above = NEUTRAL_CLOCK - self.clock_min, 1.0 - NEUTRAL_CLOCK
+            action[self.slices["clock"]] = to_centre(clock, below, NEUTRAL_CLOCK, above)
         if racks is not None and "active_racks" in self.slices:
-            pool = self.params.pool
             # Half a rack below the wanted number rounds up to it.
-            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, pool[:, PoolSpec.MIN_ACTIVE])
-            action[self.slices["active_racks"]] = to_centre(
-                aim, pool[:, PoolSpec.MIN_ACTIVE], self.centre_racks, pool[:, PoolSpec.RACKS]
-            )
+            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, self.params.pool[:, PoolSpec.MIN_ACTIVE])
+            centred = to_centre(aim, self.racks_below, self.centre_racks, self.racks_above)
+            action[self.slices["active_racks"]] = centred
         for name, factor in (("route_prefill", route_prefill), ("route_decode", route_decode)):
             if factor is not None and name in self.slices:
-                with np.errstate(divide="ignore"):
-                    action[self.slices[name]] = np.log(np.asarray(factor, dtype=np.float64)).reshape(-1) / ROUTING_GAIN
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+                # A factor of zero has no logarithm, and is below the lever's smallest anyway.
+                positive = np.maximum(np.asarray(factor, dtype=np.float64), 1e-300)
+                action[self.slices[name]] = np.log(positive).reshape(-1) / ROUTING_GAIN
+        return np.minimum(np.maximum(action, -1.0), 1.0).astype(np.float32)
 
 
 def check_action(action: Array, shape: Sequence[int]) -> Array:
