@@ -1,13 +1,14 @@
 """Speed beside gymnasium's CartPole-v1 in the same run; actions are drawn beforehand, so that drawing is not measured.
 
-Run ``python benchmarks/speed.py`` (or ``make bench``). Every figure is a ratio, because machines differ: the best of several
-repetitions of each side, interleaved.
+Run ``python benchmarks/speed.py`` (or ``make bench``). Every figure is a ratio, because machines differ, and one machine from moment
+to moment: each measurement stands between two of CartPole, and the table shows the median and the quartiles of their ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import time
 import gymnasium
 import numpy as np
 
+import ai_factory_baselines as baselines
 import ai_factory_gym
 from ai_factory_gym.engine.layout import Class
 from ai_factory_gym.sites import load_site
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
-REPEATS = 5
+REPEATS = 11
 
 
 def cartpole_step_s() -> float:
@@ -78,12 +80,13 @@ def fresh_seconds(code: str) -> float:
 
 
 def memory_mb() -> float:
-    """Return the peak memory of a fresh process with one Edge environment after a few steps, MB."""
+    """Return the peak memory of a fresh process with one Edge environment after a few steps, MB (Linux)."""
+    # Not getrusage: its peak is inherited from the process that started this one.
     code = (
-        "import gymnasium, numpy as np, ai_factory_gym, resource\n"
+        "import gymnasium, numpy as np, ai_factory_gym, re\n"
         "e = gymnasium.make('ai_factory/Edge-v0'); e.reset(seed=0)\n"
         "for _ in range(5): e.step(np.zeros(e.action_space.shape, np.float32))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024)"
     )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
@@ -102,42 +105,57 @@ def main() -> None:
     vector = AIFactoryVectorEnv(16, site="edge", **noon)
     vector.reset(seed=1)
     drawn = np.random.default_rng(0).uniform(-0.2, 0.2, (20, *vector.action_space.shape)).astype(np.float32)
-    best: dict[str, float] = {}
+    rule = baselines.make("reactive", edge)
+    observation, _ = edge.reset(seed=1)
 
-    def keep(name: str, value: float, smaller: bool = True) -> None:
-        best[name] = value if name not in best else (min if smaller else max)(best[name], value)
-
-    for _ in range(REPEATS):
-        keep("cartpole", cartpole_step_s())
-        keep("Edge-v0, gym.make", env_step_s(edge, 120))
-        keep("Edge-v0, coarse", env_step_s(coarse, 120))
-        keep("Edge-v0 x 250", env_step_s(large, 120))
-        for name, env in tasks.items():
-            keep(name.removeprefix("ai_factory/"), env_step_s(env, 60))
+    def vector_step_s() -> float:
         begin = time.perf_counter()
         for action in drawn:
             vector.step(action)
-        keep("Edge-v0, 16 rows, per row", (time.perf_counter() - begin) / drawn[:, :, 0].size)
-        keep("requests", requests_per_s(exact, 2), smaller=False)
-    cartpole = best.pop("cartpole")
-    requests = best.pop("requests")
-    rows = [("what", "microseconds", "x CartPole steps/s")]
-    rows += [("CartPole-v1", f"{1e6 * cartpole:.1f}", "1")]
-    rows += [(name, f"{1e6 * seconds:.0f}", f"{cartpole / seconds:.4f}") for name, seconds in best.items()]
-    for a, b, c in rows:
-        print(f"| {a} | {b} | {c} |" if chosen.markdown else f"{a:<34}{b:>14}{c:>20}")
+        return (time.perf_counter() - begin) / drawn[:, :, 0].size
+
+    def predict_s() -> float:
+        begin = time.perf_counter()
+        for _ in range(100):
+            rule.predict(observation)
+        return (time.perf_counter() - begin) / 100
+
+    measures = {
+        "Edge-v0, gym.make": lambda: env_step_s(edge, 120),
+        "Edge-v0 x 250": lambda: env_step_s(large, 120),
+        "Edge-v0, coarse": lambda: env_step_s(coarse, 120),
+        **{name.removeprefix("ai_factory/"): functools.partial(env_step_s, env, 60) for name, env in tasks.items()},
+        "Edge-v0, 16 rows, per row": vector_step_s,
+        "reactive, one decision": predict_s,
+        "one request, request resolution": lambda: 1.0 / requests_per_s(exact, 2),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in measures}
+    ratios: dict[str, list[float]] = {name: [] for name in measures}
+    cartpole = [cartpole_step_s()]
+    for _ in range(REPEATS):
+        for name, measure in measures.items():
+            seconds[name].append(measure())
+            cartpole.append(cartpole_step_s())
+            ratios[name].append(0.5 * (cartpole[-2] + cartpole[-1]) / seconds[name][-1])
+    rows = [("what", "microseconds", "per CartPole step", "quartiles")]
+    rows += [("CartPole-v1", f"{1e6 * np.median(cartpole):.1f}", "1", "")]
+    for name, found in ratios.items():
+        low, middle, high = np.quantile(found, [0.25, 0.5, 0.75])
+        rows.append((name, f"{1e6 * np.median(seconds[name]):.4g}", f"{middle:.4g}", f"{low:.4g} to {high:.4g}"))
+    for a, b, c, d in rows:
+        print(f"| {a} | {b} | {c} | {d} |" if chosen.markdown else f"{a:<34}{b:>14}{c:>20}   {d}")
         if chosen.markdown and a == "what":
-            print("|---|---:|---:|")
+            print("|---|---:|---:|---|")
     plain = fresh_seconds("import gymnasium")
     ours = fresh_seconds("import ai_factory_gym")
     first = fresh_seconds(
         "import gymnasium, numpy as np, ai_factory_gym; e = gymnasium.make('ai_factory/Edge-v0'); e.reset(seed=0); "
         "e.step(np.zeros(e.action_space.shape, np.float32))"
     )
-    print(
-        f"\nrequest resolution: {requests / 1e6:.2f} million requests/s, {requests * cartpole:.1f} requests per CartPole step"
-    )
-    print(f"the same site scaled 250x: {best['Edge-v0 x 250'] / best['Edge-v0, gym.make']:.2f} x the time per step")
+    scaled = np.median(np.array(seconds["Edge-v0 x 250"]) / np.array(seconds["Edge-v0, gym.make"]))
+    requests = 1e-6 / np.array(seconds["one request, request resolution"])
+    print(f"\nrequest resolution: median {np.median(requests):.2f}, best {requests.max():.2f} million requests/s")
+    print(f"the same site scaled 250x: {scaled:.2f} x the time per step")
     print(
         f"import ai_factory_gym: {ours - plain:.2f} s beyond gymnasium; first step from a fresh interpreter, warm cache: {first - plain:.2f} s"
     )
