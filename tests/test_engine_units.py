@@ -15,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ai_factory_gym.engine import heap, kernel, ledger, racks, rng
+from ai_factory_gym.engine import calendar, heap, kernel, ledger, racks, rng
 from ai_factory_gym.engine.arrivals import route, size_class, turn
 from ai_factory_gym.engine.layout import (
+    DAYS,
     DECODE,
     HISTOGRAM_BINS,
     HISTOGRAM_BINS_PER_DECADE,
     HISTOGRAM_LOW_S,
+    NOBODY,
     PREFILL,
     CapStep,
     Params,
@@ -32,6 +34,8 @@ from ai_factory_gym.engine.layout import (
     Site,
     SiteInt,
     State,
+    allocate,
+    clear_row,
     grow,
 )
 from ai_factory_gym.engine.simulator import Decision, Engine, Episode
@@ -60,6 +64,60 @@ def test_heap_pops_in_order_of_key_then_slot(operations: list[tuple[float, bool]
         assert heap.pop(keys, slots, size) == min(inside)[1]
         size -= 1
         inside.remove(min(inside))
+
+
+@pytest.fixture(scope="module")
+def empty_state() -> State:
+    """Room for 64 cohorts in one pool."""
+    return allocate(
+        rows=1,
+        pools=1,
+        classes=1,
+        groups=1,
+        cells=1,
+        slots=64,
+        minutes=1,
+        backlog_bins=1,
+        transitions=1,
+        cap_steps=1,
+        copies=0,
+        trace_requests=0,
+        log_lines=0,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.25, 1.0, 1.0, 40.5, DAYS - 0.5, DAYS, 3.0 * DAYS + 0.75]), st.booleans()),
+        max_size=60,
+    )
+)
+def test_calendar_gives_cohorts_in_order_of_finish_then_slot(
+    empty_state: State, operations: list[tuple[float, bool]]
+) -> None:
+    clear_row(empty_state, 0)
+    ints = empty_state.pool_int[0, 0]
+    inside: list[tuple[float, int]] = []
+    clock = 0.0
+
+    def take() -> float:
+        calendar.find_next(empty_state, 0, 0)
+        first = min(inside)
+        assert empty_state.heap_key[0, 0, 1, 0] == first[0]
+        assert calendar.take_next(empty_state, 0, 0) == first[1]
+        inside.remove(first)
+        assert ints[PoolInt.SERVING] == len(inside)
+        return first[0]
+
+    for slot, (span, early) in enumerate(operations):
+        calendar.schedule(empty_state, 0, 0, slot, clock + span)
+        inside.append((clock + span, slot))
+        if early:
+            clock = take()
+    while inside:
+        clock = take()
+    assert (empty_state.calendar == NOBODY).all()
 
 
 # ----------------------------------------------------------------------------------------------------- random numbers

@@ -7,6 +7,7 @@ tables anew; ``python docs/tables/results.py --evaluate`` removes the files and 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -56,6 +57,19 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def _with_trace(words: list[str]) -> list[str]:
+    """Return a command with its trace, if it replays one, taken from the folder AI_FACTORY_TRACE_DIR names."""
+    if "--trace" not in words:
+        return words
+    folder = os.environ.get("AI_FACTORY_TRACE_DIR")
+    if not folder:
+        raise SystemExit(
+            "error: set AI_FACTORY_TRACE_DIR to the folder of the public traces; they are not part of the repository."
+        )
+    at = words.index("--trace") + 1
+    return [*words[:at], str(Path(folder) / words[at]), *words[at + 1 :]]
+
+
 def main() -> None:
     """Run the commands when asked to, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -69,7 +83,7 @@ def main() -> None:
             command = COMMANDS.get(name) or COMMANDS["tasks.csv"].format(
                 task=f"ai_factory/{Path(name).stem.capitalize()}-v0", name=Path(name).stem
             )
-            subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, cwd=ROOT)
+            subprocess.run([sys.executable, *_with_trace(shlex.split(command)[1:])], check=True, cwd=ROOT)
     PAGE.write_text(page(), encoding="utf-8")
     print(PAGE)
 
