@@ -245,6 +245,30 @@ def test_uniform_at_full_clock_is_worse_than_reactive() -> None:
     assert uniform["tokens_per_joule_facility"] < 0.8 * reactive["tokens_per_joule_facility"]
 
 
+@pytest.mark.slow
+def test_the_rules_rank_alike_at_both_resolutions() -> None:
+    order = {}
+    for grain in ("cohort", "request"):
+        found = {
+            name: evaluate(
+                functools.partial(ai_factory_baselines.make, name),
+                "ai_factory/Edge-v0",
+                seeds=[5],
+                resolution=grain,
+                horizon_s=1200.0,
+                env_kwargs={"start_time_s": 9.0 * 3600.0},
+                progress=False,
+            ).summary
+            for name in ai_factory_baselines.names()
+        }
+        # Feasible ones first, then by what is ranked.
+        order[grain] = sorted(
+            found, key=lambda name: (not found[name]["feasible"], -found[name]["metrics"]["tokens_per_joule_facility"]["mean"])
+        )
+    assert order["cohort"] == order["request"]
+    assert order["cohort"][0] == "reactive"
+
+
 def test_an_evening_burst_at_the_cap_keeps_every_target_of_the_day_within_reach() -> None:
     # Two evening bursts of the held-out kind, up to twice the demand, on the seed that was worst for the tightest class. Over
     # seven of the busiest hours more may be missed than over a day; the brake must hardly act and nobody may be starved.
