@@ -263,7 +263,11 @@ def test_the_rules_rank_alike_at_both_resolutions() -> None:
         }
         # Feasible ones first, then by what is ranked.
         order[grain] = sorted(
-            found, key=lambda name: (not found[name]["feasible"], -found[name]["metrics"]["tokens_per_joule_facility"]["mean"])
+            found,
+            key=lambda name: (
+                not found[name]["feasible"],
+                -found[name]["metrics"]["tokens_per_joule_facility"]["mean"],
+            ),
         )
     assert order["cohort"] == order["request"]
     assert order["cohort"][0] == "reactive"

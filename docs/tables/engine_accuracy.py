@@ -139,7 +139,9 @@ def ranked() -> list[str]:
             ).summary
             for grain in ("request", "cohort")
         ]
-        found[name] = [(grain["metrics"]["tokens_per_joule_facility"]["mean"], grain["sla_attainment"]) for grain in grains]
+        found[name] = [
+            (grain["metrics"]["tokens_per_joule_facility"]["mean"], grain["sla_attainment"]) for grain in grains
+        ]
     order = [sorted(found, key=lambda name: -found[name][grain][0]) for grain in (0, 1)]
     return [
         f"| {name} | {order[0].index(name) + 1} | {order[1].index(name) + 1} | {found[name][0][0]:.3f} | {found[name][1][0]:.3f} "

@@ -429,8 +429,8 @@ class Decode:
         found = -1
         while self.loads:
             count, index = heapq.heappop(self.loads)
-            if count != len(self.batches[index].requests):
-                continue  # stale
+            if count != len(self.batches[index].requests) or (count, index) in skipped:
+                continue  # stale, or entered twice
             skipped.append((count, index))
             if count + 1 <= most and self.batches[index].reserved + need <= room:
                 found = index
