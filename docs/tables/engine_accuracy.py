@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,11 +155,19 @@ def ranked() -> list[str]:
             (grain["metrics"]["tokens_per_joule_facility"]["mean"], grain["sla_attainment"]) for grain in grains
         ]
     order = [sorted(found, key=lambda name: -found[name][grain][0]) for grain in (0, 1)]
-    return [
+    rows = [
         f"| {name} | {order[0].index(name) + 1} | {order[1].index(name) + 1} | {found[name][0][0]:.3f} | {found[name][1][0]:.3f} "
         f"| {100.0 * found[name][0][1]:.2f} | {100.0 * found[name][1][1]:.2f} |"
         for name in order[0]
     ]
+    swapped = [
+        100.0 * (found[above][0][0] / found[below][0][0] - 1.0)
+        for above, below in itertools.combinations(order[0], 2)
+        if order[1].index(above) > order[1].index(below)
+    ]
+    if not swapped:
+        return [*rows, "\nThe order is the same."]
+    return [*rows, f"\nRules that change places are at most {max(swapped):.2f} % apart at request resolution."]
 
 
 def lines(only: list[str]) -> Iterator[str]:

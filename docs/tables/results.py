@@ -29,6 +29,8 @@ COMMANDS = {
     "--seeds 3 --jobs 2 --csv docs/results/{name}.csv",
     "azure.csv": "python evaluate.py --task ai_factory/Edge-v0 --policies rules --scenario steady --resolution request --seeds 1 "
     "--trace azure_llm_2023_conv.csv.gz --env rate_scale=1000 --csv docs/results/azure.csv",
+    "azure_cohort.csv": "python evaluate.py --task ai_factory/Edge-v0 --policies rules --scenario steady --seeds 1 "
+    "--trace azure_llm_2023_conv.csv.gz --env rate_scale=1000 --csv docs/results/azure_cohort.csv",
 }
 
 INTRODUCTION = """# Results
