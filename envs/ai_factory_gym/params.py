@@ -87,7 +87,7 @@ def resolution(name: str) -> Resolution:
     Raises:
         ConfigError: When there is none of that name.
     """
-    if name not in RESOLUTIONS:
+    if not isinstance(name, str) or name not in RESOLUTIONS:
         raise unknown("resolution", name, list(RESOLUTIONS))
     return RESOLUTIONS[name]
 
