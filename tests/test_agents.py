@@ -433,6 +433,10 @@ def test_artefact_refuses_other_sites_and_files(run: RunDirectory, tmp_path: Pat
         ({"window_hours": (3.0, 2.0)}, "window_hours"),
         ({"hyperparams": Path("nowhere.yml")}, "no file 'nowhere.yml'"),
         ({"task": "CartPole-v1"}, "hyperparams.*'CartPole-v1'"),
+        ({"scenario": ("brst",)}, "scenario.*Did you mean 'burst'"),
+        ({"eval_hours": -1.0}, "eval_hours"),
+        ({"eval_hours": 0.505}, "eval_hours.*minutes"),
+        ({"final_seeds": -1}, "final_seeds"),
         ({"resume": Path("nowhere")}, "nowhere.*not the directory of a run"),
     ],
 )

@@ -218,6 +218,20 @@ def test_drain_decides_every_fate_and_freezes_energy():
     assert truncated and info["requests_in_flight"] == 0.0
 
 
+def test_layouts_name_every_place_once():
+    env = ai_factory_gym.AIFactoryEnv(site="edge", **SHORT)
+    for layout, size in (
+        (env.observation_layout, env.observation_space.shape[0]),
+        (env.action_layout, env.action_space.shape[0]),
+    ):
+        places = [place for name in layout.slices for place in range(size)[layout[name]]]
+        assert places == list(range(size)) and layout.size == size
+        name = next(iter(layout.slices))
+        with pytest.raises(ConfigError, match=f"Did you mean '{name}'"):
+            layout[name + "s"]
+    assert env.observation_layout["queue_wait"].stop - env.observation_layout["queue_wait"].start == len(env.classes)
+
+
 def test_reset_options():
     env = gymnasium.make(EDGE, **SHORT)
     env.reset(seed=1, options={})

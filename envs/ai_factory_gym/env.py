@@ -34,7 +34,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     ## Action Space
 
-    ``Box(-1, 1, (n,), float32)``, one part per lever in the order of ``levers``; ``env.unwrapped.action_layout.slices`` says
+    ``Box(-1, 1, (n,), float32)``, one part per lever in the order of ``levers``; ``env.unwrapped.action_layout[name]`` says
     where. Numbers outside [-1, 1] and NaN are an error. Zero is a sensible operating point of every lever.
 
     | lever | dimensions | -1 | 0 | +1 |
@@ -49,7 +49,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     ## Observation Space
 
-    ``Box(-10, 10, (m,), float32)``. Blocks in order; ``env.unwrapped.observation_layout.slices[name]`` says where. Values are
+    ``Box(-10, 10, (m,), float32)``. Blocks in order; ``env.unwrapped.observation_layout[name]`` says where. Values are
     divided by fixed scales and saturate at 10.
 
     | block | length | meaning |

@@ -98,6 +98,16 @@ class ActionLayout:
     racks_below: Array = field(init=False, repr=False)
     racks_above: Array = field(init=False, repr=False)
 
+    def __getitem__(self, lever: str) -> slice:
+        """Return where a lever lies.
+
+        Raises:
+            ConfigError: When it is not in use.
+        """
+        if lever not in self.slices:
+            raise unknown("action_layout", lever, self.slices)
+        return self.slices[lever]
+
     def decide(self, action: Array) -> Decision:
         """Translate actions into decisions.
 
