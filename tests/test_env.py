@@ -50,7 +50,7 @@ def test_gymnasium_checker_is_clean(task):
     env = gymnasium.make(task, **SHORT)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(env.unwrapped, skip_render_check=True)
+        check_env(env.unwrapped)
     env.close()
 
 
@@ -67,6 +67,7 @@ def test_spec_round_trip_and_registration(task):
     spec = gymnasium.make(task, **SHORT).spec
     again = EnvSpec.from_json(spec.to_json())
     assert again.kwargs == spec.kwargs and again.max_episode_steps is None
+    assert gymnasium.make(again).unwrapped.task.horizon_s == SHORT["horizon_s"]
     ai_factory_gym.register_tasks()
     assert gymnasium.make(f"ai_factory_gym:{task}", **SHORT).unwrapped.task.site.name in task
 

@@ -31,7 +31,7 @@ def load(algo: str, task: str) -> TrainedPolicy:
         raise unknown("algo", algo, ALGORITHMS)
     from ai_factory_gym import TASKS
 
-    plain = task.rpartition(":")[2]
+    plain = str(task).rpartition(":")[2]
     if plain not in TASKS:
         raise unknown("task", task, list(TASKS))
     path = DIRECTORY / algo / f"{plain.rpartition('/')[2]}.zip"
