@@ -372,6 +372,14 @@ def test_reset_options_keep_to_the_trace(trace):
     again.reset(seed=0, options={"horizon_s": 420.0})
 
 
+def test_a_trace_runs_on_the_kernels_of_synthetic_demand(trace):
+    from numba import typeof
+
+    plain = ai_factory_gym.AIFactoryEnv(site="edge").factory.params
+    replay = ai_factory_gym.AIFactoryEnv(site="edge", trace=trace).factory.params
+    assert [typeof(array) for array in replay] == [typeof(array) for array in plain]
+
+
 def test_a_trace_longer_than_the_context_is_refused(tmp_path):
     path = tmp_path / "long.csv"
     path.write_text("arrival_s,prompt_tokens,output_tokens\n0,100,10\n100,200000,10\n")
