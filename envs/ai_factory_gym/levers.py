@@ -57,7 +57,7 @@ class ActionLayout:
         racks_above: How many more at 1.
     """
 
-    params: Params
+    params: Params = field(repr=False)
     levers: tuple[str, ...]
     clock_min: float
 
