@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 
 import ai_factory_gym
 from ai_factory_gym import ConfigError
+from ai_factory_gym.errors import nearest
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
 TASKS = list(ai_factory_gym.TASKS)
@@ -49,7 +50,7 @@ def test_gymnasium_checker_is_clean(task):
     env = gymnasium.make(task, **SHORT)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(env.unwrapped, skip_render_check=True)
+        check_env(env.unwrapped)
     env.close()
 
 
@@ -66,6 +67,7 @@ def test_spec_round_trip_and_registration(task):
     spec = gymnasium.make(task, **SHORT).spec
     again = EnvSpec.from_json(spec.to_json())
     assert again.kwargs == spec.kwargs and again.max_episode_steps is None
+    assert gymnasium.make(again).unwrapped.task.horizon_s == SHORT["horizon_s"]
     ai_factory_gym.register_tasks()
     assert gymnasium.make(f"ai_factory_gym:{task}", **SHORT).unwrapped.task.site.name in task
 
@@ -217,6 +219,20 @@ def test_drain_decides_every_fate_and_freezes_energy():
     assert truncated and info["requests_in_flight"] == 0.0
 
 
+def test_layouts_name_every_place_once():
+    env = ai_factory_gym.AIFactoryEnv(site="edge", **SHORT)
+    for layout, size in (
+        (env.observation_layout, env.observation_space.shape[0]),
+        (env.action_layout, env.action_space.shape[0]),
+    ):
+        places = [place for name in layout.slices for place in range(size)[layout[name]]]
+        assert places == list(range(size)) and layout.size == size
+        name = next(iter(layout.slices))
+        with pytest.raises(ConfigError, match=f"Did you mean '{name}'"):
+            layout[name + "s"]
+    assert env.observation_layout["queue_wait"].stop - env.observation_layout["queue_wait"].start == len(env.classes)
+
+
 def test_reset_options():
     env = gymnasium.make(EDGE, **SHORT)
     env.reset(seed=1, options={})
@@ -277,6 +293,17 @@ def test_import_is_light():
         ({"site": "enterprise", "resolution": "request"}, ["resolution", "requests per episode", "allow_slow=True"]),
         ({"horizon_s": 100.0}, ["horizon_s", "100.0", "multiple", "60"]),
         ({"horizon_s": float("nan")}, ["horizon_s", "nan"]),
+        ({"horizon_s": "day"}, ["horizon_s", "'day'"]),
+        ({"scenaro": "burst"}, ["'scenaro'", "Did you mean 'scenario'"]),
+        ({"levers": "clock"}, ["levers", "'clock'", "list"]),
+        ({"resolution": ["cohort"]}, ["resolution", "['cohort']"]),
+        ({"reward": {}}, ["reward", "{}"]),
+        ({"scenario": 5}, ["scenario", "5"]),
+        ({"drain": "no"}, ["drain", "'no'", "True or False"]),
+        ({"brake": 0}, ["brake", "0", "True or False"]),
+        ({"trace": 5}, ["trace", "5", "path"]),
+        ({"trace_repeat": True}, ["trace_repeat", "no trace is given"]),
+        ({"trace_class": "coding"}, ["trace_class", "'coding'", "no trace is given"]),
         (
             {"control_interval_s": 45.0, "horizon_s": 450.0, "warmup_s": 450.0},
             ["control_interval_s", "45.0", "tick of 10 s"],
@@ -294,6 +321,70 @@ def test_bad_settings_name_key_value_and_nearest(settings, words):
         ai_factory_gym.AIFactoryEnv(**{"site": "edge", **settings})
     for word in words:
         assert word in str(error.value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    settings = {"horizon_s": np.int64(300), "warmup_s": np.float32(60.0), "demand_scale": np.float64(0.5)}
+    env = ai_factory_gym.AIFactoryEnv(site="edge", **settings)
+    env.reset(seed=0, options={"horizon_s": np.int32(120), "demand_scale": np.float32(1.0)})
+    assert type(env.task.horizon_s) is float
+
+
+TRACE = "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{second},{100 + second},20\n" for second in range(400))
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text(TRACE)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"demand_scale": 2.0}, ["demand_scale", "2.0", "rate_scale"]),
+        ({"horizon_s": 420.0}, ["horizon_s", "420", "at most 360", "trace_repeat=True"]),
+        ({"rate_scale": 0.0}, ["rate_scale", "0.0"]),
+        ({"trace_class": "chatt"}, ["trace_class", "'chatt'", "Did you mean 'chat'"]),
+        ({"trace_class": 5}, ["trace_class", "5"]),
+        ({"trace_class": [[float("nan"), "chat"]]}, ["trace_class", "nan"]),
+        ({"trace_class": [[500, "chat"], [400, "coding"]]}, ["trace_class", "must rise"]),
+        ({"trace_class": [[500, "chat"]]}, ["trace_class", "longest context"]),
+        ({"control_interval_s": 600.0}, ["trace", "lasts 400 s", "control step"]),
+    ],
+)
+def test_bad_replays_are_refused(settings, words, trace):
+    with pytest.raises(ConfigError) as error:
+        ai_factory_gym.AIFactoryEnv(site="edge", trace=trace, **{"warmup_s": 0.0, **settings})
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_reset_options_keep_to_the_trace(trace):
+    env = ai_factory_gym.AIFactoryEnv(site="edge", trace=trace, warmup_s=0.0)
+    assert env.task.horizon_s == 360.0
+    with pytest.raises(ConfigError, match="longer than the trace"):
+        env.reset(seed=0, options={"horizon_s": 420.0})
+    with pytest.raises(ConfigError, match="demand_scale"):
+        env.reset(seed=0, options={"demand_scale": 2.0})
+    again = ai_factory_gym.AIFactoryEnv(site="edge", trace=trace, warmup_s=0.0, trace_repeat=True)
+    again.reset(seed=0, options={"horizon_s": 420.0})
+
+
+def test_a_trace_runs_on_the_kernels_of_synthetic_demand(trace):
+    from numba import typeof
+
+    plain = ai_factory_gym.AIFactoryEnv(site="edge").factory.params
+    replay = ai_factory_gym.AIFactoryEnv(site="edge", trace=trace).factory.params
+    assert [typeof(array) for array in replay] == [typeof(array) for array in plain]
+
+
+def test_a_trace_longer_than_the_context_is_refused(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n0,100,10\n100,200000,10\n")
+    with pytest.raises(ConfigError, match="200,010 tokens.*163,840.*max_context"):
+        ai_factory_gym.AIFactoryEnv(site="edge", trace=str(path))
 
 
 def site_table(**changes):
@@ -355,7 +446,13 @@ def test_bad_sites_are_refused(changes, words):
     [
         (lambda n: np.full(n, np.nan), ["nan", "[-1, 1]"]),
         (lambda n: np.full(n, 1.5), ["1.5", "index 0"]),
+        (lambda n: np.full(n, -np.inf), ["-inf", "[-1, 1]"]),
         (lambda n: np.zeros(n + 1), ["shape"]),
+        (lambda n: np.zeros((1, n)), ["shape"]),
+        (lambda n: "left", ["'left'", "numbers"]),
+        (lambda n: None, ["None", "numbers"]),
+        (lambda n: [[0.0], [0.0, 0.0]], ["[[0.0], [0.0, 0.0]]", "numbers"]),
+        (lambda n: np.zeros(n, dtype=complex), ["numbers"]),
     ],
 )
 def test_bad_actions_are_refused(action, words):
@@ -368,12 +465,49 @@ def test_bad_actions_are_refused(action, words):
 
 
 @pytest.mark.parametrize(
-    "options", [{"scenari": "burst"}, {"scenario": "brst"}, {"horizon_s": 61.0}, {"demand_scale": np.nan}]
+    ("options", "message"),
+    [
+        ({"scenari": "burst"}, "Did you mean 'scenario'"),
+        ({"scenario": "brst"}, "scenario: .*'brst'.*Did you mean 'burst'"),
+        ({"horizon_s": 61.0}, "horizon_s: 61.0 .*multiple of 60"),
+        ({"demand_scale": np.nan}, "demand_scale: nan"),
+        ({"start_time_s": -1.0}, "start_time_s: -1.0"),
+        (5, "options: 5 .*dict"),
+        (["scenario"], "options: .*dict"),
+    ],
 )
-def test_bad_reset_options_are_refused(options):
+def test_bad_reset_options_are_refused(options, message):
+    for env in (ai_factory_gym.AIFactoryEnv(site="edge", **SHORT), AIFactoryVectorEnv(1, site="edge", **SHORT)):
+        with pytest.raises(ConfigError, match=message):
+            env.reset(seed=0, options=options)
+
+
+def test_snapshots_of_other_environments_are_refused():
     env = ai_factory_gym.AIFactoryEnv(site="edge", **SHORT)
-    with pytest.raises(ConfigError):
-        env.reset(seed=0, options=options)
+    env.reset(seed=0)
+    saved = env.snapshot()
+    others = [{"site": "enterprise"}, {"resolution": "coarse"}, {"levers": ("clock",)}, {"control_interval_s": 30.0}]
+    for changes in others:
+        other = ai_factory_gym.AIFactoryEnv(**{"site": "edge", **SHORT, **changes})
+        with pytest.raises(ConfigError, match="snapshot"):
+            other.restore(saved)
+    for junk in (None, 5, (1, 2), (1, 2, 3)):
+        with pytest.raises(ConfigError, match="snapshot"):
+            env.restore(junk)
+    # One made with the same arguments takes it before its first reset, and a pickled snapshot is as good.
+    twin = ai_factory_gym.AIFactoryEnv(site="edge", **SHORT)
+    twin.restore(pickle.loads(pickle.dumps(saved)))
+    action = np.zeros(env.action_space.shape, np.float32)
+    assert np.array_equal(twin.step(action)[0], env.step(action)[0])
+
+
+def test_stepping_before_the_first_reset_is_refused():
+    for env in (ai_factory_gym.AIFactoryEnv(site="edge", **SHORT), AIFactoryVectorEnv(2, site="edge", **SHORT)):
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            env.step(np.zeros(env.action_space.shape, np.float32))
+    env.reset(seed=0, options={"reset_mask": [True, False]})
+    with pytest.raises(gymnasium.error.ResetNeeded, match="every row"):
+        env.step(np.zeros(env.action_space.shape, np.float32))
 
 
 def test_vector_env_refuses_bad_input():
@@ -384,6 +518,8 @@ def test_vector_env_refuses_bad_input():
     envs = AIFactoryVectorEnv(2, site="edge", **SHORT)
     with pytest.raises(ConfigError, match="3 given for 2 rows"):
         envs.reset(seed=[1, 2, 3])
+    with pytest.raises(ConfigError, match="seed: 1 given for 2 rows"):
+        envs.reset(seed=1.5)
 
 
 def test_breaker_trips_only_without_a_brake():
@@ -395,3 +531,9 @@ def test_breaker_trips_only_without_a_brake():
         if terminated:
             break
     assert terminated and not truncated and info["cap_violation_j"] > 0.0
+
+
+def test_the_nearest_name_ignores_case_and_namespace():
+    assert nearest("edge-V0", TASKS) == EDGE
+    assert nearest("ai_factory/edgy-v0", TASKS) == EDGE
+    assert nearest("unlike anything", TASKS) is None

@@ -28,8 +28,9 @@ from ai_factory_agents.policies.residual import RESIDUAL_RULES, make_rule
 from ai_factory_agents.run_directory import RunDirectory
 from ai_factory_agents.vec_env import HOUR_S, FactoryVecEnv, ResidualVecEnv, draw_windows, rule_rewards
 from ai_factory_gym import TASKS
-from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.evaluation import (
+    EVALUATION_SEEDS,
     TRAINING_SEEDS,
     TUNING_SEEDS,
     EvaluationResult,
@@ -37,6 +38,7 @@ from ai_factory_gym.evaluation import (
     evaluate,
     write_csv,
 )
+from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
 CLASSES: dict[str, type[PPO] | type[SAC]] = {"ppo": PPO, "sac": SAC}
@@ -58,7 +60,8 @@ class Settings:
     seed: int = 0
     """Seed of the networks and of the training days."""
     total_steps: int | None = None
-    """Control steps over all rows; the hyperparameters' n_timesteps when not given. With --resume: the new total."""
+    """Control steps over all rows; the hyperparameters' n_timesteps when not given. PPO goes on to the end of
+    a rollout (n_steps x rows). With --resume: the new total."""
     rows: int | None = None
     """Sites simulated side by side; the hyperparameters' n_envs when not given."""
     run_dir: Path | None = None
@@ -135,8 +138,13 @@ def check_settings(settings: Settings) -> None:
             raise ConfigError(f"{name}: {value!r} is not allowed; must be at least 1.")
     if not 1 <= settings.eval_seeds <= len(TUNING_SEEDS):
         raise ConfigError(f"eval_seeds: {settings.eval_seeds!r} is not allowed; must be at least 1.")
-    if settings.final_seeds < 0:
+    if settings.final_seeds not in range(len(EVALUATION_SEEDS) + 1):
         raise ConfigError(f"final_seeds: {settings.final_seeds!r} is not allowed; must be at least 0.")
+    minutes = 60.0 * check_range("eval_hours", settings.eval_hours, 1.0 / 60.0, 24.0 * 366.0, "h")
+    if abs(minutes - round(minutes)) > 1e-9:
+        raise ConfigError(f"eval_hours: {settings.eval_hours!r} is not allowed; must be a whole number of minutes.")
+    for name in settings.scenario:
+        scenario(name)
 
 
 def train(settings: Settings, report: Callable[[str], None] = print) -> RunDirectory:
@@ -288,14 +296,14 @@ def compare_with_rules(
         evaluate(
             candidate,
             settings.task,
-            scenario=scenario,
+            scenario=chosen,
             seeds=settings.final_seeds,
             horizon_s=settings.eval_hours * HOUR_S,
             n_jobs=settings.jobs,
             policy_name=name,
             progress=None if settings.progress else False,
         )
-        for scenario in settings.scenario
+        for chosen in settings.scenario
         for name, candidate in policies.items()
     ]
     table = comparison_table(results)

@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("describe", help="print a task's inventory, capacity and what binds")
     show.add_argument("task", nargs="+", help=f"task id, site name or TOML file; ids: {', '.join(TASKS)}")
-    commands.add_parser("warmup", help="compile and cache the kernels (about a minute, once)")
+    commands.add_parser("warmup", help="compile and cache the kernels (a minute or two, once)")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "describe":
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def warm_up() -> float:
-    """Run one step of both resolutions so that every kernel is compiled and cached; returns the seconds it took."""
+    """Run one step so that every kernel of the environment is compiled and cached; returns the seconds it took."""
     import gymnasium
 
     begin = time.perf_counter()

@@ -14,7 +14,7 @@ from ai_factory_gym.factory import Factory
 from ai_factory_gym.levers import ActionLayout, check_action
 from ai_factory_gym.observation import LIMIT, ObservationLayout
 from ai_factory_gym.sites import PoolConfig
-from ai_factory_gym.task import Task, build_task
+from ai_factory_gym.task import Task, task_from
 from ai_factory_gym.workload.classes import RequestClass
 
 
@@ -34,7 +34,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     ## Action Space
 
-    ``Box(-1, 1, (n,), float32)``, one part per lever in the order of ``levers``; ``env.unwrapped.action_layout.slices`` says
+    ``Box(-1, 1, (n,), float32)``, one part per lever in the order of ``levers``; ``env.unwrapped.action_layout[name]`` says
     where. Numbers outside [-1, 1] and NaN are an error. Zero is a sensible operating point of every lever.
 
     | lever | dimensions | -1 | 0 | +1 |
@@ -49,7 +49,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     ## Observation Space
 
-    ``Box(-10, 10, (m,), float32)``. Blocks in order; ``env.unwrapped.observation_layout.slices[name]`` says where. Values are
+    ``Box(-10, 10, (m,), float32)``. Blocks in order; ``env.unwrapped.observation_layout[name]`` says where. Values are
     divided by fixed scales and saturate at 10.
 
     | block | length | meaning |
@@ -113,7 +113,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise unknown("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self._settings = settings
-        self.task: Task = build_task(**settings)
+        self.task: Task = task_from(settings)
         self.factory = Factory(self.task)
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_layout.size,), np.float32)
         self.observation_space = spaces.Box(-LIMIT, LIMIT, (self.observation_layout.size,), np.float32)
@@ -171,8 +171,8 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self.factory.snapshot(), self.np_random.bit_generator.state
 
     def restore(self, saved: Any) -> None:
-        """Go back to a snapshot of this environment."""
-        factory, generator = saved
+        """Go back to a snapshot of this environment, or of one made with the same arguments (else ConfigError)."""
+        factory, generator = saved if isinstance(saved, tuple) and len(saved) == 2 else (saved, {})
         self.factory.restore(factory)
         self.np_random.bit_generator.state = generator
 

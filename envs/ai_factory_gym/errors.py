@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -13,8 +14,12 @@ class ConfigError(ValueError):
 
 def nearest(value: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name most like ``value``, or None when none is close."""
-    matches = difflib.get_close_matches(str(value).lower(), [str(name) for name in allowed], n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    names = {str(name).lower(): str(name) for name in allowed}
+    given = str(value).lower()
+    # The end of a longer name is close, too: "Edge-v0" is all of "ai_factory/Edge-v0" but the namespace.
+    endings = [name for name in names if given and name.endswith(f"/{given}")]
+    matches = endings or difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    return names[matches[0]] if matches else None
 
 
 def unknown(key: str, value: object, allowed: Collection[str]) -> ConfigError:
@@ -57,13 +62,26 @@ def check_keys(
         raise ConfigError(f"{where}: missing key(s) {', '.join(missing)}; required: {', '.join(required)}.")
 
 
-def check_range(key: str, value: float, low: float, high: float, unit: str = "") -> float:
-    """Return ``value`` when ``low <= value <= high``, else refuse it (NaN included).
+def check_flag(key: str, value: Any) -> bool:
+    """Return ``value`` when it is True or False, else refuse it: "no" and 0 are not taken for what they may mean.
+
+    Raises:
+        ConfigError: When it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key}: {value!r} is not allowed; must be True or False.")
+    return value
+
+
+def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -> float:
+    """Return ``value`` as a float when ``low <= value <= high``, else refuse it (NaN included).
+
+    Numbers of numpy are numbers.
 
     Raises:
         ConfigError: When the value is outside the closed range or not a number.
     """
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= float(value) <= high:
         suffix = f" {unit}" if unit else ""
         raise ConfigError(f"{key}: {value!r} is not allowed; must be a number in [{low:g}, {high:g}]{suffix}.")
     return float(value)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium.error import ResetNeeded
 
 from ai_factory_gym.engine.layout import Array, CapStep, Class, Purpose, Site
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
@@ -33,6 +37,30 @@ BREAKER_S = 60.0
 """A site without a brake trips its breaker after drawing above the cap for this long without a break (status: assumed)."""
 
 RowInfo = dict[str, float]
+
+
+def check_options(options: Any) -> None:
+    """Refuse reset options that are no mapping or hold a key that is none of RESET_OPTIONS (ConfigError)."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(
+            f"options: {options!r} is not allowed; must be a dict with keys of {', '.join(RESET_OPTIONS)}."
+        )
+    check_keys("options", options or {}, required=(), optional=RESET_OPTIONS)
+
+
+@dataclass(frozen=True)
+class FactorySnapshot:
+    """Everything that changes in a factory.
+
+    Attributes:
+        made_for: ``Factory.digest`` of the factory it came from.
+        engine: State of the engine.
+        arrays: What the factory itself remembers.
+    """
+
+    made_for: str
+    engine: Snapshot
+    arrays: tuple[Array, ...]
 
 
 class Factory:
@@ -100,6 +128,18 @@ class Factory:
         self._closed = np.zeros(rows, dtype=np.bool_)
         self._price = np.full(rows, task.energy_price)
         self._terms = np.zeros((rows, len(TERMS)))
+        self._begun: set[int] = set()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What a snapshot must share with the factory it is restored to: constant arrays, levers and number of rows."""
+        parts = [np.ascontiguousarray(array).tobytes() for array in self.params]
+        return hashlib.sha256(b"".join(parts) + repr((self.task.levers, self.rows)).encode()).hexdigest()
+
+    def _need_episodes(self) -> None:
+        """Refuse to go on before every row was reset (ResetNeeded)."""
+        if len(self._begun) < self.rows:
+            raise ResetNeeded("reset() has to be called first, for every row.")
 
     def _mean_rate(self) -> Array:
         """Return mean requests/s per class."""
@@ -136,10 +176,13 @@ class Factory:
         Raises:
             ConfigError: On an option that cannot be used.
         """
+        for chosen in options:
+            check_options(chosen)
         for row, generator, chosen in zip(rows, generators, options, strict=True):
             self.engine.begin(row, self._draw_episode(row, generator, dict(chosen or {})))
             self._actions[row] = 0.0
             self._closed[row] = False
+            self._begun.add(row)
         index = np.asarray(rows, dtype=np.int64)
         neutral = self.action_layout.decide(np.zeros((len(index), self.action_layout.size)))
         for _ in range(round(self.task.warmup_s / self.task.control_interval_s)):
@@ -151,7 +194,6 @@ class Factory:
     def _draw_episode(self, row: int, generator: np.random.Generator, options: dict[str, Any]) -> Episode:
         """Draw everything an episode meets; nothing here depends on what the operator will do."""
         task = self.task
-        check_keys("options", options, required=(), optional=RESET_OPTIONS)
         chosen = scenario(options["scenario"]) if "scenario" in options else task.scenario
         if chosen.deferrable != task.scenario.deferrable:
             raise ConfigError(
@@ -165,7 +207,10 @@ class Factory:
         steps = horizon_s / task.control_interval_s
         if abs(steps - round(steps)) > 1e-9:
             raise ConfigError(f"options: horizon_s: {horizon_s!r} must be a multiple of {task.control_interval_s:g} s.")
+        task.check_trace_covers(horizon_s)
         demand = check_range("options: demand_scale", options.get("demand_scale", task.demand_scale), 0.0, 1000.0)
+        if task.trace is not None and demand != 1.0:
+            raise ConfigError(f"options: demand_scale: {demand!r} scales synthetic demand, and a trace is replayed.")
         drawn = 60.0 * int(generator.integers(0, 1440))
         start_s = options.get("start_time_s", drawn if task.start_time_s is None else task.start_time_s)
         check_range("options: start_time_s", start_s, 0.0, DAY_S, "s")
@@ -222,6 +267,7 @@ class Factory:
             rows: int64[n].
             actions: float64[n, actions], checked.
         """
+        self._need_episodes()
         self._actions[rows] = actions
         self.engine.step(rows, self.action_layout.decide(actions))
         site = self.engine.state.site[rows]
@@ -277,13 +323,24 @@ class Factory:
 
     # ------------------------------------------------------------------------------------------------ snapshots
 
-    def snapshot(self) -> tuple[Snapshot, tuple[Array, ...]]:
+    def snapshot(self) -> FactorySnapshot:
         """Return everything that changes as one value."""
+        self._need_episodes()
         mine = (self._actions, self._start_s, self._horizon_s, self._closed, self._price, self._terms)
-        return self.engine.snapshot(), tuple(a.copy() for a in mine)
+        return FactorySnapshot(self.digest, self.engine.snapshot(), tuple(a.copy() for a in mine))
 
-    def restore(self, saved: tuple[Snapshot, tuple[Array, ...]]) -> None:
-        """Go back to a snapshot of a factory of the same task and rows."""
-        engine, mine = saved
-        self.engine.restore(engine)
-        self._actions, self._start_s, self._horizon_s, self._closed, self._price, self._terms = (a.copy() for a in mine)
+    def restore(self, saved: FactorySnapshot) -> None:
+        """Go back to a snapshot of a factory of the same site, classes, resolution, trace, levers and number of rows.
+
+        Raises:
+            ConfigError: When it is no snapshot, or one of another factory.
+        """
+        if not isinstance(saved, FactorySnapshot) or saved.made_for != self.digest:
+            raise ConfigError(
+                "snapshot: must come from an environment of the same site, classes, resolution, trace, levers and rows."
+            )
+        self.engine.restore(saved.engine)
+        self._actions, self._start_s, self._horizon_s, self._closed, self._price, self._terms = (
+            array.copy() for array in saved.arrays
+        )
+        self._begun = set(range(self.rows))

@@ -57,7 +57,7 @@ class ActionLayout:
         racks_above: How many more at 1.
     """
 
-    params: Params
+    params: Params = field(repr=False)
     levers: tuple[str, ...]
     clock_min: float
 
@@ -97,6 +97,16 @@ class ActionLayout:
     centre_racks: Array = field(init=False, repr=False)
     racks_below: Array = field(init=False, repr=False)
     racks_above: Array = field(init=False, repr=False)
+
+    def __getitem__(self, lever: str) -> slice:
+        """Return where a lever lies.
+
+        Raises:
+            ConfigError: When it is not in use.
+        """
+        if lever not in self.slices:
+            raise unknown("action_layout", lever, self.slices)
+        return self.slices[lever]
 
     def decide(self, action: Array) -> Decision:
         """Translate actions into decisions.
@@ -178,13 +188,19 @@ def check_action(action: Array, shape: Sequence[int]) -> Array:
     Raises:
         ConfigError: On a wrong shape, NaN or a number outside [-1, 1].
     """
-    array = np.asarray(action, dtype=np.float64)
+    try:
+        given = np.asarray(action)
+    except ValueError:
+        given = np.asarray(None)
+    if given.dtype.kind not in "fiub":
+        raise ConfigError(f"action: {action!r} is not allowed; must be an array of numbers of shape {tuple(shape)}.")
+    array = given.astype(np.float64, copy=False)
     if array.shape != tuple(shape):
         raise ConfigError(f"action: shape {array.shape} is not allowed; must be {tuple(shape)}.")
     if not (np.abs(array) <= 1.0).all():
         flat = array.reshape(-1)
         index = int(np.flatnonzero(~(np.abs(flat) <= 1.0))[0])
         raise ConfigError(
-            f"action: {flat[index]!r} at index {index} is not allowed; every entry must be a number in [-1, 1]."
+            f"action: {float(flat[index])!r} at index {index} is not allowed; every entry must be a number in [-1, 1]."
         )
     return array

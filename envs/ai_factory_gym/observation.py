@@ -26,6 +26,7 @@ from ai_factory_gym.engine.layout import (
     State,
     Transition,
 )
+from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
 from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
@@ -109,6 +110,16 @@ class ObservationLayout:
     tpot_s: float
     price: float
     carbon: float
+
+    def __getitem__(self, block: str) -> slice:
+        """Return where a block lies.
+
+        Raises:
+            ConfigError: When there is none of that name.
+        """
+        if block not in self.slices:
+            raise unknown("observation_layout", block, self.slices)
+        return self.slices[block]
 
 
 def lay_out(pools: int, classes: int, actions: int) -> tuple[dict[str, slice], int]:

@@ -87,7 +87,7 @@ def resolution(name: str) -> Resolution:
     Raises:
         ConfigError: When there is none of that name.
     """
-    if name not in RESOLUTIONS:
+    if not isinstance(name, str) or name not in RESOLUTIONS:
         raise unknown("resolution", name, list(RESOLUTIONS))
     return RESOLUTIONS[name]
 
@@ -494,10 +494,11 @@ def build_params(
     else:
         labels = np.zeros(len(trace), dtype=np.int64) if trace_labels is None else trace_labels
         cells, weights, member = _trace_cells(site, trace, labels, grain)
+        # Copies: a trace's own arrays are read-only, for which numba would compile every kernel once more.
         trace_arrays = (
-            np.asarray(trace.arrival_s, dtype=np.float64),
-            np.asarray(trace.prompt_tokens, dtype=np.float64),
-            np.asarray(trace.output_tokens, dtype=np.float64),
+            np.array(trace.arrival_s, dtype=np.float64),
+            np.array(trace.prompt_tokens, dtype=np.float64),
+            np.array(trace.output_tokens, dtype=np.float64),
             member.astype(np.int64),
         )
         span_s = trace.span_s

@@ -96,6 +96,6 @@ def reward_function(name: str) -> Callable[[Array, Array, RewardSpec], Array]:
     Raises:
         ConfigError: When there is none of that name.
     """
-    if name not in REWARDS:
+    if not isinstance(name, str) or name not in REWARDS:
         raise unknown("reward", name, list(REWARDS))
     return REWARDS[name]

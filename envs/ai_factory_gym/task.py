@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import itertools
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ai_factory_gym.engine.layout import Array
-from ai_factory_gym.errors import ConfigError, check_range, unknown
+from ai_factory_gym.errors import ConfigError, check_flag, check_keys, check_range, unknown
 from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.params import Resolution, resolution, served_classes
 from ai_factory_gym.reward import MISS_WEIGHT, reward_function
@@ -51,6 +53,7 @@ class Task:
         trace_path: Where they were read from.
         rate_scale: Factor on the trace's rate, by superposed shifted copies.
         trace_class: Class of the trace's requests, or (prompt limit, class) pairs in rising order of limit.
+        trace_repeat: Whether the trace may be repeated where the horizon is longer.
     """
 
     site: SiteConfig
@@ -70,6 +73,7 @@ class Task:
     trace_path: str | None = None
     rate_scale: float = 1.0
     trace_class: TraceRule = "chat"
+    trace_repeat: bool = False
 
     @functools.cached_property
     def classes(self) -> tuple[RequestClass, ...]:
@@ -94,6 +98,19 @@ class Task:
         limits = np.array([limit for limit, _ in self.trace_class])
         which = np.searchsorted(limits, self.trace.prompt_tokens, side="left")
         return np.array([names.index(name) for _, name in self.trace_class], dtype=np.int64)[which]
+
+    def check_trace_covers(self, horizon_s: float) -> None:
+        """Refuse a horizon longer than the trace, unless it may be repeated.
+
+        Raises:
+            ConfigError: When the trace ends before the horizon.
+        """
+        if self.trace is not None and horizon_s > self.trace.span_s and not self.trace_repeat:
+            longest_s = math.floor(self.trace.span_s / self.control_interval_s) * self.control_interval_s
+            raise ConfigError(
+                f"horizon_s: {horizon_s:g} s is longer than the trace ({self.trace.span_s:.0f} s); give at most {longest_s:g}, "
+                f"or make the environment with trace_repeat=True to repeat it."
+            )
 
     @property
     def energy_price(self) -> float:
@@ -152,11 +169,24 @@ def _trace_rule(rule: Any, site: SiteConfig) -> TraceRule:
         if name not in names:
             raise unknown("trace_class", name, names)
     limits = [limit for limit, _ in checked]
-    if limits != sorted(limits) or not checked or limits[-1] < site.context_limit and not math.isinf(limits[-1]):
+    # A limit that is not a number fails every comparison.
+    rising = all(low < high for low, high in itertools.pairwise([0.0, *limits]))
+    if not checked or not rising or not limits[-1] >= site.context_limit:
         raise ConfigError(
             f"trace_class: limits {limits!r} must rise and end at .inf or the site's longest context, {site.context_limit}."
         )
     return rule if isinstance(rule, str) else tuple(checked)
+
+
+def task_from(settings: Mapping[str, Any]) -> Task:
+    """Build a task from the keyword arguments of an environment; see ``build_task``.
+
+    Raises:
+        ConfigError: On an argument that does not exist, with the nearest that does, or a value that cannot be used.
+    """
+    known = inspect.signature(build_task).parameters
+    check_keys("arguments", settings, required=("site",), optional=[name for name in known if name != "site"])
+    return build_task(**settings)
 
 
 def build_task(
@@ -195,10 +225,10 @@ def build_task(
         horizon_s: Length of an episode, s; None is a day, or the trace's length.
         start_time_s: Local time at the start, s since midnight, or "random".
         warmup_s: Simulated time before the start, s.
-        demand_scale: Factor on demand.
+        demand_scale: Factor on synthetic demand; a trace is scaled by ``rate_scale``.
         drain: Keep stepping after the horizon until every scored fate is decided.
         brake: Whether the site has a power brake.
-        trace: Path of a trace to replay.
+        trace: Path of a trace to replay instead of synthetic demand; of the scenario, only its caps then remain.
         rate_scale: Factor on the trace's rate.
         trace_class: Class of the trace's requests, or [[longest prompt, class], ...].
         trace_repeat: Allow a horizon longer than the trace.
@@ -210,6 +240,10 @@ def build_task(
     Raises:
         ConfigError: On any value that cannot be used.
     """
+    for key, flag in (("drain", drain), ("brake", brake), ("trace_repeat", trace_repeat), ("allow_slow", allow_slow)):
+        check_flag(key, flag)
+    if isinstance(levers, str) or not isinstance(levers, Sequence):
+        raise ConfigError(f"levers: {levers!r} is not allowed; must be a list of names out of {', '.join(LEVERS)}.")
     chosen_site = load_site(site)
     if not brake:
         chosen_site = dataclasses.replace(chosen_site, brake=dataclasses.replace(chosen_site.brake, enabled=False))
@@ -233,18 +267,27 @@ def build_task(
     if trace is not None:
         loaded = load_trace(trace)
         _number("rate_scale", rate_scale, 1e-9, 1e7, "")
-        longest_s = math.floor(loaded.span_s / control_interval_s) * control_interval_s
-        if horizon_s is None:
-            horizon_s = longest_s
-        elif horizon_s > longest_s and not trace_repeat:
+        if demand_scale != 1.0:
             raise ConfigError(
-                f"horizon_s: {horizon_s!r} s is longer than the trace ({loaded.span_s:.0f} s); give at most {longest_s:g}, or "
-                f"trace_repeat=True to repeat it."
+                f"demand_scale: {demand_scale!r} scales synthetic demand, and a trace is given; rate_scale scales a trace."
             )
+        longest = int((loaded.prompt_tokens + loaded.output_tokens).max())
+        if longest > chosen_site.context_limit:
+            raise ConfigError(
+                f"trace: {str(trace)!r} has a request of {longest:,} tokens, and the longest context of site {chosen_site.name!r} is "
+                f"{chosen_site.context_limit:,}; leave such requests out, or give the site a larger max_context."
+            )
+        if loaded.span_s < control_interval_s:
+            raise ConfigError(f"trace: {str(trace)!r} lasts {loaded.span_s:g} s, less than one control step.")
+        if horizon_s is None:
+            horizon_s = math.floor(loaded.span_s / control_interval_s) * control_interval_s
     elif rate_scale != 1.0:
         raise ConfigError(
             f"rate_scale: {rate_scale!r} scales a trace, and no trace is given; demand_scale scales synthetic demand."
         )
+    elif trace_class != "chat" or trace_repeat:
+        key, value = ("trace_repeat", trace_repeat) if trace_repeat else ("trace_class", trace_class)
+        raise ConfigError(f"{key}: {value!r} says how a trace is replayed, and no trace is given.")
     horizon = _number("horizon_s", DAY_S if horizon_s is None else horizon_s, control_interval_s, 366 * DAY_S, "s")
     _multiple("horizon_s", horizon, control_interval_s)
     task = Task(
@@ -265,7 +308,9 @@ def build_task(
         trace_path=None if trace is None else str(trace),
         rate_scale=float(rate_scale),
         trace_class=_trace_rule(trace_class, chosen_site) if loaded is not None else "chat",
+        trace_repeat=trace_repeat,
     )
+    task.check_trace_covers(horizon)
     if not allow_slow:
         _refuse_hours(task)
     return task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,13 +12,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ai_factory_gym.engine.layout import Array
-from ai_factory_gym.errors import ConfigError, check_keys, unknown
-from ai_factory_gym.factory import RESET_OPTIONS, Factory
+from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.factory import Factory, check_options
 from ai_factory_gym.levers import ActionLayout, check_action
 from ai_factory_gym.metrics import Info
 from ai_factory_gym.observation import LIMIT, ObservationLayout
 from ai_factory_gym.sites import PoolConfig
-from ai_factory_gym.task import Task, build_task
+from ai_factory_gym.task import Task, task_from
 from ai_factory_gym.workload.classes import RequestClass
 
 
@@ -56,7 +57,7 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs = int(num_envs)
         self.render_mode = render_mode
-        self.task: Task = build_task(**settings)
+        self.task: Task = task_from(settings)
         self.factory = Factory(self.task, rows=self.num_envs)
         self.single_action_space = spaces.Box(-1.0, 1.0, (self.action_layout.size,), np.float32)
         self.single_observation_space = spaces.Box(-LIMIT, LIMIT, (self.observation_layout.size,), np.float32)
@@ -105,16 +106,16 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         elif isinstance(seed, (int, np.integer)):
             seeds = [int(seed) + row for row in range(self.num_envs)]
         else:
-            seeds = list(seed)
+            seeds = list(seed) if isinstance(seed, Iterable) else [seed]
             if len(seeds) != self.num_envs:
                 raise ConfigError(
                     f"seed: {len(seeds)} given for {self.num_envs} rows; give one number, one per row, or None."
                 )
-        given = dict(options or {})
+        given = dict(options) if isinstance(options, Mapping) else {}
         mask = np.asarray(given.pop("reset_mask", np.ones(self.num_envs, dtype=np.bool_)), dtype=np.bool_)
         if mask.shape != (self.num_envs,) or not mask.any():
             raise ConfigError(f"options: reset_mask: must hold {self.num_envs} booleans, at least one of them true.")
-        check_keys("options", given, required=(), optional=RESET_OPTIONS)
+        check_options(given if isinstance(options, Mapping) else options)
         rows = np.flatnonzero(mask)
         self._begin(rows, seeds, [self._row_options(given, row) for row in range(self.num_envs)])
         self._done[rows] = False

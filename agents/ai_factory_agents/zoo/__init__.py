@@ -31,7 +31,7 @@ def load(algo: str, task: str) -> TrainedPolicy:
         raise unknown("algo", algo, ALGORITHMS)
     from ai_factory_gym import TASKS
 
-    plain = task.rpartition(":")[2]
+    plain = str(task).rpartition(":")[2]
     if plain not in TASKS:
         raise unknown("task", task, list(TASKS))
     path = DIRECTORY / algo / f"{plain.rpartition('/')[2]}.zip"
@@ -39,7 +39,8 @@ def load(algo: str, task: str) -> TrainedPolicy:
         known = ", ".join(f"{a} for {t}" for a, t in available()) or "none"
         raise ConfigError(
             f"algo: no trained {algo!r} ships for {plain}; there is: {known}. "
-            f"`python train.py --algo {algo} --task {plain}` trains one; give its run directory instead."
+            f"`python train.py --algo {algo} --task {plain}` trains one (--hyperparams FILE where none ship for the task); "
+            "give its run directory instead."
         )
     return TrainedPolicy.load(path)
 

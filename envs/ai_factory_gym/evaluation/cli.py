@@ -78,7 +78,8 @@ def main(resolve: Resolver, argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if arguments.csv is not None:
-        print(f"\n{sum(len(result.episodes) for result in results)} episodes written to {arguments.csv}")
+        count = sum(len(result.episodes) for result in results)
+        print(f"\n{count} episode{'s' if count > 1 else ''} written to {arguments.csv}")
     return 0
 
 

@@ -127,9 +127,9 @@ def evaluate(
     job = _Job(
         policy=policy,
         task=_check_task(task),
-        scenario=os.fspath(scenario),
+        scenario=_check_path("scenario", scenario),
         resolution=resolution,
-        trace=None if trace is None else os.fspath(trace),
+        trace=None if trace is None else _check_path("trace", trace),
         horizon_s=horizon_s,
         env_kwargs=_check_env_kwargs(env_kwargs),
         policy_name=policy_name,
@@ -351,7 +351,15 @@ def _check_task(task: str) -> str:
     return task
 
 
+def _check_path(key: str, value: str | os.PathLike[str]) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ConfigError(f"{key}: {value!r} is not allowed; must be a name or a path.")
+    return os.fspath(value)
+
+
 def _check_env_kwargs(env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
+        raise ConfigError(f"env_kwargs: {env_kwargs!r} is not allowed; must be a dict of arguments of gymnasium.make.")
     given = dict(env_kwargs or {})
     for key in given:
         if key in RESERVED_ENV_KWARGS:

@@ -39,7 +39,7 @@ def check_seeds(seeds: int | Iterable[int]) -> list[int]:
     Raises:
         ConfigError: When there is none, one is not a non-negative integer, or one occurs twice.
     """
-    if isinstance(seeds, int):
+    if not isinstance(seeds, Iterable):
         return first_seeds(seeds)
     checked: list[int] = []
     for seed in seeds:

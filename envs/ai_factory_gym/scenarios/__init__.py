@@ -134,7 +134,7 @@ def scenario(name: str | Path | Scenario) -> Scenario:
     if isinstance(name, Path) or (isinstance(name, str) and name.endswith(".toml")):
         return _read(Path(name))
     names = scenario_names()
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise unknown("scenario", name, names)
     return _shipped(name)
 

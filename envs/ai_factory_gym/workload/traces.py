@@ -22,6 +22,7 @@ import io
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -281,6 +282,8 @@ def load_trace(path: str | Path) -> Trace:
         ConfigError: On a file that cannot be read, is empty or of unknown format, on missing columns, and on rows with
             unsorted or negative times or with tokens that are not positive whole numbers; the message has the line.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"trace: {path!r} is not allowed; must be the path of a file.")
     source = Path(path)
     name = f"trace {str(source)!r}"
     try:
