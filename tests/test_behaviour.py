@@ -234,3 +234,24 @@ def test_trace_longer_than_it_is_needs_repeat():
         EDGE, trace=path, horizon_s=7200.0, trace_repeat=True, trace_class=[[500, "chat"], [float("inf"), "reasoning"]]
     )
     assert [cls.name for cls in env.unwrapped.classes] == ["chat", "reasoning"]
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+def test_waiting_for_the_last_fates_costs_nothing(resolution: str) -> None:
+    env = gymnasium.make(
+        EDGE, resolution=resolution, horizon_s=300.0, start_time_s=9 * 3600.0, warmup_s=120.0, drain=True
+    )
+    env.reset(seed=4)
+    core = env.unwrapped.factory
+    energy = 0.0
+    late = 0
+    truncated = False
+    while not truncated:
+        _, _, _, truncated, info = env.step(np.zeros(env.action_space.shape, np.float32))
+        energy += info["reward_terms/energy"]
+        if info["time_s"] > 300.0 + 1e-6:
+            late += 1
+            assert info["reward_terms/energy"] == info["reward_terms/cap"] == info["reward_terms/brake"] == 0.0
+    assert late >= 2
+    spec = core._reward_spec
+    assert energy == pytest.approx(-spec.lambda_tokens_per_joule * info["energy_j"] / spec.scale_tokens, rel=1e-9)

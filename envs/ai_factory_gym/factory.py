@@ -19,7 +19,7 @@ from ai_factory_gym.levers import ActionLayout
 from ai_factory_gym.metrics import Info, build_info
 from ai_factory_gym.observation import ObservationLayout, lay_out, observe_rows, reference_scales
 from ai_factory_gym.params import build_params, check_cap, reference_batch
-from ai_factory_gym.reward import TERMS, RewardSpec, reward_function
+from ai_factory_gym.reward import RUNNING_TERMS, TERMS, RewardSpec, reward_function
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.task import DAY_S, Task
 from ai_factory_gym.workload.demand import mean_path, rate_path
@@ -46,6 +46,10 @@ def check_options(options: Any) -> None:
             f"options: {options!r} is not allowed; must be a dict with keys of {', '.join(RESET_OPTIONS)}."
         )
     check_keys("options", options or {}, required=(), optional=RESET_OPTIONS)
+
+
+_ROW_ARRAYS = ("_actions", "_start_s", "_horizon_s", "_closed", "_scored", "_price", "_terms")
+"""What a snapshot holds beside the engine's arrays."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class Factory:
         self._start_s = np.zeros(rows)
         self._horizon_s = np.full(rows, task.horizon_s)
         self._closed = np.zeros(rows, dtype=np.bool_)
+        self._scored = np.ones(rows, dtype=np.bool_)
         self._price = np.full(rows, task.energy_price)
         self._terms = np.zeros((rows, len(TERMS)))
         self._begun: set[int] = set()
@@ -182,6 +187,7 @@ class Factory:
             self.engine.begin(row, self._draw_episode(row, generator, dict(chosen or {})))
             self._actions[row] = 0.0
             self._closed[row] = False
+            self._scored[row] = True
             self._begun.add(row)
         index = np.asarray(rows, dtype=np.int64)
         neutral = self.action_layout.decide(np.zeros((len(index), self.action_layout.size)))
@@ -271,7 +277,10 @@ class Factory:
         self._actions[rows] = actions
         self.engine.step(rows, self.action_layout.decide(actions))
         site = self.engine.state.site[rows]
+        # Steps that only wait for the last fates cost nothing themselves: how many there are says nothing about the policy.
+        self._scored[rows] = ~self._closed[rows]
         self._terms[rows] = self._reward(site, self._price[rows], self._reward_spec)
+        self._terms[np.ix_(rows[~self._scored[rows]], RUNNING_TERMS)] = 0.0
         for row in rows[(site[:, Site.TIME_S] >= self._horizon_s[rows] - 1e-6) & ~self._closed[rows]]:
             self._closed[row] = True
             self.engine.close_window(int(row))
@@ -319,15 +328,16 @@ class Factory:
         """Return the info of one row."""
         state = self.engine.state
         terms = dict(zip(TERMS, self._terms[row].tolist(), strict=True))
-        return build_info(state.site[row], state.cls[row], self._names, self.task.site, self._targets, terms)
+        scored = bool(self._scored[row])
+        return build_info(state.site[row], state.cls[row], self._names, self.task.site, self._targets, terms, scored)
 
     # ------------------------------------------------------------------------------------------------ snapshots
 
     def snapshot(self) -> FactorySnapshot:
         """Return everything that changes as one value."""
         self._need_episodes()
-        mine = (self._actions, self._start_s, self._horizon_s, self._closed, self._price, self._terms)
-        return FactorySnapshot(self.digest, self.engine.snapshot(), tuple(a.copy() for a in mine))
+        mine = tuple(getattr(self, name).copy() for name in _ROW_ARRAYS)
+        return FactorySnapshot(self.digest, self.engine.snapshot(), mine)
 
     def restore(self, saved: FactorySnapshot) -> None:
         """Go back to a snapshot of a factory of the same site, classes, resolution, trace, levers and number of rows.
@@ -340,7 +350,6 @@ class Factory:
                 "snapshot: must come from an environment of the same site, classes, resolution, trace, levers and rows."
             )
         self.engine.restore(saved.engine)
-        self._actions, self._start_s, self._horizon_s, self._closed, self._price, self._terms = (
-            array.copy() for array in saved.arrays
-        )
+        for name, array in zip(_ROW_ARRAYS, saved.arrays, strict=True):
+            setattr(self, name, array.copy())
         self._begun = set(range(self.rows))

@@ -61,6 +61,7 @@ def build_info(
     config: SiteConfig,
     targets: tuple[float, ...],
     terms: Mapping[str, float],
+    scored: bool,
 ) -> Info:
     """Build the info of one row.
 
@@ -71,6 +72,7 @@ def build_info(
         config: The site (prices).
         targets: Attainment target per class.
         terms: This step's reward terms.
+        scored: Whether the step began before the horizon; later ones cost nothing but what they find missed.
 
     Returns:
         Means over the step (power, PUE, clock), values at its end (cap, in flight), this step's ``cost`` and reward terms,
@@ -132,7 +134,7 @@ def build_info(
         "carbon_kg": energy_j / JOULES_PER_KWH * config.carbon_g_per_kwh / 1000.0,
         # Constraint cost of the step, for safe RL: energy above the cap and time under the brake as shares of the step,
         # and misses beyond what the targets allow as a share of the requests decided.
-        "cost": violation + step_brake_s / elapsed + (excess / decided if decided > 0.0 else 0.0),
+        "cost": scored * (violation + step_brake_s / elapsed) + (excess / decided if decided > 0.0 else 0.0),
     }
     for keys, (arrived, met, missed, _, _) in zip(_class_keys(names), rows, strict=True):
         info.update(zip(keys, (arrived, met, missed, attainment(met, missed)), strict=True))

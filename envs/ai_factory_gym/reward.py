@@ -46,6 +46,9 @@ class RewardSpec:
 TERMS = ("good_tokens", "energy", "missed", "cap", "brake")
 """Terms of every reward, in the order of their columns."""
 
+RUNNING_TERMS = np.array([TERMS.index(name) for name in ("energy", "cap", "brake")])
+"""Columns of what running costs, whatever becomes of the requests."""
+
 _USED = (
     Site.STEP_GOOD_TOKENS,
     Site.STEP_ENERGY_J,
