@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -18,6 +19,7 @@ from gymnasium.vector import AutoresetMode
 import ai_factory_gym
 from ai_factory_gym import ConfigError
 from ai_factory_gym.errors import nearest
+from ai_factory_gym.sites import load_site
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
 TASKS = list(ai_factory_gym.TASKS)
@@ -537,3 +539,10 @@ def test_the_nearest_name_ignores_case_and_namespace():
     assert nearest("edge-V0", TASKS) == EDGE
     assert nearest("ai_factory/edgy-v0", TASKS) == EDGE
     assert nearest("unlike anything", TASKS) is None
+
+
+def test_a_shipped_site_that_was_changed_needs_its_own_lambda() -> None:
+    larger = dataclasses.replace(load_site("edge"), cap_w=3e6)
+    with pytest.raises(ConfigError, match="'Edge', as given, has no frozen value"):
+        ai_factory_gym.AIFactoryEnv(site=larger, **SHORT)
+    ai_factory_gym.AIFactoryEnv(site=larger, lambda_tokens_per_joule=1.0, **SHORT)

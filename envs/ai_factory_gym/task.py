@@ -126,12 +126,19 @@ class Task:
         if self.lambda_tokens_per_joule is not None:
             return self.lambda_tokens_per_joule
         table = frozen_lambdas().get(self.site.name)
-        if table is None:
+        # A shipped site that was changed has another best ratio.
+        if table is None or self.site != _shipped_site(self.site.name):
             raise ConfigError(
-                f"lambda_tokens_per_joule: site {self.site.name!r} has no frozen value; give the best known feasible good tokens per "
+                f"lambda_tokens_per_joule: site {self.site.name!r}, as given, has no frozen value; give the best known feasible good tokens per "
                 f"joule of the site. `python -m ai_factory_baselines.freeze --site FILE --scenario NAME` computes it from the rules."
             )
         return table.get(chosen.name, table["diurnal"])
+
+
+@functools.lru_cache(maxsize=16)
+def _shipped_site(name: str) -> SiteConfig:
+    """Return the site of this name as it ships."""
+    return load_site(name.lower())
 
 
 @functools.lru_cache(maxsize=1)
