@@ -126,8 +126,8 @@ class Task:
         if self.lambda_tokens_per_joule is not None:
             return self.lambda_tokens_per_joule
         table = frozen_lambdas().get(self.site.name)
-        # A shipped site that was changed has another best ratio.
-        if table is None or self.site != _shipped_site(self.site.name):
+        # A shipped site that was changed has another best ratio; whether it has a brake is an argument of its own.
+        if table is None or self.site != dataclasses.replace(_shipped_site(self.site.name), brake=self.site.brake):
             raise ConfigError(
                 f"lambda_tokens_per_joule: site {self.site.name!r}, as given, has no frozen value; give the best known feasible good tokens per "
                 f"joule of the site. `python -m ai_factory_baselines.freeze --site FILE --scenario NAME` computes it from the rules."
