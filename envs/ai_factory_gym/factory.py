@@ -278,12 +278,16 @@ class Factory:
         self.engine.step(rows, self.action_layout.decide(actions))
         site = self.engine.state.site[rows]
         # Steps that only wait for the last fates cost nothing themselves: how many there are says nothing about the policy.
-        self._scored[rows] = ~self._closed[rows]
+        late = self._closed[rows]
+        self._scored[rows] = ~late
         self._terms[rows] = self._reward(site, self._price[rows], self._reward_spec)
-        self._terms[np.ix_(rows[~self._scored[rows]], RUNNING_TERMS)] = 0.0
-        for row in rows[(site[:, Site.TIME_S] >= self._horizon_s[rows] - 1e-6) & ~self._closed[rows]]:
-            self._closed[row] = True
-            self.engine.close_window(int(row))
+        if late.any():
+            self._terms[np.ix_(rows[late], RUNNING_TERMS)] = 0.0
+        ends = (site[:, Site.TIME_S] >= self._horizon_s[rows] - 1e-6) & ~late
+        if ends.any():
+            for row in rows[ends]:
+                self._closed[row] = True
+                self.engine.close_window(int(row))
 
     def rewards(self, rows: Array) -> Array:
         """Return the rewards of the last step, float64[n]."""

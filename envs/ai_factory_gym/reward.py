@@ -49,15 +49,17 @@ TERMS = ("good_tokens", "energy", "missed", "cap", "brake")
 RUNNING_TERMS = np.array([TERMS.index(name) for name in ("energy", "cap", "brake")])
 """Columns of what running costs, whatever becomes of the requests."""
 
-_USED = (
-    Site.STEP_GOOD_TOKENS,
-    Site.STEP_ENERGY_J,
-    Site.STEP_MISSED_TOKENS,
-    Site.STEP_MISSED_REFERENCE_J,
-    Site.STEP_CAP_VIOLATION_J,
-    Site.STEP_BRAKE_S,
-    Site.STEP_S,
-    Site.CAP_W,
+_USED = np.array(
+    [
+        Site.STEP_GOOD_TOKENS,
+        Site.STEP_ENERGY_J,
+        Site.STEP_MISSED_TOKENS,
+        Site.STEP_MISSED_REFERENCE_J,
+        Site.STEP_CAP_VIOLATION_J,
+        Site.STEP_BRAKE_S,
+        Site.STEP_S,
+        Site.CAP_W,
+    ]
 )
 
 
@@ -72,7 +74,7 @@ def tokens_per_watt(site: Array, price: Array, spec: RewardSpec) -> Array:
     Returns:
         float64[n, TERMS].
     """
-    good, energy_j, missed, missed_j, violation_j, brake_s, step_s, cap_w = site.T[_USED, :]
+    good, energy_j, missed, missed_j, violation_j, brake_s, step_s, cap_w = site.T[_USED]
     terms = np.empty((len(site), len(TERMS)))
     terms[:, 0] = good / spec.scale_tokens
     terms[:, 1] = -price * energy_j / spec.scale_tokens
