@@ -36,8 +36,6 @@ RELEASE_PER_HOUR = 1.0
 BREAKER_S = 60.0
 """A site without a brake trips its breaker after drawing above the cap for this long without a break (status: assumed)."""
 
-RowInfo = dict[str, float]
-
 
 def check_options(options: Any) -> None:
     """Refuse reset options that are no mapping or hold a key that is none of RESET_OPTIONS (ConfigError)."""

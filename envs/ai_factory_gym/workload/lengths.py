@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -220,8 +219,3 @@ class LengthDistribution:
                 f"mean: {mean!r} tokens cannot be reached with sigma {sigma:g} in [{minimum:g}, {maximum:g}]."
             )
         return found
-
-    def as_array(self) -> Float64Array:
-        """Return ``[median, sigma, minimum, maximum]`` for a kernel."""
-        values: list[Any] = [self.median, self.sigma, self.minimum, self.maximum]
-        return np.array(values, dtype=np.float64)
