@@ -21,21 +21,20 @@ nothing and may run in threads."""
 
 @functools.lru_cache(maxsize=1)
 def sources_digest() -> str:
-    """Return a digest of every source a kernel can depend on."""
+    """Return a digest of every source that more than one module's kernels can depend on."""
     package = Path(__file__).parent
     files = [*sorted(package.glob("engine/*.py")), *sorted(package.glob("physics/*.py"))]
-    files += [package / "observation.py", package / "workload" / "quadrature.py"]
+    files += [package / "workload" / "quadrature.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 @functools.lru_cache(maxsize=64)
 def _stamp_of(path: str) -> str:
-    """Return what kernels of a file depend on: all kernel sources and, for one outside this package, the files beside it."""
+    """Return what kernels of a file depend on: the engine, the physics, and the file or, outside this package, those beside it."""
     source = Path(path)
-    if source.is_relative_to(Path(__file__).parent):
-        return sources_digest()
-    beside = b"".join(path.read_bytes() for path in sorted(source.parent.glob("*.py")))
-    return sources_digest() + hashlib.sha256(beside).hexdigest()
+    inside = source.is_relative_to(Path(__file__).parent)
+    own = [source] if inside else sorted(source.parent.glob("*.py"))
+    return sources_digest() + hashlib.sha256(b"".join(path.read_bytes() for path in own)).hexdigest()
 
 
 def _stamp(compiled: Any) -> None:

@@ -12,6 +12,7 @@ A routing weight under 1 % of its group's sum becomes 0; pools without an active
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,23 +21,76 @@ import numpy as np
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Params, PoolSpec
 from ai_factory_gym.engine.simulator import Decision
 from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.jit import inlined_kernel, kernel
 
 ROUTING_GAIN = 4.0
 NEUTRAL_CLOCK = 0.75
 NEUTRAL_AWAKE = 0.85
 
 LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
+"""All levers; the routing of a phase stands at the phase's number."""
+
+_CLOCK, _RACKS = LEVERS.index("clock"), LEVERS.index("active_racks")
 
 
-def from_centre(action: Array, below: Array | float, centre: Array | float, above: Array | float) -> Array:
+@inlined_kernel
+def from_centre(action: float, below: float, centre: float, above: float) -> float:
     """Map -1, 0, 1 to ``centre - below``, ``centre``, ``centre + above``, linearly between."""
-    return np.asarray(centre + action * np.where(action < 0.0, below, above))
+    return centre + action * (below if action < 0.0 else above)
 
 
 def to_centre(value: Array | float, below: Array | float, centre: Array | float, above: Array | float) -> Array:
-    """Invert ``from_centre``; values outside its range are an error of the caller and map outside [-1, 1]."""
+    """Invert ``from_centre`` for arrays; values outside its range are an error of the caller and map outside [-1, 1]."""
     beyond = np.asarray(value, dtype=np.float64) - centre
     return np.asarray(beyond / np.maximum(np.where(beyond < 0.0, below, above), 1e-12))
+
+
+@kernel
+def _decide(
+    action: Array,
+    factor: Array,
+    begins: Array,
+    pool_racks: Array,
+    racks_span: Array,
+    clock_min: float,
+    bias: Array,
+    ceiling: Array,
+    racks: Array,
+) -> None:
+    """Translate actions into decisions (see ``ActionLayout.decide``).
+
+    Args:
+        action: float64[n, size].
+        factor: Routing factor each entry would stand for, float64[n, size].
+        begins: Where each of ``LEVERS`` begins, -1 where it is not in use, int64[levers].
+        pool_racks: int64[pools, 2], phase and racks of each pool.
+        racks_span: float64[3, pools]: ``racks_below``, ``centre_racks``, ``racks_above``.
+        clock_min: Lowest clock ceiling.
+        bias: Written: float64[n, 2, groups, pools].
+        ceiling: Written: float64[n, pools].
+        racks: Written: int64[n, pools].
+    """
+    for row in range(action.shape[0]):
+        for phase in (PREFILL, DECODE):
+            column = begins[phase]
+            for group in range(bias.shape[2]):
+                for pool in range(bias.shape[3]):
+                    bias[row, phase, group, pool] = 1.0
+                    if begins[phase] >= 0 and pool_racks[pool, 0] == phase:
+                        bias[row, phase, group, pool] = factor[row, column]
+                        column += 1
+        for pool in range(ceiling.shape[1]):
+            ceiling[row, pool] = 1.0
+            if begins[_CLOCK] >= 0:
+                ceiling[row, pool] = from_centre(
+                    action[row, begins[_CLOCK] + pool], NEUTRAL_CLOCK - clock_min, NEUTRAL_CLOCK, 1.0 - NEUTRAL_CLOCK
+                )
+            racks[row, pool] = pool_racks[pool, 1]
+            if begins[_RACKS] >= 0:
+                wanted = from_centre(
+                    action[row, begins[_RACKS] + pool], racks_span[0, pool], racks_span[1, pool], racks_span[2, pool]
+                )
+                racks[row, pool] = int(math.ceil(wanted - 1e-6))
 
 
 @dataclass(frozen=True)
@@ -90,6 +144,10 @@ class ActionLayout:
         object.__setattr__(self, "centre_racks", np.maximum(NEUTRAL_AWAKE * racks, least))
         object.__setattr__(self, "racks_below", self.centre_racks - least)
         object.__setattr__(self, "racks_above", racks - self.centre_racks)
+        # As the kernel wants them.
+        object.__setattr__(self, "_begins", np.array([slices[name].start if name in slices else -1 for name in LEVERS]))
+        object.__setattr__(self, "_pool_racks", np.column_stack([phase, racks]).astype(np.int64))
+        object.__setattr__(self, "_racks_span", np.stack([self.racks_below, self.centre_racks, self.racks_above]))
 
     slices: dict[str, slice] = field(init=False)
     size: int = field(init=False)
@@ -97,6 +155,9 @@ class ActionLayout:
     centre_racks: Array = field(init=False, repr=False)
     racks_below: Array = field(init=False, repr=False)
     racks_above: Array = field(init=False, repr=False)
+    _begins: Array = field(init=False, repr=False)
+    _pool_racks: Array = field(init=False, repr=False)
+    _racks_span: Array = field(init=False, repr=False)
 
     def __getitem__(self, lever: str) -> slice:
         """Return where a lever lies.
@@ -119,28 +180,12 @@ class ActionLayout:
         """
         rows = len(action)
         pools = len(self.racks)
-        groups = self.params.capacity.shape[1]
-        bias = np.ones((rows, 2, groups, pools))
-        for name, phase in (("route_prefill", PREFILL), ("route_decode", DECODE)):
-            if name in self.slices:
-                factor = np.exp(ROUTING_GAIN * action[:, self.slices[name]]).reshape(rows, groups, -1)
-                # Prefill pools come first.
-                count = factor.shape[2]
-                bias[:, phase, :, slice(0, count) if phase == PREFILL else slice(pools - count, pools)] = factor
-        ceiling = np.ones((rows, pools))
-        if "clock" in self.slices:
-            below, above = NEUTRAL_CLOCK - self.clock_min, 1.0 - NEUTRAL_CLOCK
-            ceiling = from_centre(action[:, self.slices["clock"]], below, NEUTRAL_CLOCK, above)
-        if "active_racks" in self.slices:
-            racks = self.racks_awake(action[:, self.slices["active_racks"]]).astype(np.int64)
-        else:
-            racks = np.tile(self.racks, (rows, 1))
+        bias = np.empty((rows, 2, self.params.capacity.shape[1], pools))
+        ceiling = np.empty((rows, pools))
+        racks = np.empty((rows, pools), np.int64)
+        factor = np.exp(ROUTING_GAIN * action)
+        _decide(action, factor, self._begins, self._pool_racks, self._racks_span, self.clock_min, bias, ceiling, racks)
         return Decision(bias, ceiling, np.full((rows, pools), np.inf), racks)
-
-    def racks_awake(self, action: Array) -> Array:
-        """Return racks wanted awake for actions of the ``active_racks`` lever, same shape."""
-        wanted = from_centre(action, self.racks_below, self.centre_racks, self.racks_above)
-        return np.asarray(np.ceil(wanted - 1e-6))
 
     def encode(
         self,

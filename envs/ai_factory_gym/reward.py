@@ -15,6 +15,7 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import Array, Site
 from ai_factory_gym.errors import unknown
+from ai_factory_gym.jit import kernel
 
 MISS_WEIGHT = 9.0
 """Cost of a missed request in units of its own value (status: a study of the Edge site; holds the SLA)."""
@@ -49,18 +50,18 @@ TERMS = ("good_tokens", "energy", "missed", "cap", "brake")
 RUNNING_TERMS = np.array([TERMS.index(name) for name in ("energy", "cap", "brake")])
 """Columns of what running costs, whatever becomes of the requests."""
 
-_USED = np.array(
-    [
-        Site.STEP_GOOD_TOKENS,
-        Site.STEP_ENERGY_J,
-        Site.STEP_MISSED_TOKENS,
-        Site.STEP_MISSED_REFERENCE_J,
-        Site.STEP_CAP_VIOLATION_J,
-        Site.STEP_BRAKE_S,
-        Site.STEP_S,
-        Site.CAP_W,
-    ]
-)
+
+@kernel
+def _terms(site: Array, price: Array, scale_tokens: float, miss_weight: float, terms: Array) -> None:
+    """Write ``tokens_per_watt``'s terms of every row into ``terms``."""
+    for row in range(site.shape[0]):
+        step = site[row]
+        missed = step[Site.STEP_MISSED_TOKENS] + price[row] * step[Site.STEP_MISSED_REFERENCE_J]
+        terms[row, 0] = step[Site.STEP_GOOD_TOKENS] / scale_tokens
+        terms[row, 1] = -price[row] * step[Site.STEP_ENERGY_J] / scale_tokens
+        terms[row, 2] = -miss_weight * missed / scale_tokens
+        terms[row, 3] = -CAP_WEIGHT * (step[Site.STEP_CAP_VIOLATION_J] / (step[Site.CAP_W] * step[Site.STEP_S]))
+        terms[row, 4] = -BRAKE_WEIGHT * step[Site.STEP_BRAKE_S] / step[Site.STEP_S]
 
 
 def tokens_per_watt(site: Array, price: Array, spec: RewardSpec) -> Array:
@@ -74,13 +75,8 @@ def tokens_per_watt(site: Array, price: Array, spec: RewardSpec) -> Array:
     Returns:
         float64[n, TERMS].
     """
-    good, energy_j, missed, missed_j, violation_j, brake_s, step_s, cap_w = site.T[_USED]
     terms = np.empty((len(site), len(TERMS)))
-    terms[:, 0] = good / spec.scale_tokens
-    terms[:, 1] = -price * energy_j / spec.scale_tokens
-    terms[:, 2] = -spec.miss_weight * (missed + price * missed_j) / spec.scale_tokens
-    terms[:, 3] = -CAP_WEIGHT * (violation_j / (cap_w * step_s))
-    terms[:, 4] = -BRAKE_WEIGHT * brake_s / step_s
+    _terms(site, price, spec.scale_tokens, spec.miss_weight, terms)
     return terms
 
 

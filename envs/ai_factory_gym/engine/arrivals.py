@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ai_factory_gym.engine.decode import nearly_full
 from ai_factory_gym.engine.heap import pop, push
 from ai_factory_gym.engine.layout import (
@@ -70,8 +72,8 @@ def group_of(params: Params, prompt: float) -> int:
 @inlined_kernel
 def size_class(tokens: float) -> int:
     """Return the power of two below a length: routing tells cohorts apart by it."""
-    _, exponent = math.frexp(max(1.0, tokens))
-    return min(SIZES - 1, int(exponent) - 1)
+    # The exponent of the floating-point number.
+    return min(SIZES - 1, int(np.float64(max(1.0, tokens)).view(np.int64) >> 52) - 1023)
 
 
 @inlined_kernel

@@ -43,7 +43,7 @@ NEARLY = 0.98
 """Share of a decode pool's room above which it is nearly full."""
 
 
-PACE_STEP = 1e-4
+PACE_STEP = 4e-4
 """Change of a batch, or of the KV it holds, by which the time of its iterations is worked out anew at request resolution:
 one request among tens of thousands moves it by less. At cohort resolution it is, at every event."""
 
@@ -170,6 +170,9 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     busy = 0.0
     compute = 0.0
     memory = 0.0
+    busy_s = 0.0
+    compute_s = 0.0
+    memory_s = 0.0
     iteration = 0.0
     speed = 0.0
     events = 0
@@ -186,11 +189,11 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             paced_batch = in_flight
             paced_context = context
             batch = max(1.0, in_flight / replicas)
-            iteration, compute_s, memory_s = decode_iteration_s(perf, batch, context / in_flight, clock)
+            iteration, computing, reading = decode_iteration_s(perf, batch, context / in_flight, clock)
             speed = duty * tokens_per_iteration / iteration
             busy = duty * min(1.0, in_flight / replicas)
-            compute = busy * compute_s / iteration
-            memory = busy * memory_s / iteration
+            compute = busy * computing / iteration
+            memory = busy * reading / iteration
         if admitted != NOBODY:
             first_token(params, state, row, admitted, time_s + iteration / duty)
             admitted = NOBODY
@@ -213,9 +216,9 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             numbers[Pool.KV_TOKENS_GENERATED] += generated
             state.site[row, Site.STEP_OUTPUT_TOKENS] += generated
             state.site[row, Site.OUTPUT_TOKENS] += scoring * generated
-            numbers[Pool.BUSY_S] += busy * elapsed
-            numbers[Pool.COMPUTE_S] += compute * elapsed
-            numbers[Pool.MEMORY_S] += memory * elapsed
+            busy_s += busy * elapsed
+            compute_s += compute * elapsed
+            memory_s += memory * elapsed
             numbers[Pool.STEP_BATCH_S] += in_flight * elapsed
         time_s = next_s
         if kind == 0:
@@ -243,6 +246,9 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         _admit(params, state, row, pool, admitted)
     numbers[Pool.TPOT_S] = iteration / tokens_per_iteration if numbers[Pool.IN_FLIGHT] > 0.0 else 0.0
     numbers[Pool.TIME_S] = end_s
+    numbers[Pool.BUSY_S] += busy_s
+    numbers[Pool.COMPUTE_S] += compute_s
+    numbers[Pool.MEMORY_S] += memory_s
     state.site_int[row, SiteInt.EVENTS] += events
 
 

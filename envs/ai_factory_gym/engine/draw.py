@@ -185,16 +185,25 @@ def facility_pue(params: Params, it_w: float) -> float:
 
 
 @kernel
-def _most_site_power_w(
-    params: Params, state: State, row: int, seconds: float, clock_limit: float, prefill_duty: float, decode_duty: float
-) -> float:
-    """Return an upper bound of facility draw over the next ``seconds`` with every clock at most ``clock_limit``, W."""
+def _stays_below(
+    params: Params,
+    state: State,
+    row: int,
+    seconds: float,
+    clock_limit: float,
+    prefill_duty: float,
+    decode_duty: float,
+    limit_w: float,
+) -> bool:
+    """Tell whether facility draw is sure to stay at or below ``limit_w`` for ``seconds`` with no clock above ``clock_limit``."""
     it_w = 0.0
     for pool in range(params.pool.shape[0]):
         clock = min(_throttled_clock(params, state, row, pool), clock_limit)
         duty = prefill_duty if params.pool[pool, PoolSpec.PHASE] == PREFILL else decode_duty
         it_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
-    return facility_power_w(params, it_w)
+        if it_w > limit_w:
+            return False
+    return facility_power_w(params, it_w) <= limit_w
 
 
 @kernel
@@ -261,13 +270,13 @@ def _brake_fit(params: Params, state: State, row: int, seconds: float, target_w:
     site[Site.DECODE_DUTY] = 1.0
     site[Site.PREFILL_DUTY] = 1.0
     site[Site.BRAKE_CLOCK] = high
-    if _most_site_power_w(params, state, row, seconds, high, 1.0, 1.0) <= target_w:
+    if _stays_below(params, state, row, seconds, high, 1.0, 1.0, target_w):
         return
-    if _most_site_power_w(params, state, row, seconds, floor, 1.0, 1.0) <= target_w:
+    if _stays_below(params, state, row, seconds, floor, 1.0, 1.0, target_w):
         low = floor
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
-            if _most_site_power_w(params, state, row, seconds, middle, 1.0, 1.0) <= target_w:
+            if _stays_below(params, state, row, seconds, middle, 1.0, 1.0, target_w):
                 low = middle
             else:
                 high = middle
@@ -276,21 +285,21 @@ def _brake_fit(params: Params, state: State, row: int, seconds: float, target_w:
     site[Site.BRAKE_CLOCK] = floor
     low_duty = 0.0
     high_duty = 1.0
-    if _most_site_power_w(params, state, row, seconds, floor, 1.0, 0.0) <= target_w:
+    if _stays_below(params, state, row, seconds, floor, 1.0, 0.0, target_w):
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low_duty + high_duty)
-            if _most_site_power_w(params, state, row, seconds, floor, 1.0, middle) <= target_w:
+            if _stays_below(params, state, row, seconds, floor, 1.0, middle, target_w):
                 low_duty = middle
             else:
                 high_duty = middle
         site[Site.DECODE_DUTY] = low_duty
         return
     site[Site.DECODE_DUTY] = 0.0
-    if _most_site_power_w(params, state, row, seconds, floor, 0.0, 0.0) > target_w:
+    if not _stays_below(params, state, row, seconds, floor, 0.0, 0.0, target_w):
         _shed_waking(params, state, row)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low_duty + high_duty)
-        if _most_site_power_w(params, state, row, seconds, floor, middle, 0.0) <= target_w:
+        if _stays_below(params, state, row, seconds, floor, middle, 0.0, target_w):
             low_duty = middle
         else:
             high_duty = middle
@@ -326,7 +335,7 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         seconds = end_s - begin_s
         release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w
         held = begin_s - site[Site.BRAKED_AT_S] >= spec[SiteSpec.BRAKE_HOLD_S]
-        if held and _most_site_power_w(params, state, row, seconds, 1.0, 1.0, 1.0) <= release_w:
+        if held and _stays_below(params, state, row, seconds, 1.0, 1.0, 1.0, release_w):
             site[Site.BRAKED] = 0.0
         else:
             _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w)
@@ -334,7 +343,7 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
             prefill_duty = site[Site.PREFILL_DUTY]
             decode_duty = site[Site.DECODE_DUTY]
     if site[Site.BRAKED] == 0.0:
-        if _most_site_power_w(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0) > _SURE * cap_w:
+        if not _stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, _SURE * cap_w):
             # Stop exactly when the brake would have to act.
             left_s = spec[SiteSpec.BRAKE_REACTION_S] - site[Site.OVERDRAW_S]
             end_s = min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, 1e-3)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ai_factory_gym.engine.layout import (
     HISTOGRAM_BINS,
     HISTOGRAM_BINS_PER_DECADE,
@@ -24,15 +26,32 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.jit import inlined_kernel, kernel
 
-_BINS_PER_E = HISTOGRAM_BINS_PER_DECADE / math.log(10.0)
+_UPPER_EDGE_S = HISTOGRAM_LOW_S * 10.0 ** (np.arange(1, HISTOGRAM_BINS) / HISTOGRAM_BINS_PER_DECADE)
+"""Upper edge of every bin but the last, s."""
+
+_PREFIX_BITS = 48
+_LOWEST_PREFIX = int(np.float64(HISTOGRAM_LOW_S).view(np.int64)) >> _PREFIX_BITS
+_FIRST_BIN = np.searchsorted(
+    _UPPER_EDGE_S,
+    (np.arange(_LOWEST_PREFIX, int(_UPPER_EDGE_S[-1].view(np.int64) >> _PREFIX_BITS) + 1) << _PREFIX_BITS).view(
+        np.float64
+    ),
+    side="right",
+)
+"""Lowest bin of the numbers that share sign, exponent and the first four bits after the point: faster than a logarithm."""
 
 
 @inlined_kernel
 def histogram_bin(seconds: float) -> int:
     """Return the log bin of a latency in seconds."""
-    if seconds <= HISTOGRAM_LOW_S:
+    if seconds < _UPPER_EDGE_S[0]:
         return 0
-    return min(HISTOGRAM_BINS - 1, int(math.log(seconds / HISTOGRAM_LOW_S) * _BINS_PER_E))
+    if seconds >= _UPPER_EDGE_S[-1]:
+        return HISTOGRAM_BINS - 1
+    index = int(_FIRST_BIN[(np.float64(seconds).view(np.int64) >> _PREFIX_BITS) - _LOWEST_PREFIX])
+    while seconds >= _UPPER_EDGE_S[index]:
+        index += 1
+    return index
 
 
 @inlined_kernel

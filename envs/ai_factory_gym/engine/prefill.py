@@ -126,12 +126,16 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
     rate = compute_rate(numbers[Pool.CLOCK])
-    speed = rate * numbers[Pool.DUTY]
     servers = int(ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK])
     present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
     keys = state.heap_key[row, pool, 1]
     slots = state.heap_slot[row, pool, 1]
     time_s = numbers[Pool.TIME_S]
+    duty = numbers[Pool.DUTY]
+    speed = rate * duty
+    busy_s = 0.0
+    compute_s = 0.0
+    memory_s = 0.0
     events = 0
     while True:
         while ints[PoolInt.QUEUE_HEAD] != NOBODY and ints[PoolInt.BUSY] < servers and speed > 0.0:
@@ -153,11 +157,9 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         elapsed = next_s - time_s
         if elapsed > 0.0:
             numbers[Pool.W] += speed * elapsed
-            if present > 0.0:
-                duty_s = elapsed * numbers[Pool.DUTY] / present
-                numbers[Pool.BUSY_S] += duty_s * ints[PoolInt.BUSY]
-                numbers[Pool.COMPUTE_S] += duty_s * numbers[Pool.SHARE_COMPUTE]
-                numbers[Pool.MEMORY_S] += duty_s * numbers[Pool.SHARE_MEMORY]
+            busy_s += elapsed * ints[PoolInt.BUSY]
+            compute_s += elapsed * numbers[Pool.SHARE_COMPUTE]
+            memory_s += elapsed * numbers[Pool.SHARE_MEMORY]
         time_s = next_s
         if kind == 0:
             break
@@ -192,6 +194,10 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 numbers[Pool.SHARE_MEMORY] -= state.cohort[row, slot, Cohort.SHARE_MEMORY]
             hand_over(params, state, row, pool, slot, time_s, time_s)
     numbers[Pool.TIME_S] = end_s
+    if present > 0.0:
+        numbers[Pool.BUSY_S] += busy_s * duty / present
+        numbers[Pool.COMPUTE_S] += compute_s * duty / present
+        numbers[Pool.MEMORY_S] += memory_s * duty / present
     if ints[PoolInt.QUEUE_HEAD] == NOBODY:
         numbers[Pool.QUEUED] = 0.0
         numbers[Pool.QUEUED_WORK] = 0.0

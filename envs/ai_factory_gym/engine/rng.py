@@ -87,7 +87,6 @@ def poisson(stream: Array, mean: float) -> int:
             count += 1
             product *= uniform(stream)
         return count
-    log_mean = math.log(mean)
     b = 0.931 + 2.53 * math.sqrt(mean)
     a = -0.059 + 0.02483 * b
     inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
@@ -102,5 +101,5 @@ def poisson(stream: Array, mean: float) -> int:
         if k < 0.0 or (us < 0.013 and v > us):
             continue
         accept = math.log(v) + math.log(inverse_alpha) - math.log(a / (us * us) + b)
-        if accept <= -mean + k * log_mean - math.lgamma(k + 1.0):
+        if accept <= -mean + k * math.log(mean) - math.lgamma(k + 1.0):
             return int(k)
