@@ -210,7 +210,7 @@ SETUPS: dict[str, Callable[[], Setup]] = {
     "edge_30": _edge("load 0.3", 0.3),
     "edge_60": _edge("load 0.6", 0.6),
     "edge_90": _edge("load 0.9", 0.9),
-    "edge_105": _edge("load 1.05", 1.05, replay=True),
+    "edge_105": _edge("load 1.05", 1.05, replay=True, minutes=6),
     "edge_swing": _edge("load 0.7 +- 40 %", 0.7, swing=0.4, minutes=5),
     "edge_throttled": _edge("load 0.5, clock 0.6 midway", 0.5, clock=0.6, minutes=4),
     "edge_asleep": _edge("load 0.4, half the racks sleep midway", 0.4, awake=0.5, minutes=6),

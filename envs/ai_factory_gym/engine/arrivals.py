@@ -46,7 +46,7 @@ from ai_factory_gym.workload import quadrature
 
 two_lengths = inlined_kernel(quadrature.two_lengths)
 
-CROWDED_PARTS = 4
+CROWDED_PARTS = 6
 """Parts into which a cohort is cut at arrival while a decode pool is nearly full.
 
 A large cohort that becomes ready or leaves moves the wait by tenths of a second, across the patience of one class after the
@@ -249,13 +249,23 @@ def _tick(begin_s: float, tick_s: float) -> int:
 
 
 @inlined_kernel
-def _place(index: int, begin_s: float, tick_s: float, cells: int) -> int:
+def _stride(cells: int) -> int:
+    """Return the step between cells that come one after the other: near the golden section, and no divisor in common."""
+    stride = max(1, int(0.6180339887498949 * cells))
+    while math.gcd(stride, cells) != 1:
+        stride += 1
+    return stride
+
+
+@inlined_kernel
+def _place(index: int, begin_s: float, tick_s: float, cells: int, stride: int) -> int:
     """Return the cell that comes ``index``-th in a tick.
 
-    Every tick begins with another: in a fixed order the same cells would be sent to the same pools tick after tick.
+    Cells of a class, or of a length, lie side by side: a walk by the golden section spreads them evenly over the tick.
+    Every tick begins with another cell: in a fixed order the same cells would be sent to the same pools tick after tick.
     """
     first = int(0.6180339887498949 * _tick(begin_s, tick_s) % 1.0 * cells)
-    return (index + first) % cells
+    return (index * stride + first) % cells
 
 
 @inlined_kernel
@@ -446,9 +456,10 @@ def _enter_cells(params: Params, state: State, row: int, begin_s: float, tick_s:
     """Create one tick's cohorts, one per cell (a few while a decode pool is nearly full), spread evenly over the tick."""
     parts = _parts(params, state, row)
     cells = params.cell.shape[0]
+    stride = _stride(cells)
     for index in range(parts * cells):
         arrival_s = begin_s + (index + 0.5) / (parts * cells) * tick_s
-        place = _place(index % cells, begin_s, tick_s, cells)
+        place = _place(index % cells, begin_s, tick_s, cells, stride)
         _enter_cohort(params, state, row, place, arrival_s, begin_s, tick_s, index // cells, parts)
 
 

@@ -253,15 +253,31 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
 
 
 @kernel
-def predict_admission_wait(params: Params, state: State, row: int, pool: int) -> None:
+def predict_admission_wait(params: Params, state: State, row: int, pool: int, elapsed_s: float) -> None:
     """Set ``WAIT_S``: how long a request that becomes ready now would wait for KV memory or a batch place.
 
     Each request in flight gives its place and its memory back once per residence, so both free up at the sum of their
     inverse residences; what waits, over that, is the wait for whichever of the two is short.
+
+    Cohorts become ready and leave by hundreds of requests, which moves the queue by tenths of a second where single requests
+    hold it at the patience of the least patient. At cohort resolution the wait therefore follows the flows, as a fluid, and
+    the queue itself over one tick.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        pool: A decode pool.
+        elapsed_s: Time since the last prediction, s.
     """
     numbers = state.pool[row, pool]
-    ints = state.pool_int[row, pool]
+    handed = numbers[Pool.HANDED]
+    handed_tokens = numbers[Pool.HANDED_TOKENS]
+    before_s = numbers[Pool.WAIT_S]
+    numbers[Pool.HANDED] = 0.0
+    numbers[Pool.HANDED_TOKENS] = 0.0
     numbers[Pool.WAIT_S] = 0.0
+    ints = state.pool_int[row, pool]
     if ints[PoolInt.READY] == 0 or numbers[Pool.IN_FLIGHT] <= 0.0 or numbers[Pool.TPOT_S] <= 0.0:
         return
     if state.heap_key[row, pool, 0, 0] > numbers[Pool.TIME_S]:
@@ -275,6 +291,14 @@ def predict_admission_wait(params: Params, state: State, row: int, pool: int) ->
             tokens += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
     places = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK] * params.pool[pool, PoolSpec.MAX_BATCH]
     if places - numbers[Pool.IN_FLIGHT] < 1.0:
-        numbers[Pool.WAIT_S] = requests / numbers[Pool.LEAVING] * numbers[Pool.TPOT_S]
+        per_s = numbers[Pool.LEAVING] / numbers[Pool.TPOT_S]
+        wait_s = requests / per_s
+        growth_s = handed / per_s - elapsed_s
     else:
-        numbers[Pool.WAIT_S] = tokens / numbers[Pool.FREEING] * numbers[Pool.TPOT_S]
+        per_s = numbers[Pool.FREEING] / numbers[Pool.TPOT_S]
+        wait_s = tokens / per_s
+        growth_s = handed_tokens / per_s - elapsed_s
+    if before_s > 0.0 and params.site[SiteSpec.RESOLUTION] != REQUEST:
+        followed = min(1.0, elapsed_s / params.site[SiteSpec.TICK_S])
+        wait_s = max(0.0, before_s + growth_s + followed * (wait_s - before_s - growth_s))
+    numbers[Pool.WAIT_S] = wait_s

@@ -180,7 +180,7 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == DECODE:
             advance_decode(params, state, row, pool, end_s)
-            predict_admission_wait(params, state, row, pool)
+            predict_admission_wait(params, state, row, pool, end_s - begin_s)
     meter_segment(params, state, row, begin_s, end_s)
     state.site[row, Site.TIME_S] = end_s
     state.site_int[row, SiteInt.SEGMENTS] += 1

@@ -234,6 +234,8 @@ class Pool(IntEnum):
     INFLOW_COMPUTE = 42  # cohort resolution: largest compute / service time at clock 1 of any cohort of this tick
     INFLOW_MEMORY = 43  # largest streaming / service time at clock 1 of any cohort of this tick
     TURNED_WORK = 44  # cohort resolution: work of turned away requests that still flows in, server-seconds
+    HANDED = 45  # requests handed to this decode pool since its wait was last predicted
+    HANDED_TOKENS = 46  # their prompt + output tokens
 
 
 class PoolInt(IntEnum):

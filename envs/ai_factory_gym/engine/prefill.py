@@ -73,7 +73,10 @@ def hand_over(params: Params, state: State, row: int, pool: int, slot: int, now_
     ready_s = finish_s + max(free_s - now_s, bytes_one / per_replica) + perf[PREFILL_FRONTEND_S]
     ints[CohortInt.STAGE] = Stage.TRANSFER
     decode = ints[CohortInt.DECODE_POOL]
-    state.pool[row, decode, Pool.IN_TRANSIT] += cohort[Cohort.COUNT]
+    count = cohort[Cohort.COUNT]
+    state.pool[row, decode, Pool.IN_TRANSIT] += count
+    state.pool[row, decode, Pool.HANDED] += count
+    state.pool[row, decode, Pool.HANDED_TOKENS] += count * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
     size = state.pool_int[row, decode, PoolInt.READY]
     push(state.heap_key[row, decode, 0], state.heap_slot[row, decode, 0], size, ready_s, slot)
     state.pool_int[row, decode, PoolInt.READY] = size + 1
