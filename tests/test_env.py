@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode
 
 import ai_factory_gym
 from ai_factory_gym import ConfigError
+from ai_factory_gym.__main__ import main
 from ai_factory_gym.errors import nearest
 from ai_factory_gym.sites import load_site
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
@@ -323,6 +324,25 @@ def test_bad_settings_name_key_value_and_nearest(settings, words):
         ai_factory_gym.AIFactoryEnv(**{"site": "edge", **settings})
     for word in words:
         assert word in str(error.value)
+
+
+def test_an_episode_that_takes_hours_is_refused_at_reset_too():
+    env = ai_factory_gym.AIFactoryEnv(site="edge", resolution="request", horizon_s=600.0)
+    with pytest.raises(ConfigError, match="requests per episode.*allow_slow=True"):
+        env.reset(seed=1, options={"demand_scale": 1000.0})
+
+
+def test_describe_shows_what_superposition_does_to_a_trace(tmp_path, capsys):
+    path = tmp_path / "trace.csv"
+    rows = "".join(f"{0.1 * k},100,10\n" for k in range(1200))
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    assert main(["describe", "edge", "--trace", str(path), "--rate-scale", "5"]) == 0
+    shown = capsys.readouterr().out
+    assert "1,200 requests in 120 s, 10.00 requests/s; mean prompt 100 tokens, output 10" in shown
+    for window, long_enough in ((1, True), (10, True), (60, False)):
+        assert (f"in windows of {window} s" in shown) is long_enough
+    assert main(["describe", "edge", "--rate-scale", "5"]) == 2
+    assert "rate_scale: 5.0 scales a trace, and no trace is given" in capsys.readouterr().err
 
 
 def test_numbers_of_numpy_are_numbers():

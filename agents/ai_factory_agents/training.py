@@ -27,7 +27,7 @@ from ai_factory_agents.policies.artefact import TrainedPolicy, from_model
 from ai_factory_agents.policies.residual import RESIDUAL_RULES, make_rule
 from ai_factory_agents.run_directory import RunDirectory
 from ai_factory_agents.vec_env import HOUR_S, FactoryVecEnv, ResidualVecEnv, draw_windows, rule_rewards
-from ai_factory_gym import TASKS
+from ai_factory_gym import TASKS, __version__
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.evaluation import (
     EVALUATION_SEEDS,
@@ -363,14 +363,9 @@ def _export(
 
 
 def _versions() -> dict[str, str]:
-    names = ("ai-factory-gym", "stable-baselines3", "torch", "gymnasium", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    names = ("stable-baselines3", "torch", "gymnasium", "numpy")
+    # Its own version is known from the source too, where the package is not installed.
+    return {"ai-factory-gym": __version__} | {name: importlib.metadata.version(name) for name in names}
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -16,13 +16,20 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("describe", help="print a task's inventory, capacity and what binds")
     show.add_argument("task", nargs="+", help=f"task id, site name or TOML file; ids: {', '.join(TASKS)}")
+    show.add_argument("--trace", help="describe a trace too, and what rate-scale makes of its burstiness")
+    show.add_argument("--rate-scale", type=float, default=1.0, help="factor on the trace's rate")
     commands.add_parser("warmup", help="compile and cache the kernels (a minute or two, once)")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "describe":
-            from ai_factory_gym.describe import describe
+            from ai_factory_gym.describe import describe, describe_trace
 
-            print("\n".join(describe(name) for name in chosen.task))
+            pages = [describe(name) for name in chosen.task]
+            if chosen.trace is not None:
+                pages.append(describe_trace(chosen.trace, chosen.rate_scale))
+            elif chosen.rate_scale != 1.0:
+                raise ConfigError(f"rate_scale: {chosen.rate_scale!r} scales a trace, and no trace is given.")
+            print("\n".join(pages))
         else:
             print(f"kernels ready after {warm_up():.1f} s")
     except ConfigError as error:

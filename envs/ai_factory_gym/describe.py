@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
-from ai_factory_gym.errors import unknown
+from ai_factory_gym.errors import check_range, unknown
 from ai_factory_gym.operating_point import OperatingPoint, SteadySite
 from ai_factory_gym.params import build_params, idle_facility_w, nameplate_it_w, resolution, served_classes, site_pue
 from ai_factory_gym.registration import TASKS
 from ai_factory_gym.sites import SiteConfig, load_site
+from ai_factory_gym.workload.traces import load_trace, superposition_report
 
 
 def task_site(name: str) -> SiteConfig:
@@ -103,6 +106,34 @@ def describe(name: str) -> str:
         f"unthrottled draw at the saturating load: {saturation.facility_w / site.cap_w:.3f} x cap",
         f"mean demand: {site.demand_rps / capped.load_rps:.3f} of what the cap can serve",
     ]
+    return "\n".join(lines) + "\n"
+
+
+_LEAST_WINDOWS = 10
+
+
+def describe_trace(path: str, rate_scale: float) -> str:
+    """Return the description of a trace and of what superposing shifted copies of it makes of its burstiness.
+
+    Args:
+        path: Path of the trace.
+        rate_scale: Factor on its rate.
+
+    Raises:
+        ConfigError: When the trace or the factor cannot be used.
+    """
+    check_range("rate_scale", rate_scale, 1e-9, 1e7)
+    trace = load_trace(path)
+    # Dispersion is a variance over windows: a window must fit in more than a few times to say anything.
+    windows_s = [w for w in (1.0, 10.0, 60.0) if _LEAST_WINDOWS * w <= trace.span_s]
+    report = superposition_report(trace, rate_scale, np.random.default_rng(0), windows_s)
+    lines = [
+        f"{path}: {len(trace):,} requests in {trace.span_s:,.0f} s, {trace.mean_rate_rps:,.2f} requests/s; "
+        f"mean prompt {trace.prompt_tokens.mean():,.0f} tokens, output {trace.output_tokens.mean():,.0f}",
+        "",
+        f"index of dispersion (1: Poisson){'as recorded':>14}{f'x {rate_scale:g}':>12}",
+    ]
+    lines += [f"{f'in windows of {w:g} s':<32}{before:>14.2f}{after:>12.2f}" for w, (before, after) in report.items()]
     return "\n".join(lines) + "\n"
 
 

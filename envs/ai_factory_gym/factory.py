@@ -215,6 +215,7 @@ class Factory:
         demand = check_range("options: demand_scale", options.get("demand_scale", task.demand_scale), 0.0, 1000.0)
         if task.trace is not None and demand != 1.0:
             raise ConfigError(f"options: demand_scale: {demand!r} scales synthetic demand, and a trace is replayed.")
+        task.check_duration(horizon_s, demand)
         drawn = 60.0 * int(generator.integers(0, 1440))
         start_s = options.get("start_time_s", drawn if task.start_time_s is None else task.start_time_s)
         check_range("options: start_time_s", start_s, 0.0, DAY_S, "s")

@@ -28,6 +28,12 @@ from ai_factory_gym.workload.traces import Trace, load_trace
 DAY_S = 86400.0
 FROZEN_PATH = Path(__file__).with_name("frozen.toml")
 
+REQUESTS_PER_SECOND = 500_000.0
+"""Requests a core simulates per second at request resolution, for the estimate of ``Task.check_duration`` (``benchmarks/`` measures it)."""
+
+SLOW_S = 1800.0
+"""Longest estimated episode that request resolution starts without being told to."""
+
 TraceRule = str | Sequence[tuple[float, str]]
 
 
@@ -54,6 +60,7 @@ class Task:
         rate_scale: Factor on the trace's rate, by superposed shifted copies.
         trace_class: Class of the trace's requests, or (prompt limit, class) pairs in rising order of limit.
         trace_repeat: Whether the trace may be repeated where the horizon is longer.
+        allow_slow: Whether request resolution may be used where an episode would take hours.
     """
 
     site: SiteConfig
@@ -74,6 +81,7 @@ class Task:
     rate_scale: float = 1.0
     trace_class: TraceRule = "chat"
     trace_repeat: bool = False
+    allow_slow: bool = False
 
     @functools.cached_property
     def classes(self) -> tuple[RequestClass, ...]:
@@ -110,6 +118,25 @@ class Task:
             raise ConfigError(
                 f"horizon_s: {horizon_s:g} s is longer than the trace ({self.trace.span_s:.0f} s); give at most {longest_s:g}, "
                 f"or make the environment with trace_repeat=True to repeat it."
+            )
+
+    def check_duration(self, horizon_s: float, demand_scale: float) -> None:
+        """Refuse request resolution where one episode would take long, with the estimate and the way round it.
+
+        Raises:
+            ConfigError: When an episode is estimated to take longer than ``SLOW_S`` and ``allow_slow`` is not set.
+        """
+        if self.grain.name != "request" or self.allow_slow:
+            return
+        if self.trace is None:
+            rate = self.site.demand_rps * demand_scale
+        else:
+            rate = self.trace.mean_rate_rps * self.rate_scale
+        seconds = rate * horizon_s / REQUESTS_PER_SECOND
+        if seconds > SLOW_S:
+            raise ConfigError(
+                f"resolution: 'request' would simulate {rate * horizon_s:,.0f} requests per episode, about {seconds / 3600.0:.1f} h; "
+                f"use resolution='cohort', a shorter horizon_s, or allow_slow=True."
             )
 
     @property
@@ -316,34 +343,12 @@ def build_task(
         rate_scale=float(rate_scale),
         trace_class=_trace_rule(trace_class, chosen_site) if loaded is not None else "chat",
         trace_repeat=trace_repeat,
+        allow_slow=allow_slow,
     )
     task.check_trace_covers(horizon)
-    if not allow_slow:
-        _refuse_hours(task)
+    task.check_duration(horizon, task.demand_scale)
     return task
 
 
 _scenario: Callable[[Any], Scenario] = scenario
 _resolution: Callable[[str], Resolution] = resolution
-
-REQUESTS_PER_SECOND = 500_000.0
-"""Requests a core simulates per second at request resolution, for the estimate below (``benchmarks/`` measures it)."""
-
-SLOW_S = 1800.0
-"""Longest estimated episode that request resolution starts without being told to."""
-
-
-def _refuse_hours(task: Task) -> None:
-    """Refuse request resolution where one episode would take long, with the estimate and the way round it."""
-    if task.grain.name != "request":
-        return
-    if task.trace is None:
-        rate = task.site.demand_rps * task.demand_scale
-    else:
-        rate = task.trace.mean_rate_rps * task.rate_scale
-    seconds = rate * task.horizon_s / REQUESTS_PER_SECOND
-    if seconds > SLOW_S:
-        raise ConfigError(
-            f"resolution: 'request' would simulate {rate * task.horizon_s:,.0f} requests per episode, about {seconds / 3600.0:.1f} h; "
-            f"use resolution='cohort', a shorter horizon_s, or allow_slow=True."
-        )
