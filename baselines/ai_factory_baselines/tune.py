@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ai_factory_baselines.reactive import TUNED_PATH, Reactive, Settings, tuned_settings
-from ai_factory_gym.errors import ConfigError
+from ai_factory_gym.errors import ConfigError, check_range
 from ai_factory_gym.evaluation import MAX_BRAKE_SHARE, MAX_CAP_VIOLATION_SHARE, TUNING_SEEDS, evaluate
 
 SEARCH: Mapping[str, tuple[float, float]] = {
@@ -78,25 +78,31 @@ class Outcome:
         return (self.shortfall, -self.tokens_per_joule)
 
 
-def shortfall(row: Mapping[str, Any]) -> float:
-    """Return by how much an episode misses the limits with their reserve, 0 when it does not."""
+def shortfall(row: Mapping[str, Any], reserve: float = 1.0) -> float:
+    """Return by how much an episode misses the limits with their reserve, 0 when it does not.
+
+    Args:
+        row: The episode.
+        reserve: Share of the usual reserves asked for.
+    """
     missing = 0.0
     for key, target in row.items():
         if key.startswith("class/") and key.endswith("/attainment_target"):
             found = row[key.removesuffix("_target")]
-            wanted = min(1.0, target + ATTAINMENT_RESERVE * (1.0 - target) / 0.05)
+            wanted = min(1.0, target + reserve * ATTAINMENT_RESERVE * (1.0 - target) / 0.05)
             missing += max(0.0, wanted - found) / (1.0 - target)
-    missing += max(0.0, row["brake_share"] / (BRAKE_RESERVE * MAX_BRAKE_SHARE) - 1.0)
+    most_brake = (1.0 - reserve * (1.0 - BRAKE_RESERVE)) * MAX_BRAKE_SHARE
+    missing += max(0.0, row["brake_share"] / most_brake - 1.0)
     missing += max(0.0, row["cap_violation_share"] / MAX_CAP_VIOLATION_SHARE - 1.0)
     return float(missing)
 
 
-def outcome(settings: Settings, rows: Sequence[dict[str, Any]]) -> Outcome:
-    """Summarise episodes of a candidate."""
+def outcome(settings: Settings, rows: Sequence[dict[str, Any]], reserve: float = 1.0) -> Outcome:
+    """Summarise episodes of a candidate; ``reserve`` as in ``shortfall``."""
     return Outcome(
         settings,
         float(np.mean([row["tokens_per_joule_facility"] for row in rows])),
-        float(np.max([shortfall(row) for row in rows])),
+        float(np.max([shortfall(row, reserve) for row in rows])),
         tuple(rows),
     )
 
@@ -139,6 +145,7 @@ def search(
     candidates: int = 48,
     rounds: Sequence[int] = (1, 3, 8),
     seed: int = 0,
+    reserve: float = 1.0,
     horizon_s: float | None = None,
     jobs: int = 1,
     progress: bool | None = None,
@@ -152,6 +159,7 @@ def search(
         candidates: Candidates of the first round.
         rounds: Tuning seeds that a candidate has run on after each round.
         seed: Seed of the candidates.
+        reserve: Share of the usual reserves asked for: small sites vary more from day to day than the reserves are wide.
         horizon_s: Length of an episode; None is a day.
         jobs: Processes.
         progress: Show a bar; None shows one when tqdm is installed and standard error is a terminal.
@@ -171,7 +179,7 @@ def search(
             ]
             label = f"round {number + 1}/{len(rounds)}, {len(seeds)} seed(s)"
             field = [
-                outcome(entry.settings, [*entry.rows, *(row for future in futures for row in future.result())])
+                outcome(entry.settings, [*entry.rows, *(row for future in futures for row in future.result())], reserve)
                 for entry, futures in _bar(list(zip(field, jobs_of, strict=True)), label, progress)
             ]
             field.sort(key=lambda entry: entry.rank)
@@ -224,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--candidates", type=int, default=48, help="candidates of the first round")
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 3, 8], help="seeds run after each round")
     parser.add_argument("--seed", type=int, default=0, help="seed of the candidates")
+    parser.add_argument("--reserve", type=float, default=1.0, help="share of the usual reserves asked for")
     parser.add_argument("--horizon-s", type=float, default=None, help="length of an episode; a day when not given")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--dry-run", action="store_true", help="print the winner and write nothing")
@@ -241,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             candidates=chosen.candidates,
             rounds=chosen.rounds,
             seed=chosen.seed,
+            reserve=check_range("reserve", chosen.reserve, 0.0, 1.0),
             horizon_s=chosen.horizon_s,
             jobs=chosen.jobs,
         )
