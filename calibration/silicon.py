@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +129,10 @@ def _worker(row: Mapping[str, str], phase: str) -> tuple[int, int, int]:
     return workers, tp, dp
 
 
+def _fields(constants: Mapping[str, Mapping[str, float]], generation: str) -> dict[str, Any]:
+    return dict(constants.get(generation, {}))
+
+
 def recalibrated(rack: Rack, constants: Mapping[str, Mapping[str, float]]) -> Rack:
     """Return a rack type with some constants of its GPU generations replaced.
 
@@ -138,7 +143,7 @@ def recalibrated(rack: Rack, constants: Mapping[str, Mapping[str, float]]) -> Ra
     groups = tuple(
         dataclasses.replace(
             group,
-            architecture=dataclasses.replace(group.architecture, **constants.get(group.architecture.id, {})),
+            architecture=dataclasses.replace(group.architecture, **_fields(constants, group.architecture.id)),
         )
         for group in rack.groups
     )
