@@ -26,13 +26,14 @@ STATUSES: tuple[str, ...] = (
     "vendor-stated",
     "measured by third party",
     "measured by submitter, MLCommons-audited",
+    "calibrated",
     "analyst estimate",
     "secondary report",
     "from memory, unverified",
     "derived",
     "assumed",
 )
-"""How a number came to be known, from best to least supported (`derived` and `assumed` are our own)."""
+"""How a number came to be known, from best to least supported (`calibrated`, `derived` and `assumed` are our own)."""
 
 _DIRECTORY = Path(__file__).parent
 _RACKS = _DIRECTORY / "racks.toml"
@@ -97,6 +98,7 @@ class Architecture(_Sourced):
         layer_latency_dense_s: Fixed time per decode layer of a dense model (tau).
         layer_latency_moe_s: Fixed time per decode layer of an MLA mixture-of-experts model; other kinds scale with
             their kernels.
+        layer_latency_moe_fp4_s: The same at 4 bit, whose kernels are younger.
         tensor_latency_s: Extra time per layer per doubling of the tensor-parallel size (alpha).
         all_to_all_latency_s: Extra time per layer of the expert all-to-all (alpha_a2a).
         sequence_latency_s: Time per sequence and iteration that nothing hides (sigma).
@@ -126,6 +128,7 @@ class Architecture(_Sourced):
     link_efficiency: float
     layer_latency_dense_s: float
     layer_latency_moe_s: float
+    layer_latency_moe_fp4_s: float
     tensor_latency_s: float
     all_to_all_latency_s: float
     sequence_latency_s: float
@@ -155,6 +158,7 @@ _ARCHITECTURE: dict[str, _Spec] = {
     "link_efficiency": _Spec("ratio", 0.05, 1.0),
     "layer_latency_dense_s": _Spec("s/layer", 0.0, 0.01),
     "layer_latency_moe_s": _Spec("s/layer", 0.0, 0.01),
+    "layer_latency_moe_fp4_s": _Spec("s/layer", 0.0, 0.01),
     "tensor_latency_s": _Spec("s/layer", 0.0, 0.01),
     "all_to_all_latency_s": _Spec("s/layer", 0.0, 0.01),
     "sequence_latency_s": _Spec("s/sequence", 0.0, 0.01),

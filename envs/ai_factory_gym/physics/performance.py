@@ -243,6 +243,11 @@ def _efficiency(architecture: Architecture, phase: str, precision: str) -> float
     return four if precision == "fp4" else eight
 
 
+def _moe_latency_s(architecture: Architecture, precision: str) -> float:
+    """Fixed time per decode layer of an MLA mixture-of-experts model at a precision."""
+    return architecture.layer_latency_moe_fp4_s if precision == "fp4" else architecture.layer_latency_moe_s
+
+
 def _degree(name: str, value: int) -> int:
     """Return a parallel degree when it is a whole number of at least 1, else refuse it."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
@@ -472,7 +477,9 @@ def decode_coefficients(
         + attention * model.sliding_layers * model.window / attention_rate
     )
     layer_latency_s = (
-        architecture.layer_latency_moe_s * _kernel_ratio(model) if model.is_moe else architecture.layer_latency_dense_s
+        _moe_latency_s(architecture, precision) * _kernel_ratio(model)
+        if model.is_moe
+        else architecture.layer_latency_dense_s
     ) + architecture.tensor_latency_s * math.log2(tp)
     if dp > 1 and model.is_moe:
         layer_latency_s += architecture.all_to_all_latency_s
