@@ -19,22 +19,26 @@ from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
     DECODE_TOKENS_PER_ITERATION,
+    PREFILL_SERVERS_PER_REPLICA,
     decode_coefficients,
     decode_iteration_s,
     prefill_coefficients,
     prefill_work_s,
 )
-from calibration.silicon import recalibrated
+from calibration.silicon import Constants, recalibrated
 
 MTP_TOKENS_KEPT = 1.8
 """Tokens per iteration with one draft token accepted in 80 % (status assumed: submitters do not state it; one value for all)."""
 
 OFFLINE_UTILISATION = 0.97
 SERVER_UTILISATION = 0.90
+"""Share of the best steady state that a whole run reaches: ramps, and in the server scenario arrivals by chance (status assumed)."""
+
 P99_OVER_MEAN_TPOT = 1.17
-"""Vera Rubin NVL72, v6.1: p99 48.2 ms over p50 41.1 ms."""
+"""p99 over mean TPOT: 48.2 ms over the median of 41.1 ms that Vera Rubin NVL72 reports in v6.1 (status derived)."""
 
 BATCHES = 2.0 ** np.arange(0.0, 14.01, 0.125)
+"""Requests in flight on a decode worker that are tried."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,10 @@ class Benchmark:
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    "deepseek-r1": Benchmark("deepseek-r1", "fp4", 800.0, 3790.0, 0.080, True),
-    "gpt-oss-120b": Benchmark("gpt-oss-120b", "fp4", 800.0, 1200.0, 0.080, False),
+    "deepseek-r1": Benchmark("deepseek-r1", "fp4", 800.0, 3790.0, 0.080, mtp=True),
 }
+"""Benchmarks by name. DeepSeek-R1: answers of 3,790 tokens on average and 80 ms from the round's reports and mlperf.conf, prompts of about
+800 (status assumed)."""
 
 SYSTEMS: Mapping[str, str] = {
     "GB200 NVL72": "gb200_nvl72",
@@ -92,7 +97,7 @@ class Submission:
 
 @functools.cache
 def submissions(folder: Path, round_name: str = "v6.1") -> tuple[Submission, ...]:
-    """Return the results of one round on single systems of ``SYSTEMS``, the largest domain only."""
+    """Return the results of one round on ``SYSTEMS`` of at most one rack."""
     facts: dict[str, Any] = yaml.safe_load((folder / "hardware_facts.yaml").read_text(encoding="utf-8"))
     return tuple(
         Submission(entry["system"], entry["model"], entry["offline"] / entry["gpus"], entry["server"] / entry["gpus"])
@@ -121,7 +126,7 @@ def prefill_gpu_s(rack: Rack, model: Model, benchmark: Benchmark) -> float:
         except ConfigError:
             continue
         scaling_s, fixed_s = prefill_work_s(coef, benchmark.prompt_tokens, benchmark.prompt_tokens**2)
-        best = min(best, (scaling_s + fixed_s) * tp * dp / coef[4])
+        best = min(best, (scaling_s + fixed_s) * tp * dp / coef[PREFILL_SERVERS_PER_REPLICA])
     return float(best)
 
 
@@ -129,7 +134,7 @@ def output_tokens_per_s_per_gpu(
     rack_name: str,
     benchmark: Benchmark,
     limit_tpot_s: float | None,
-    constants: Mapping[str, Mapping[str, float]] | None = None,
+    constants: Constants | None = None,
 ) -> float:
     """Return the largest output per GPU, prefill GPUs counted, over layouts and batches.
 
@@ -153,7 +158,8 @@ def output_tokens_per_s_per_gpu(
             continue
         if benchmark.mtp:
             coef[DECODE_TOKENS_PER_ITERATION] = MTP_TOKENS_KEPT
-        slots = coef[DECODE_KV_CAPACITY_TOKENS] / (context + coef[DECODE_KV_REQUEST_TOKENS])
+        held = benchmark.prompt_tokens + benchmark.output_tokens + coef[DECODE_KV_REQUEST_TOKENS]
+        slots = coef[DECODE_KV_CAPACITY_TOKENS] / held
         for batch in BATCHES[BATCHES <= slots]:
             iteration_s, _, _ = decode_iteration_s(coef, float(batch), context, 1.0)
             tpot_s = iteration_s / coef[DECODE_TOKENS_PER_ITERATION]
@@ -164,9 +170,7 @@ def output_tokens_per_s_per_gpu(
     return best
 
 
-def predictions(
-    submission: Submission, constants: Mapping[str, Mapping[str, float]] | None = None
-) -> tuple[float, float]:
+def predictions(submission: Submission, constants: Constants | None = None) -> tuple[float, float]:
     """Return predicted output tokens/s/GPU, offline and server."""
     benchmark = BENCHMARKS[submission.benchmark]
     rack = SYSTEMS[submission.system]

@@ -24,7 +24,7 @@ from scipy.optimize import least_squares
 
 import ai_factory_gym.catalogue
 from ai_factory_gym.catalogue import rack as find_rack
-from calibration.silicon import Floats, Measured, log_errors, measured, reference_folder
+from calibration.silicon import Constants, Floats, Measured, log_errors, measured, reference_folder
 
 RACKS_PATH = Path(ai_factory_gym.catalogue.__file__).with_name("racks.toml")
 
@@ -32,6 +32,8 @@ GENERATIONS: Mapping[str, str] = {"hopper": "h200_sxm8", "blackwell": "b200_sxm8
 """Fitted GPU generations, each with a rack type of it."""
 
 FOLDS = 10
+"""Parts of the runs, each left out once."""
+
 TPOT_SPREAD = 0.12
 TTFT_SPREAD = 0.35
 """Spreads of the log errors at which the loss turns from square to linear."""
@@ -91,8 +93,12 @@ CONSTANTS = (
     Constant("mtp_latency_factor", 0.1, 0.7, 0.01, 1.0, shared=True),
 )
 
-SAME_AS_FP8 = ("decode_compute_efficiency", "prefill_efficiency")
-"""Hopper has no 4-bit units: its 4-bit constants are those of 8 bit, never used."""
+UNUSED_ON_HOPPER = {
+    "decode_compute_efficiency_fp4": "decode_compute_efficiency_fp8",
+    "prefill_efficiency_fp4": "prefill_efficiency_fp8",
+    "layer_latency_moe_fp4_s": "layer_latency_moe_s",
+}
+"""Hopper has no 4-bit units: its 4-bit constants repeat those of 8 bit."""
 
 _VARIABLES = tuple((constant, owners) for constant in CONSTANTS for owners in constant.owners)
 _LOW = np.log([constant.low for constant, _ in _VARIABLES])
@@ -107,9 +113,8 @@ def constants_of(variables: Floats) -> dict[str, dict[str, float]]:
     for (constant, owners), value in zip(_VARIABLES, np.exp(variables), strict=True):
         for name in owners:
             table[name][constant.field] = float(value)
-    for stem in SAME_AS_FP8:
-        table["hopper"][f"{stem}_fp4"] = table["hopper"][f"{stem}_fp8"]
-    table["hopper"]["layer_latency_moe_fp4_s"] = table["hopper"]["layer_latency_moe_s"]
+    for field, eight_bit in UNUSED_ON_HOPPER.items():
+        table["hopper"][field] = table["hopper"][eight_bit]
     return table
 
 
@@ -212,7 +217,7 @@ def table(points: Sequence[Measured], errors: Floats) -> list[str]:
     return lines
 
 
-def write(constants: Mapping[str, Mapping[str, float]], source: str) -> None:
+def write(constants: Constants, source: str) -> None:
     """Put constants into ``racks.toml`` with status ``calibrated``; all else in the file stays as it is."""
     text = RACKS_PATH.read_text(encoding="utf-8")
     for generation, values in constants.items():

@@ -20,6 +20,9 @@ from ai_factory_gym.physics.serving import ServingPoint, serving_point
 
 Floats = NDArray[np.float64]
 
+Constants = Mapping[str, Mapping[str, Any]]
+"""GPU generation to field of ``Architecture`` to value."""
+
 REFERENCE_VARIABLE = "AI_FACTORY_REFERENCE_DIR"
 
 RACKS: Mapping[str, str] = {
@@ -35,53 +38,35 @@ RACKS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One measured serving point.
+    """One measured serving point: a call of ``serving_point`` and what came out on silicon.
 
     Attributes:
         system: Measured system, a key of ``RACKS``.
-        model: Model served.
-        precision: Weight precision.
-        mode: ``disaggregated`` or ``aggregated``.
-        prompt_tokens: Tokens of every prompt.
-        output_tokens: Tokens of every answer.
-        concurrency: Users.
-        mtp: Whether multi-token prediction was on.
+        arguments: Arguments of ``serving_point`` beside the rack.
         gpus: GPUs of all workers.
-        prefill: Workers, tp and dp of prefill (zeros aggregated).
-        decode: Workers, tp and dp of decode.
         ttft_s: Measured time to first token, queueing included.
         tpot_s: Measured time per output token.
         output_tokens_per_s_per_gpu: Follows from the two.
-        image: Software.
         run: Points of one run share it: a run is left out as a whole.
     """
 
     system: str
-    model: str
-    precision: str
-    mode: str
-    prompt_tokens: int
-    output_tokens: int
-    concurrency: int
-    mtp: bool
+    arguments: Mapping[str, Any]
     gpus: int
-    prefill: tuple[int, int, int]
-    decode: tuple[int, int, int]
     ttft_s: float
     tpot_s: float
     output_tokens_per_s_per_gpu: float
-    image: str
     run: str
 
     @property
     def group(self) -> str:
         """System, model, precision and mode."""
-        return f"{self.system} {self.model} {self.precision} {self.mode}"
+        return " ".join([self.system, *(self.arguments[key] for key in ("model", "precision", "mode"))])
 
     @property
     def lengths(self) -> str:
         """Prompt and output tokens."""
-        return f"{self.prompt_tokens}/{self.output_tokens}"
+        return f"{self.arguments['prompt_tokens']}/{self.arguments['output_tokens']}"
 
 
 def reference_folder() -> Path:
@@ -104,46 +89,38 @@ def measured(folder: Path) -> tuple[Measured, ...]:
     return tuple(
         Measured(
             system=row["system"],
-            model=row["model"],
-            precision=row["precision"],
-            mode=row["mode"],
-            prompt_tokens=int(row["prompt_tokens"]),
-            output_tokens=int(row["output_tokens"]),
-            concurrency=int(row["concurrency"]),
-            mtp=row["mtp"] == "1",
+            arguments=_arguments(row),
             gpus=int(row["n_gpus"]),
-            prefill=_worker(row, "prefill"),
-            decode=_worker(row, "decode"),
             ttft_s=float(row["ttft_s"]),
             tpot_s=float(row["tpot_s"]),
             output_tokens_per_s_per_gpu=float(row["output_tokens_per_s_per_gpu"]),
-            image=row["image"],
             run=row["run"],
         )
         for row in rows
     )
 
 
-def _worker(row: Mapping[str, str], phase: str) -> tuple[int, int, int]:
-    workers, tp, dp = (int(row[f"{phase}_{key}"] or 0) for key in ("workers", "tp", "dp"))
-    return workers, tp, dp
+def _arguments(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row's arguments of ``serving_point``; aggregated rows leave those of prefill workers empty."""
+    layout = [f"{phase}_{key}" for phase in ("prefill", "decode") for key in ("workers", "tp", "dp")]
+    return {
+        **{key: row[key] for key in ("model", "precision", "mode")},
+        **{key: int(row[key] or 0) for key in ("prompt_tokens", "output_tokens", "concurrency", *layout)},
+        "mtp": row["mtp"] == "1",
+    }
 
 
-def _fields(constants: Mapping[str, Mapping[str, float]], generation: str) -> dict[str, Any]:
-    return dict(constants.get(generation, {}))
-
-
-def recalibrated(rack: Rack, constants: Mapping[str, Mapping[str, float]]) -> Rack:
+def recalibrated(rack: Rack, constants: Constants) -> Rack:
     """Return a rack type with some constants of its GPU generations replaced.
 
     Args:
         rack: Rack type.
-        constants: Generation to field of ``Architecture`` to value.
+        constants: What to replace.
     """
     groups = tuple(
         dataclasses.replace(
             group,
-            architecture=dataclasses.replace(group.architecture, **_fields(constants, group.architecture.id)),
+            architecture=dataclasses.replace(group.architecture, **constants.get(group.architecture.id, {})),
         )
         for group in rack.groups
     )
@@ -151,28 +128,11 @@ def recalibrated(rack: Rack, constants: Mapping[str, Mapping[str, float]]) -> Ra
 
 
 def predict(point: Measured, rack: Rack | None = None) -> ServingPoint:
-    """Return the model's answer to one measured point: a measured row is one call of ``serving_point``."""
-    prefill_workers, prefill_tp, prefill_dp = point.prefill
-    workers, tp, dp = point.decode
-    return serving_point(
-        find_rack(RACKS[point.system]) if rack is None else rack,
-        point.model,
-        precision=point.precision,
-        prompt_tokens=point.prompt_tokens,
-        output_tokens=point.output_tokens,
-        concurrency=point.concurrency,
-        mode=point.mode,  # type: ignore[arg-type]
-        decode_workers=workers,
-        decode_tp=tp,
-        decode_dp=dp,
-        mtp=point.mtp,
-        prefill_workers=prefill_workers,
-        prefill_tp=prefill_tp,
-        prefill_dp=prefill_dp,
-    )
+    """Return the model's answer to one measured point, on its system's rack type or the given one."""
+    return serving_point(find_rack(RACKS[point.system]) if rack is None else rack, **point.arguments)
 
 
-def log_errors(points: Sequence[Measured], constants: Mapping[str, Mapping[str, float]] | None = None) -> Floats:
+def log_errors(points: Sequence[Measured], constants: Constants | None = None) -> Floats:
     """Return ln(predicted / measured) of every point: float64[points, 3] for TPOT, TTFT and output tokens/s/GPU.
 
     Args:

@@ -270,11 +270,12 @@ def test_the_rules_rank_alike_at_both_resolutions() -> None:
     exact, grouped = score["request"], score["cohort"]
     apart = 0
     for one, other in itertools.combinations(exact, 2):
-        # Rules that do the same in these minutes are equal to a hundredth of a per cent: their order is chance.
-        if exact[one][0] != exact[other][0] or abs(exact[one][1] / exact[other][1] - 1.0) > 0.005:
+        # Two rules do the same in these minutes and are equal to a hundredth of a per cent, less than the two draws of arrivals
+        # differ in (0.15 %): their order is chance.
+        if exact[one][0] != exact[other][0] or abs(exact[one][1] / exact[other][1] - 1.0) > 0.002:
             apart += 1
             assert (exact[one] > exact[other]) == (grouped[one] > grouped[other]), (one, other)
-    assert apart >= 10
+    assert apart >= 14
     assert max(grouped, key=grouped.__getitem__) == "reactive"
 
 

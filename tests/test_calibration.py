@@ -74,7 +74,9 @@ def test_every_measured_row_is_one_call() -> None:
     for point in points[::50]:
         found = silicon.predict(point)
         assert found.gpus == point.gpus
-        assert found.concurrency == point.concurrency
+        for key, value in point.arguments.items():
+            if hasattr(found, key):
+                assert getattr(found, key) == value, key
 
 
 @needs_reference
