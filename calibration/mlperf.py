@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ai_factory_gym.physics.performance import (
     prefill_coefficients,
     prefill_work_s,
 )
-from calibration.silicon import Constants, recalibrated
+from calibration.silicon import Constants, Floats, recalibrated
 
 MTP_TOKENS_KEPT = 1.8
 """Tokens per iteration with one draft token accepted in 80 % (status assumed: submitters do not state it; one value for all)."""
@@ -64,9 +64,18 @@ class Benchmark:
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "deepseek-r1": Benchmark("deepseek-r1", "fp4", 800.0, 3790.0, 0.080, mtp=True),
+    "gpt-oss-120b": Benchmark("gpt-oss-120b", "fp4", 8000.0, 1278.2, 0.080, mtp=False),
 }
-"""Benchmarks by name. DeepSeek-R1: answers of 3,790 tokens on average and 80 ms from the round's reports and mlperf.conf, prompts of about
-800 (status assumed)."""
+"""Benchmarks by name, limits from mlperf.conf.
+
+DeepSeek-R1: answers of 3,790 tokens on average from the round's reports, prompts of about 800 (status assumed).
+
+gpt-oss-120b: 6,396 PubMed articles to summarise at low effort. Mean answer 1,278.2 tokens (compliance test TEST09 of the reference
+implementation, mlcommons/inference language/gpt-oss-120b); prompts of about 8,000 tokens (status secondary report; the padded prompts
+are 14,658 tokens wide, from the size of the data set's token file). Drafting is not known to be used (status assumed)."""
+
+FITTED = "deepseek-r1"
+"""The benchmark whose results are in the fit; the other one is a check of it."""
 
 SYSTEMS: Mapping[str, str] = {
     "GB200 NVL72": "gb200_nvl72",
@@ -168,6 +177,17 @@ def output_tokens_per_s_per_gpu(
             decode_s = benchmark.output_tokens * tpot_s * tp * dp / batch
             best = max(best, benchmark.output_tokens / (prefill_s + decode_s))
     return best
+
+
+def log_errors(entries: Sequence[Submission], constants: Constants | None = None) -> Floats:
+    """Return ln(predicted / measured) of results: float64[entries, 2] for offline and server.
+
+    Args:
+        entries: Results.
+        constants: See ``recalibrated``.
+    """
+    measured = np.array([(entry.offline, entry.server) for entry in entries])
+    return np.log(np.array([predictions(entry, constants) for entry in entries]) / measured)
 
 
 def predictions(submission: Submission, constants: Constants | None = None) -> tuple[float, float]:

@@ -543,11 +543,20 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"catalogue file {str(path)!r}: not valid TOML ({error}).") from error
 
 
-def _architecture(where: str, name: str, value: object) -> Architecture:
-    """Read one generation."""
+def _architecture(where: str, name: str, value: object, known: Mapping[str, Architecture]) -> Architecture:
+    """Read one generation; what one ``based_on`` another does not state is assumed to be as there."""
     table = _table(where, value)
-    check_keys(where, table, required=list(_ARCHITECTURE))
-    values, provenance = _numbers(where, table, _ARCHITECTURE)
+    inherited: dict[str, Any] = {}
+    if "based_on" in table:
+        base = known[_text(f"{where}.based_on", table["based_on"], known)]
+        inherited = {
+            key: {"value": quantity.value, "unit": quantity.unit, "status": "assumed", "source": f"as {base.id}"}
+            for key, quantity in base.provenance
+        }
+    check_keys(
+        where, table, required=[key for key in _ARCHITECTURE if key not in inherited], optional=["based_on", *inherited]
+    )
+    values, provenance = _numbers(where, inherited | dict(table), _ARCHITECTURE)
     fractions = values["active_fraction"] + values["memory_core_fraction"] + values["memory_fraction"]
     if fractions > 1.0:
         raise ConfigError(f"{where}: active and memory fractions sum to {fractions:g}; must be at most 1.")
@@ -614,7 +623,7 @@ def load_racks(path: str | Path) -> dict[str, Rack]:
     """Read rack types from a TOML file in the format of ``racks.toml``.
 
     The file may define generations under ``[architectures.NAME]`` beside its racks; those of the catalogue are known
-    without being repeated.
+    without being repeated. A generation may be ``based_on`` one defined before it and then states only what differs.
 
     Args:
         path: The file.
@@ -630,7 +639,7 @@ def load_racks(path: str | Path) -> dict[str, Rack]:
     check_keys(name, data, required=("racks",), optional=("architectures",))
     architectures = {} if Path(path).resolve() == _RACKS.resolve() else dict(_catalogue_architectures())
     for key, entry in _table(f"{name}: architectures", data.get("architectures", {})).items():
-        architectures[key] = _architecture(f"{name}: architectures.{key}", key, entry)
+        architectures[key] = _architecture(f"{name}: architectures.{key}", key, entry, architectures)
     racks: dict[str, Rack] = {}
     for key, entry in _table(f"{name}: racks", data["racks"]).items():
         where = f"{name}: racks.{key}"
@@ -709,11 +718,10 @@ def load_models(path: str | Path) -> dict[str, Model]:
 @cache
 def _catalogue_architectures() -> dict[str, Architecture]:
     """Generations of the shipped catalogue."""
-    data = _read_toml(_RACKS)
-    return {
-        key: _architecture(f"{_RACKS.name}: architectures.{key}", key, entry)
-        for key, entry in data["architectures"].items()
-    }
+    found: dict[str, Architecture] = {}
+    for key, entry in _read_toml(_RACKS)["architectures"].items():
+        found[key] = _architecture(f"{_RACKS.name}: architectures.{key}", key, entry, found)
+    return found
 
 
 @cache
