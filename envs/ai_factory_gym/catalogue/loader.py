@@ -101,7 +101,7 @@ class Architecture(_Sourced):
         layer_latency_moe_fp4_s: The same at 4 bit, whose kernels are younger.
         tensor_latency_s: Extra time per layer per doubling of the tensor-parallel size (alpha).
         all_to_all_latency_s: Extra time per layer of the expert all-to-all (alpha_a2a).
-        sequence_latency_s: Time per sequence and iteration that nothing hides (sigma).
+        sequence_latency_s: Time per sequence and layer in an iteration that nothing hides: per-request kernels (sigma).
         prefill_layer_latency_s: Fixed time per prefill layer of an MLA mixture-of-experts model (tau_p).
         frontend_disaggregated_s: Latency of everything before and after the workers, disaggregated (T0).
         frontend_aggregated_s: The same, aggregated.
@@ -161,7 +161,7 @@ _ARCHITECTURE: dict[str, _Spec] = {
     "layer_latency_moe_fp4_s": _Spec("s/layer", 0.0, 0.01),
     "tensor_latency_s": _Spec("s/layer", 0.0, 0.01),
     "all_to_all_latency_s": _Spec("s/layer", 0.0, 0.01),
-    "sequence_latency_s": _Spec("s/sequence", 0.0, 0.01),
+    "sequence_latency_s": _Spec("s/(sequence layer)", 0.0, 1e-4),
     "prefill_layer_latency_s": _Spec("s/layer", 0.0, 0.1),
     "frontend_disaggregated_s": _Spec("s", 0.0, 10.0),
     "frontend_aggregated_s": _Spec("s", 0.0, 10.0),

@@ -7,7 +7,7 @@ and ``S`` tokens of context each (L layers, h hidden, k of E experts active, m t
   ``u = 1 - (1 - k/E)^B``, the share of the experts that some request touches
 * compute: ``m [2 k P_e B / (G F_e eta_c) + 2 P_dense b / (tp F_d eta_c) + A S b / (tp F_a eta_c)]``
 * communication: ``m L b h / eta_n x [8 (tp-1)/tp / link_tp + 3 min(k, G) (G-1)/G / link_ep  if dp > 1 and experts]``
-* fixed: ``(1 + 0.1 (m-1)) {L [tau + alpha log2 tp + alpha_a2a (dp > 1, experts)] + sigma b}``
+* fixed: ``(1 + 0.1 (m-1)) L {tau + alpha log2 tp + alpha_a2a (dp > 1, experts) + sigma b}``
 * iteration: ``sqrt(memory^2 + compute^2) + communication + fixed``; ``TPOT = iteration / a``
 
 and for a prefill worker of ``G = tp x dp x pp`` GPUs, per prompt token,
@@ -498,7 +498,7 @@ def decode_coefficients(
         compute_context_s=verified * attention * (model.layers - model.sliding_layers) / attention_rate,
         communication_request_s=verified * _communication_s(group, model, tp, dp),
         latency_s=stretch * model.layers * layer_latency_s,
-        latency_request_s=stretch * architecture.sequence_latency_s / dp,
+        latency_request_s=stretch * model.layers * architecture.sequence_latency_s / dp,
         tokens_per_iteration=kept,
         kv_capacity_tokens=dp * kv_shards * free_bytes / kv_token,
         kv_request_tokens=kv_constant / kv_token,
