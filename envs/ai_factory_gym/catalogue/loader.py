@@ -115,6 +115,7 @@ class Architecture(_Sourced):
         compute_fraction: Power of fully busy compute units, share of TDP.
         memory_core_fraction: Clock-dependent power of a fully busy memory system, share of TDP.
         memory_fraction: Clock-independent power of a fully busy memory system, share of TDP.
+        expert_power_ratio: Power of reading expert weights relative to reading dense weights and KV.
     """
 
     id: str
@@ -145,6 +146,7 @@ class Architecture(_Sourced):
     compute_fraction: float
     memory_core_fraction: float
     memory_fraction: float
+    expert_power_ratio: float
 
 
 _ARCHITECTURE: dict[str, _Spec] = {
@@ -175,6 +177,7 @@ _ARCHITECTURE: dict[str, _Spec] = {
     "compute_fraction": _Spec("ratio", 0.0, 1.0),
     "memory_core_fraction": _Spec("ratio", 0.0, 1.0),
     "memory_fraction": _Spec("ratio", 0.0, 1.0),
+    "expert_power_ratio": _Spec("ratio", 0.1, 10.0, default=1.0),
 }
 
 
@@ -546,7 +549,7 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
 def _architecture(where: str, name: str, value: object) -> Architecture:
     """Read one generation."""
     table = _table(where, value)
-    check_keys(where, table, required=list(_ARCHITECTURE))
+    check_keys(where, table, required=_required(_ARCHITECTURE), optional=_optional(_ARCHITECTURE))
     values, provenance = _numbers(where, table, _ARCHITECTURE)
     fractions = values["active_fraction"] + values["memory_core_fraction"] + values["memory_fraction"]
     if fractions > 1.0:
