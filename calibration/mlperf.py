@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from ai_factory_gym.catalogue import Model, Rack
 from ai_factory_gym.catalogue import model as find_model
@@ -139,25 +140,47 @@ def prefill_gpu_s(rack: Rack, model: Model, benchmark: Benchmark) -> float:
     return float(best)
 
 
-def output_tokens_per_s_per_gpu(
+@dataclass(frozen=True)
+class Point:
+    """The best steady state found.
+
+    Attributes:
+        output_tokens_per_s_per_gpu: Output per GPU, prefill GPUs counted.
+        decode: ``np.array(DecodeCoefficients)`` of the layout, float64[15].
+        batch: Requests in flight on a decode worker.
+        context_tokens: Mean KV tokens of a request.
+        prefill_share: Share of the GPUs that prefill.
+    """
+
+    output_tokens_per_s_per_gpu: float
+    decode: NDArray[np.float64]
+    batch: float
+    context_tokens: float
+    prefill_share: float
+
+
+def best_point(
     rack_name: str,
     benchmark: Benchmark,
     limit_tpot_s: float | None,
     constants: Constants | None = None,
-) -> float:
-    """Return the largest output per GPU, prefill GPUs counted, over layouts and batches.
+) -> Point:
+    """Return the steady state of largest output per GPU over layouts and batches.
 
     Args:
         rack_name: Rack type.
         benchmark: What is served.
         limit_tpot_s: Largest mean TPOT; None for none.
         constants: See ``recalibrated``.
+
+    Raises:
+        ConfigError: When no layout fits.
     """
     rack = recalibrated(find_rack(rack_name), constants or {})
     model = find_model(benchmark.model)
     prefill_s = prefill_gpu_s(rack, model, benchmark)
     context = benchmark.prompt_tokens + 0.5 * benchmark.output_tokens
-    best = 0.0
+    best: Point | None = None
     for tp, dp in _layouts(rack, "decode"):
         try:
             coef = np.array(
@@ -175,7 +198,11 @@ def output_tokens_per_s_per_gpu(
             if limit_tpot_s is not None and tpot_s > limit_tpot_s:
                 break
             decode_s = benchmark.output_tokens * tpot_s * tp * dp / batch
-            best = max(best, benchmark.output_tokens / (prefill_s + decode_s))
+            output = benchmark.output_tokens / (prefill_s + decode_s)
+            if best is None or output > best.output_tokens_per_s_per_gpu:
+                best = Point(output, coef, float(batch), context, prefill_s / (prefill_s + decode_s))
+    if best is None:
+        raise ConfigError(f"{benchmark.model} at {benchmark.precision}: no layout on {rack_name} keeps the limit.")
     return best
 
 
@@ -190,12 +217,18 @@ def log_errors(entries: Sequence[Submission], constants: Constants | None = None
     return np.log(np.array([predictions(entry, constants) for entry in entries]) / measured)
 
 
+def server_limit_s(benchmark: Benchmark) -> float:
+    """Return the limit of mean TPOT in the server scenario."""
+    return benchmark.tpot_limit_s / P99_OVER_MEAN_TPOT
+
+
 def predictions(submission: Submission, constants: Constants | None = None) -> tuple[float, float]:
     """Return predicted output tokens/s/GPU, offline and server."""
     benchmark = BENCHMARKS[submission.benchmark]
     rack = SYSTEMS[submission.system]
-    limit_s = benchmark.tpot_limit_s / P99_OVER_MEAN_TPOT
+    offline = best_point(rack, benchmark, None, constants)
+    server = best_point(rack, benchmark, server_limit_s(benchmark), constants)
     return (
-        OFFLINE_UTILISATION * output_tokens_per_s_per_gpu(rack, benchmark, None, constants),
-        SERVER_UTILISATION * output_tokens_per_s_per_gpu(rack, benchmark, limit_s, constants),
+        OFFLINE_UTILISATION * offline.output_tokens_per_s_per_gpu,
+        SERVER_UTILISATION * server.output_tokens_per_s_per_gpu,
     )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,10 @@ import numpy as np
 from scipy.optimize import least_squares
 from tqdm import tqdm
 
-import ai_factory_gym.catalogue
 from ai_factory_gym.catalogue import rack as find_rack
-from calibration import mlperf
+from calibration import catalogue_file, mlperf
+from calibration.catalogue_file import RACKS_PATH
 from calibration.silicon import Constants, Floats, Measured, log_errors, measured, reference_folder
-
-RACKS_PATH = Path(ai_factory_gym.catalogue.__file__).with_name("racks.toml")
 
 GENERATIONS: Mapping[str, str] = {"hopper": "h200_sxm8", "blackwell": "b200_sxm8"}
 """Fitted GPU generations, each with a rack type of it."""
@@ -240,20 +237,7 @@ def table(points: Sequence[Measured], errors: Floats) -> list[str]:
 
 def write(constants: Constants, source: str) -> None:
     """Put constants into ``racks.toml`` with status ``calibrated``; all else in the file stays as it is."""
-    text = RACKS_PATH.read_text(encoding="utf-8")
-    for generation, values in constants.items():
-        begin = text.index(f"[architectures.{generation}]")
-        end = text.find("\n[", begin)
-        section = text[begin:end]
-        for field, value in values.items():
-            pattern = rf'^({field} = \{{ value = )[^,]+(, unit = "[^"]+", status = )"[^"]+"(, source = )"[^"]*"'
-            entry = re.search(pattern, section, flags=re.MULTILINE)
-            if entry is None:
-                raise SystemExit(f"error: {RACKS_PATH.name}: no entry {field} under {generation}.")
-            written = f'{entry[1]}{value:.4g}{entry[2]}"calibrated"{entry[3]}"{source}"'
-            section = section[: entry.start()] + written + section[entry.end() :]
-        text = text[:begin] + section + text[end:]
-    RACKS_PATH.write_text(text, encoding="utf-8")
+    catalogue_file.write(RACKS_PATH, constants, source)
 
 
 def main() -> None:

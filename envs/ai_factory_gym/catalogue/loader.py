@@ -101,7 +101,7 @@ class Architecture(_Sourced):
         layer_latency_moe_fp4_s: The same at 4 bit, whose kernels are younger.
         tensor_latency_s: Extra time per layer per doubling of the tensor-parallel size (alpha).
         all_to_all_latency_s: Extra time per layer of the expert all-to-all (alpha_a2a).
-        sequence_latency_s: Time per sequence and layer in an iteration that nothing hides: per-request kernels (sigma).
+        sequence_latency_s: Time per sequence and layer in an iteration that nothing hides: launches and bookkeeping of each request (sigma).
         prefill_layer_latency_s: Fixed time per prefill layer of an MLA mixture-of-experts model (tau_p).
         frontend_disaggregated_s: Latency of everything before and after the workers, disaggregated (T0).
         frontend_aggregated_s: The same, aggregated.
@@ -115,6 +115,7 @@ class Architecture(_Sourced):
         compute_fraction: Power of fully busy compute units, share of TDP.
         memory_core_fraction: Clock-dependent power of a fully busy memory system, share of TDP.
         memory_fraction: Clock-independent power of a fully busy memory system, share of TDP.
+        expert_power_ratio: Power of reading expert weights relative to reading dense weights and KV.
     """
 
     id: str
@@ -145,6 +146,7 @@ class Architecture(_Sourced):
     compute_fraction: float
     memory_core_fraction: float
     memory_fraction: float
+    expert_power_ratio: float
 
 
 _ARCHITECTURE: dict[str, _Spec] = {
@@ -175,6 +177,7 @@ _ARCHITECTURE: dict[str, _Spec] = {
     "compute_fraction": _Spec("ratio", 0.0, 1.0),
     "memory_core_fraction": _Spec("ratio", 0.0, 1.0),
     "memory_fraction": _Spec("ratio", 0.0, 1.0),
+    "expert_power_ratio": _Spec("ratio", 0.1, 10.0),
 }
 
 
