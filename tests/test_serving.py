@@ -123,7 +123,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "mode": "aggregated",
             "decode_tp": 4,
         },
-        (0.300751448, 0.0143700536, 546.085412, 933.770495),
+        (0.300751448, 0.0143700536, 546.085412, 911.295113),
     ),
     (
         "h100_sxm8",
@@ -136,7 +136,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "mode": "aggregated",
             "decode_tp": 8,
         },
-        (0.268779051, 0.0154910509, 508.310802, 889.717457),
+        (0.268779051, 0.0154910509, 508.310802, 1063.26837),
     ),
     (
         "h200_sxm8",
@@ -149,7 +149,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "mode": "aggregated",
             "decode_tp": 8,
         },
-        (0.620986538, 0.0349827418, 225.003445, 885.305038),
+        (0.620986538, 0.0349827418, 225.003445, 1060.89945),
     ),
     (
         "h200_sxm8",
@@ -163,7 +163,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "decode_dp": 16,
             "decode_workers": 1,
         },
-        (1.34963942, 0.046644303, 445.216532, 864.488258),
+        (1.34963942, 0.046644303, 445.216532, 899.874583),
     ),
     (
         "b200_sxm8",
@@ -176,7 +176,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "mode": "aggregated",
             "decode_tp": 1,
         },
-        (0.193371821, 0.0118885771, 1326.06134, 1424.41555),
+        (0.193371821, 0.0118885771, 1326.06134, 1433.65498),
     ),
     (
         "b200_sxm8",
@@ -189,7 +189,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "mode": "aggregated",
             "decode_tp": 8,
         },
-        (4.94272074, 0.0595910974, 124.301235, 1635.91336),
+        (4.94272074, 0.0595910974, 124.301235, 1626.17259),
     ),
     (
         "b200_sxm8",
@@ -202,7 +202,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "mode": "aggregated",
             "decode_tp": 4,
         },
-        (2.3765084, 0.0407755188, 743.209367, 1642.39776),
+        (2.3765084, 0.0407755188, 743.209367, 1553.09981),
     ),
     (
         "b200_sxm8",
@@ -216,7 +216,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "decode_tp": 8,
             "mtp": True,
         },
-        (0.290582339, 0.00556817231, 85.5211576, 1081.14795),
+        (0.290582339, 0.00556817231, 85.5211576, 1033.6846),
     ),
     (
         "b300_sxm8",
@@ -229,7 +229,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "mode": "aggregated",
             "decode_tp": 8,
         },
-        (4.97078896, 0.0775760921, 388.563506, 1819.90886),
+        (4.97078896, 0.0775760921, 388.563506, 1742.27546),
     ),
     (
         "b300_sxm8",
@@ -242,7 +242,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "mode": "aggregated",
             "decode_tp": 4,
         },
-        (1.6302766, 0.0507305341, 1224.34004, 1771.25451),
+        (1.6302766, 0.0507305341, 1224.34004, 1617.70249),
     ),
     (
         "gb200_nvl72",
@@ -258,7 +258,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "decode_dp": 32,
             "decode_ep": 32,
         },
-        (2.57344485, 0.0201884516, 2257.30986, 1320.64528),
+        (2.57344485, 0.0201884516, 2257.30986, 1266.13471),
     ),
     (
         "gb200_nvl72",
@@ -273,7 +273,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "decode_workers": 1,
             "decode_dp": 16,
         },
-        (1.49845641, 0.0220695104, 453.682661, 996.867894),
+        (1.49845641, 0.0220695104, 453.682661, 975.293666),
     ),
     (
         "gb300_nvl72",
@@ -286,7 +286,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "prefill_dp": 4,
             "decode_tp": 4,
         },
-        (0.29240686, 0.00746117217, 16.1510405, 637.324139),
+        (0.29240686, 0.00746117217, 16.1510405, 615.767156),
     ),
     (
         "gb300_nvl72",
@@ -301,7 +301,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "decode_dp": 32,
             "mtp": True,
         },
-        (16.7898576, 0.0142760522, 3340.02469, 1585.01065),
+        (16.7898576, 0.0142760522, 3340.02469, 1530.32139),
     ),
     (
         "gb300_nvl72",
@@ -316,7 +316,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "decode_dp": 16,
             "clock": 0.6,
         },
-        (13.8634157, 0.0248646427, 833.792512, 1077.67871),
+        (13.8634157, 0.0248646427, 833.792512, 1079.68245),
     ),
     (
         "gb300_nvl72",
@@ -329,7 +329,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "prefill_workers": 8,
             "decode_tp": 2,
         },
-        (7.48825542, 0.00841288099, 273.825304, 1852.24418),
+        (7.48825542, 0.00841288099, 273.825304, 1842.08032),
     ),
     (
         "gb300_nvl72",
@@ -344,7 +344,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "prefill_pp": 8,
             "decode_dp": 8,
         },
-        (36.2872972, 0.0214905533, 46.8605921, 1339.34876),
+        (36.2872972, 0.0214905533, 46.8605921, 1336.6552),
     ),
     (
         "vera_rubin_nvl144",
@@ -360,7 +360,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "prefill_profile": "max_q",
             "decode_profile": "max_q",
         },
-        (3.47565738, 0.024044002, 6225.36644, 2119.32872),
+        (3.47565738, 0.024044002, 6225.36644, 1922.86145),
     ),
     (
         "vera_rubin_nvl144",
@@ -375,7 +375,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "decode_tp": 8,
             "kv_precision": "bf16",
         },
-        (4.66753348, 0.0275581044, 498.608099, 2682.89119),
+        (4.66753348, 0.0275581044, 498.608099, 2532.66238),
     ),
     (
         "rubin_cpx_sidecar",
@@ -388,7 +388,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "prefill_pp": 8,
             "decode_tp": 8,
         },
-        (0.618510282, 0.0489360457, 80.8207011, 686.135862),
+        (0.618510282, 0.0489360457, 80.8207011, 675.924807),
     ),
     (
         "vera_rubin_nvl144_cpx",
@@ -402,7 +402,7 @@ GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]]
             "prefill_pp": 8,
             "decode_dp": 8,
         },
-        (1.43025795, 0.0190018046, 1046.77868, 1005.23989),
+        (1.43025795, 0.0190018046, 1046.77868, 965.816068),
     ),
 ]
 
