@@ -1,7 +1,8 @@
 """docs/model.md is up to date, and its worked example comes out by hand.
 
 The example is worked out here in plain arithmetic: from numbers of the catalogue and the shape of the model, without the functions of
-``physics`` and without the derived properties of the model. It must agree with them, and with what the page prints.
+``physics`` and without the derived properties of the model. It must agree with them, and with what the page prints. The page's equations
+are checked in the same way on every frozen serving point.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ai_factory_gym import catalogue
+from ai_factory_gym.physics.performance import CHUNK_TOKENS, MEMORY_RESERVE
+from tests import golden
+from tests.oracles.serving import serving
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "tables" / "model.py"
 
@@ -78,7 +83,7 @@ def by_hand() -> dict[str, float]:
     p_e = moe_layers * 3 * m.hidden * m.expert_ffn
     kv = m.layers * (m.kv_lora + m.rope)
     weights = (p_dense + head) / gpus + m.experts * p_e / gpus
-    capacity = (gpu.memory_gb * 1e9 * (1.0 - 0.04) - weights) / kv
+    capacity = (gpu.memory_gb * 1e9 * (1.0 - MEMORY_RESERVE) - weights) / kv
 
     # What a GPU can do.
     bandwidth, link, network = gpu.memory_tb_s * 1e12, gpu.link_gb_s * 1e9, gpu.scaleout_gb_s * 1e9
@@ -139,14 +144,14 @@ def by_hand() -> dict[str, float]:
         "kv_capacity": capacity,
     }
 
-    # Prefill: the head runs once, weights are read once per chunk of 16,384 tokens, one lane.
+    # Prefill: the head runs once, weights are read once per chunk, one lane.
     eta_p = c.prefill_efficiency_fp8
     weights_s = prompt * 2 * (p_dense - head + m.top_k * p_e) / (gpus * f_8 * eta_p)
     attention_s = prompt**2 * a_prefill * m.layers / 2 / (gpus * f_a * c.prefill_attention_efficiency)
     pass_s = (
         (p_dense - head) / gpus / c.memory_efficiency + m.experts * p_e / gpus / c.expert_memory_efficiency
     ) / bandwidth
-    stream_s = prompt * pass_s / 16_384
+    stream_s = prompt * pass_s / CHUNK_TOKENS
     collectives_s = prompt * m.layers * m.hidden * 8 * 7 / 8 / (link * c.link_efficiency)
     exposed_s = math.sqrt(weights_s**2 + stream_s**2 + collectives_s**2) - weights_s
     overhead_s = m.layers * c.prefill_layer_latency_s
@@ -223,3 +228,10 @@ def test_links_of_the_page_lead_somewhere() -> None:
         file, _, anchor = target.partition("#")
         assert not file or (folder / file).exists(), target
         assert not anchor or anchor in headings, target
+
+
+@pytest.mark.parametrize("row", golden.rows(), ids=lambda row: f"{row['rack']} {row['model']} {row['prompt_tokens']}")
+def test_the_equations_of_the_page_are_those_of_the_code(row: dict[str, str]) -> None:
+    """The page's equations in plain arithmetic, over racks, models, precisions, layouts, modes, clocks and profiles."""
+    found = serving(**golden.arguments(row))
+    np.testing.assert_allclose([found[name] for name in golden.ANSWERS], golden.answers(row), rtol=1e-8)
