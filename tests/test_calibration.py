@@ -95,7 +95,7 @@ def test_a_fit_to_fewer_points_does_not_get_worse() -> None:
     points = silicon.measured(folder())[::40]
     start = performance.present()
     before = np.abs(silicon.log_errors(points, performance.constants_of(start))[:, 0]).mean()
-    fitted = performance.fit(points, start, evaluations=3)
+    fitted = performance.fit(points, performance.fitted_submissions(folder()), start, evaluations=3)
     after = np.abs(silicon.log_errors(points, performance.constants_of(fitted))[:, 0]).mean()
     assert after < before
 

@@ -145,6 +145,21 @@ def test_a_file_of_ones_own_adds_a_rack(tmp_path: Path) -> None:
     assert racks["my_system"].group().fp4_pflops == 9.0
 
 
+def test_a_generation_based_on_another_states_what_differs(tmp_path: Path) -> None:
+    start = RACKS_TOML.index("[racks.b200_sxm8]")
+    text = RACKS_TOML[start : RACKS_TOML.index("[racks.b300_sxm8]")].replace('"blackwell"', '"mine"')
+    own = """[architectures.mine]
+based_on = "blackwell"
+link_efficiency = { value = 0.7, unit = "ratio", status = "assumed", source = "a test" }
+"""
+    found = catalogue.load_racks(_write(tmp_path, own + text))["b200_sxm8"].group().architecture
+    base = catalogue.rack("b200_sxm8").group().architecture
+    assert (found.id, found.link_efficiency) == ("mine", 0.7)
+    assert found.quantity("link_efficiency").source == "a test"
+    assert found.memory_efficiency == base.memory_efficiency
+    assert found.quantity("memory_efficiency")[2:4] == ("assumed", "as blackwell")
+
+
 def test_a_file_of_ones_own_adds_a_model(tmp_path: Path) -> None:
     text = MODELS_TOML[MODELS_TOML.index('[models."llama-3.1-70b"]') : MODELS_TOML.index('[models."gpt-oss-120b"]')]
     models = catalogue.load_models(_write(tmp_path, text.replace("llama-3.1-70b", "my-model")))
@@ -171,7 +186,8 @@ RACK_MISTAKES = [
     (', source = "InferenceX-app gpu-specs.ts"', "", ["memory_gb", "missing", "source"]),
     ("[racks.gb200_nvl72]", "[racks.gb200_nvl72", ["not valid TOML"]),
     ("[racks.gb200_nvl72]", "[rack.x]\n[racks.gb200_nvl72]", ["key", "'rack'", "'racks'"]),
-    ("memory_efficiency = { value = 0.888", "memory_efficiency = { value = 1.2", ["architectures", "1.2", "[0.05, 1]"]),
+    ("memory_efficiency = { value = 0.", "memory_efficiency = { value = 1.", ["architectures", "1.", "[0.05, 1]"]),
+    ('based_on = "blackwell"', 'based_on = "blackwel"', ["architectures.rubin.based_on", "'blackwel'", "'blackwell'"]),
 ]
 
 

@@ -138,7 +138,10 @@ def test_decode_iteration_is_the_stated_sum() -> None:
     request_s = (c.communication_request_s + c.latency_request_s) * batch
     whole = math.hypot(memory_s, compute_s) + c.latency_s + request_s
     found = decode_iteration_s(np.array(c), batch, context, clock)
-    np.testing.assert_allclose(found, (whole, compute_s + request_s, memory_s), rtol=1e-12)
+    computing_s = compute_s + c.communication_request_s * batch
+    experts_s = c.experts_s * (1 - (1 - 8 / 256) ** batch)
+    reading_s = memory_s + (c.experts_power - 1.0) * experts_s
+    np.testing.assert_allclose(found, (whole, computing_s, reading_s), rtol=1e-12)
 
 
 def test_weights_are_read_at_the_stated_rate() -> None:

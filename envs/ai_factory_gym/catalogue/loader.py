@@ -101,7 +101,7 @@ class Architecture(_Sourced):
         layer_latency_moe_fp4_s: The same at 4 bit, whose kernels are younger.
         tensor_latency_s: Extra time per layer per doubling of the tensor-parallel size (alpha).
         all_to_all_latency_s: Extra time per layer of the expert all-to-all (alpha_a2a).
-        sequence_latency_s: Time per sequence and iteration that nothing hides (sigma).
+        sequence_latency_s: Time per sequence and layer in an iteration that nothing hides: launches and bookkeeping of each request (sigma).
         prefill_layer_latency_s: Fixed time per prefill layer of an MLA mixture-of-experts model (tau_p).
         frontend_disaggregated_s: Latency of everything before and after the workers, disaggregated (T0).
         frontend_aggregated_s: The same, aggregated.
@@ -115,6 +115,7 @@ class Architecture(_Sourced):
         compute_fraction: Power of fully busy compute units, share of TDP.
         memory_core_fraction: Clock-dependent power of a fully busy memory system, share of TDP.
         memory_fraction: Clock-independent power of a fully busy memory system, share of TDP.
+        expert_power_ratio: Power of reading expert weights relative to reading dense weights and KV.
     """
 
     id: str
@@ -145,6 +146,7 @@ class Architecture(_Sourced):
     compute_fraction: float
     memory_core_fraction: float
     memory_fraction: float
+    expert_power_ratio: float
 
 
 _ARCHITECTURE: dict[str, _Spec] = {
@@ -161,7 +163,7 @@ _ARCHITECTURE: dict[str, _Spec] = {
     "layer_latency_moe_fp4_s": _Spec("s/layer", 0.0, 0.01),
     "tensor_latency_s": _Spec("s/layer", 0.0, 0.01),
     "all_to_all_latency_s": _Spec("s/layer", 0.0, 0.01),
-    "sequence_latency_s": _Spec("s/sequence", 0.0, 0.01),
+    "sequence_latency_s": _Spec("s/(sequence layer)", 0.0, 1e-4),
     "prefill_layer_latency_s": _Spec("s/layer", 0.0, 0.1),
     "frontend_disaggregated_s": _Spec("s", 0.0, 10.0),
     "frontend_aggregated_s": _Spec("s", 0.0, 10.0),
@@ -175,6 +177,7 @@ _ARCHITECTURE: dict[str, _Spec] = {
     "compute_fraction": _Spec("ratio", 0.0, 1.0),
     "memory_core_fraction": _Spec("ratio", 0.0, 1.0),
     "memory_fraction": _Spec("ratio", 0.0, 1.0),
+    "expert_power_ratio": _Spec("ratio", 0.1, 10.0),
 }
 
 
@@ -543,11 +546,20 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"catalogue file {str(path)!r}: not valid TOML ({error}).") from error
 
 
-def _architecture(where: str, name: str, value: object) -> Architecture:
-    """Read one generation."""
+def _architecture(where: str, name: str, value: object, known: Mapping[str, Architecture]) -> Architecture:
+    """Read one generation; what one ``based_on`` another does not state is assumed to be as there."""
     table = _table(where, value)
-    check_keys(where, table, required=list(_ARCHITECTURE))
-    values, provenance = _numbers(where, table, _ARCHITECTURE)
+    inherited: dict[str, Any] = {}
+    if "based_on" in table:
+        base = known[_text(f"{where}.based_on", table["based_on"], known)]
+        inherited = {
+            key: {"value": quantity.value, "unit": quantity.unit, "status": "assumed", "source": f"as {base.id}"}
+            for key, quantity in base.provenance
+        }
+    check_keys(
+        where, table, required=[key for key in _ARCHITECTURE if key not in inherited], optional=["based_on", *inherited]
+    )
+    values, provenance = _numbers(where, inherited | dict(table), _ARCHITECTURE)
     fractions = values["active_fraction"] + values["memory_core_fraction"] + values["memory_fraction"]
     if fractions > 1.0:
         raise ConfigError(f"{where}: active and memory fractions sum to {fractions:g}; must be at most 1.")
@@ -614,7 +626,7 @@ def load_racks(path: str | Path) -> dict[str, Rack]:
     """Read rack types from a TOML file in the format of ``racks.toml``.
 
     The file may define generations under ``[architectures.NAME]`` beside its racks; those of the catalogue are known
-    without being repeated.
+    without being repeated. A generation may be ``based_on`` one defined before it and then states only what differs.
 
     Args:
         path: The file.
@@ -630,7 +642,7 @@ def load_racks(path: str | Path) -> dict[str, Rack]:
     check_keys(name, data, required=("racks",), optional=("architectures",))
     architectures = {} if Path(path).resolve() == _RACKS.resolve() else dict(_catalogue_architectures())
     for key, entry in _table(f"{name}: architectures", data.get("architectures", {})).items():
-        architectures[key] = _architecture(f"{name}: architectures.{key}", key, entry)
+        architectures[key] = _architecture(f"{name}: architectures.{key}", key, entry, architectures)
     racks: dict[str, Rack] = {}
     for key, entry in _table(f"{name}: racks", data["racks"]).items():
         where = f"{name}: racks.{key}"
@@ -709,11 +721,10 @@ def load_models(path: str | Path) -> dict[str, Model]:
 @cache
 def _catalogue_architectures() -> dict[str, Architecture]:
     """Generations of the shipped catalogue."""
-    data = _read_toml(_RACKS)
-    return {
-        key: _architecture(f"{_RACKS.name}: architectures.{key}", key, entry)
-        for key, entry in data["architectures"].items()
-    }
+    found: dict[str, Architecture] = {}
+    for key, entry in _read_toml(_RACKS)["architectures"].items():
+        found[key] = _architecture(f"{_RACKS.name}: architectures.{key}", key, entry, found)
+    return found
 
 
 @cache

@@ -7,7 +7,7 @@ and ``S`` tokens of context each (L layers, h hidden, k of E experts active, m t
   ``u = 1 - (1 - k/E)^B``, the share of the experts that some request touches
 * compute: ``m [2 k P_e B / (G F_e eta_c) + 2 P_dense b / (tp F_d eta_c) + A S b / (tp F_a eta_c)]``
 * communication: ``m L b h / eta_n x [8 (tp-1)/tp / link_tp + 3 min(k, G) (G-1)/G / link_ep  if dp > 1 and experts]``
-* fixed: ``(1 + 0.1 (m-1)) {L [tau + alpha log2 tp + alpha_a2a (dp > 1, experts)] + sigma b}``
+* fixed: ``(1 + 0.1 (m-1)) L {tau + alpha log2 tp + alpha_a2a (dp > 1, experts) + sigma b}``
 * iteration: ``sqrt(memory^2 + compute^2) + communication + fixed``; ``TPOT = iteration / a``
 
 and for a prefill worker of ``G = tp x dp x pp`` GPUs, per prompt token,
@@ -97,6 +97,7 @@ class DecodeCoefficients(NamedTuple):
         memory_request_s: Reading the constant KV (sliding-window layers) of one request.
         memory_context_s: Reading one token of KV of one request.
         experts_s: Reading every expert once.
+        experts_power: Power drawn while reading experts, relative to reading dense weights.
         expert_log: ln(1 - k/E), so that experts touched = 1 - exp(expert_log x batch); 0 without experts.
         compute_request_s: Multiplying one request's new tokens with the weights it uses.
         compute_context_s: Attention of one request per token of its context.
@@ -113,6 +114,7 @@ class DecodeCoefficients(NamedTuple):
     memory_request_s: float
     memory_context_s: float
     experts_s: float
+    experts_power: float
     expert_log: float
     compute_request_s: float
     compute_context_s: float
@@ -139,16 +141,17 @@ DECODE_MEMORY_S = 0
 DECODE_MEMORY_REQUEST_S = 1
 DECODE_MEMORY_CONTEXT_S = 2
 DECODE_EXPERTS_S = 3
-DECODE_EXPERT_LOG = 4
-DECODE_COMPUTE_REQUEST_S = 5
-DECODE_COMPUTE_CONTEXT_S = 6
-DECODE_COMMUNICATION_REQUEST_S = 7
-DECODE_LATENCY_S = 8
-DECODE_LATENCY_REQUEST_S = 9
-DECODE_TOKENS_PER_ITERATION = 10
-DECODE_KV_CAPACITY_TOKENS = 11
-DECODE_KV_REQUEST_TOKENS = 12
-DECODE_GPUS = 13
+DECODE_EXPERTS_POWER = 4
+DECODE_EXPERT_LOG = 5
+DECODE_COMPUTE_REQUEST_S = 6
+DECODE_COMPUTE_CONTEXT_S = 7
+DECODE_COMMUNICATION_REQUEST_S = 8
+DECODE_LATENCY_S = 9
+DECODE_LATENCY_REQUEST_S = 10
+DECODE_TOKENS_PER_ITERATION = 11
+DECODE_KV_CAPACITY_TOKENS = 12
+DECODE_KV_REQUEST_TOKENS = 13
+DECODE_GPUS = 14
 
 
 @inlined_kernel
@@ -199,29 +202,27 @@ def decode_iteration_s(
     ``TPOT = iteration_s / coef[DECODE_TOKENS_PER_ITERATION]``.
 
     Args:
-        coef: ``np.array(DecodeCoefficients)``, shape (14,).
+        coef: ``np.array(DecodeCoefficients)``, shape (15,).
         batch: Requests in flight on the replica, at least 1.
         context_tokens: Mean tokens of KV per request.
         clock: SM clock as a fraction of the maximum, in (0, 1].
 
     Returns:
-        ``(iteration_s, compute_s, memory_s)``: the iteration, how long the compute units work within it (matrix
-        products, and the collectives and per-request kernels they run), and how long its bytes take the memory at full
-        bandwidth (so that below the knee, where fewer bytes move per second, memory draws less).
+        ``(iteration_s, compute_s, memory_s)``: the iteration, and what draws power within it: how long the compute
+        units work (matrix products, and the collectives they run; not the sampling and scheduling of each request,
+        which leave them idle), and how long its bytes take the memory at full bandwidth (so that below the knee, where
+        fewer bytes move per second, memory draws less), experts weighted by the power of reading them.
     """
     tokens = batch * context_tokens
     touched = 1.0 - math.exp(coef[DECODE_EXPERT_LOG] * batch)
-    memory_s = (
-        coef[DECODE_MEMORY_S]
-        + coef[DECODE_MEMORY_REQUEST_S] * batch
-        + coef[DECODE_MEMORY_CONTEXT_S] * tokens
-        + coef[DECODE_EXPERTS_S] * touched
-    )
-    slowed_s = memory_s / memory_rate(clock)
+    dense_s = coef[DECODE_MEMORY_S] + coef[DECODE_MEMORY_REQUEST_S] * batch + coef[DECODE_MEMORY_CONTEXT_S] * tokens
+    experts_s = coef[DECODE_EXPERTS_S] * touched
+    slowed_s = (dense_s + experts_s) / memory_rate(clock)
     compute_s = (coef[DECODE_COMPUTE_REQUEST_S] * batch + coef[DECODE_COMPUTE_CONTEXT_S] * tokens) / compute_rate(clock)
-    request_s = (coef[DECODE_COMMUNICATION_REQUEST_S] + coef[DECODE_LATENCY_REQUEST_S]) * batch
-    iteration_s = math.sqrt(slowed_s * slowed_s + compute_s * compute_s) + coef[DECODE_LATENCY_S] + request_s
-    return iteration_s, compute_s + request_s, memory_s
+    communication_s = coef[DECODE_COMMUNICATION_REQUEST_S] * batch
+    fixed_s = coef[DECODE_LATENCY_S] + coef[DECODE_LATENCY_REQUEST_S] * batch
+    iteration_s = math.sqrt(slowed_s * slowed_s + compute_s * compute_s) + communication_s + fixed_s
+    return iteration_s, compute_s + communication_s, dense_s + coef[DECODE_EXPERTS_POWER] * experts_s
 
 
 def _kernel_ratio(model: Model) -> float:
@@ -493,12 +494,13 @@ def decode_coefficients(
         memory_request_s=kv_constant / (dp * kv_shards * dense_bandwidth),
         memory_context_s=kv_token / (dp * kv_shards * dense_bandwidth),
         experts_s=experts_s,
+        experts_power=architecture.expert_power_ratio,
         expert_log=expert_log,
         compute_request_s=compute_request_s,
         compute_context_s=verified * attention * (model.layers - model.sliding_layers) / attention_rate,
         communication_request_s=verified * _communication_s(group, model, tp, dp),
         latency_s=stretch * model.layers * layer_latency_s,
-        latency_request_s=stretch * architecture.sequence_latency_s / dp,
+        latency_request_s=stretch * model.layers * architecture.sequence_latency_s / dp,
         tokens_per_iteration=kept,
         kv_capacity_tokens=dp * kv_shards * free_bytes / kv_token,
         kv_request_tokens=kv_constant / kv_token,

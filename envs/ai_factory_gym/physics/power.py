@@ -8,9 +8,11 @@ GPU's clock (L2, fabric, controllers) and one that is not (the HBM stacks).
 with every GPU at TDP, so a rack at full load is its nameplate. ``loss`` is everything that grows with GPU draw:
 conversion losses and the CPUs, NICs and fans that work when GPUs do.
 
-Against 21 measured draws (ML.ENERGY leaderboard v3, B200 and H100, decode at batch 8 to 1,024) the fractions of TDP in
-the catalogue are off by 6 % in the median and 8 % in the mean; worst are Qwen3-235B at batch 8 (-22 %) and gpt-oss-120b
-at batch 1,024 (+28 %, where measured power falls again because the host is the limit).
+Collectives count as compute activity, sampling and scheduling as none, and expert weights are read at a power of their
+own (``performance.decode_iteration_s``). The fractions of TDP in the catalogue are fitted to measured draws by
+``calibration/power.py``, which prints how far off they are: with whole models left out 2.5 % of TDP in the median for
+dense models and 4 % for mixtures of experts (ML.ENERGY leaderboard v3, H100 and B200). Worst are fp8 Qwen3-235B on two
+B200 (-17 %) and curves whose power falls again at the largest batch because the host is the limit (+20 % there).
 """
 
 from __future__ import annotations
@@ -70,6 +72,8 @@ POWER_LOSS = 9
 POWER_SLEEP_RACK_W = 10
 POWER_WAKE_RACK_W = 11
 
+_BISECTIONS = 40
+
 
 @kernel
 def dynamic_power_factor(voltage_floor: float, clock: float) -> float:
@@ -124,6 +128,41 @@ def rack_power_w(coef: NDArray[np.float64], gpu_w: float) -> float:
     """
     drawn_w: float = coef[POWER_OVERHEAD_W] + (1.0 + coef[POWER_LOSS]) * coef[POWER_GPUS] * gpu_w
     return drawn_w
+
+
+@kernel
+def highest_clock(
+    coef: NDArray[np.float64],
+    limit_w: float,
+    busy: float,
+    compute_activity: float,
+    memory_activity: float,
+    lowest_clock: float = 0.0,
+) -> float:
+    """Highest clock whose draw keeps a power limit: what firmware does.
+
+    Args:
+        coef: ``np.array(PowerCoefficients)``, shape (12,).
+        limit_w: Power limit of one GPU.
+        busy: Share of the time that runs at all, in [0, 1].
+        compute_activity: Share of the busy time the compute units work. Activities are held: where they change with the
+            clock, pass those at the clock found and repeat.
+        memory_activity: Share of the busy time the memory system works.
+        lowest_clock: Clock below which firmware does not go.
+
+    Returns:
+        Clock in [lowest_clock, 1]; ``lowest_clock`` where even that draws more.
+    """
+    if gpu_power_w(coef, 1.0, busy, compute_activity, memory_activity) <= limit_w:
+        return 1.0
+    low, high = lowest_clock, 1.0
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if gpu_power_w(coef, middle, busy, compute_activity, memory_activity) <= limit_w:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def power_coefficients(rack: Rack | str, profile: str | None = None, *, phase: str | None = None) -> PowerCoefficients:

@@ -145,7 +145,7 @@ def _closed_loop(
     """Solve the closed loop by a damped fixed point on the batch.
 
     Args:
-        decode: ``np.array(DecodeCoefficients)``, shape (14,).
+        decode: ``np.array(DecodeCoefficients)``, shape (15,).
         clock: SM clock as a fraction of the maximum.
         users: Requests in flight, everywhere together.
         workers: Decode workers.
