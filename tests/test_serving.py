@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,73 +13,45 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ai_factory_gym import catalogue
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.physics.performance import decode_coefficients
-from ai_factory_gym.physics.serving import ServingPoint, serving_frontier, serving_point
+from ai_factory_gym.physics.serving import MODES, ServingPoint, serving_frontier, serving_point
+from calibration import silicon
+from tests import golden
 
 R1 = "deepseek-r1"
-REFERENCE = os.environ.get("AI_FACTORY_REFERENCE_DIR")
 needs_reference = pytest.mark.skipif(
-    REFERENCE is None, reason="AI_FACTORY_REFERENCE_DIR is not set: no measured points"
+    not os.environ.get(silicon.REFERENCE_VARIABLE),
+    reason=f"{silicon.REFERENCE_VARIABLE} is not set: no measured points",
 )
 
 Errors = dict[str, np.ndarray]
 
 
-def rack_name(system: str) -> str:
-    return {"gb200": "gb200_nvl72", "gb300": "gb300_nvl72"}.get(system, f"{system}8")
-
-
 @cache
-def measured_rows() -> list[dict[str, str]]:
-    with (Path(str(REFERENCE)) / "silicon_calibration.csv").open() as stream:
-        return list(csv.DictReader(stream))
-
-
-def predict(row: dict[str, str]) -> ServingPoint:
-    whole = {
-        key: int(row[key])
-        for key in (
-            "prompt_tokens",
-            "output_tokens",
-            "concurrency",
-            "prefill_workers",
-            "prefill_tp",
-            "prefill_dp",
-            "decode_workers",
-            "decode_tp",
-            "decode_dp",
-            "decode_ep",
-        )
-    }
-    keywords: dict[str, Any] = {"precision": row["precision"], "mode": row["mode"], "mtp": row["mtp"] == "1", **whole}
-    return serving_point(rack_name(row["system"]), row["model"], **keywords)
+def measured() -> tuple[silicon.Measured, ...]:
+    return silicon.measured(silicon.reference_folder())
 
 
 @cache
 def relative_errors() -> Errors:
-    """Absolute relative error of each measured point, by quantity, shape (rows,)."""
-    points = [predict(row) for row in measured_rows()]
-    quantities = ("tpot_s", "ttft_s", "output_tokens_per_s_per_gpu")
-    return {
-        quantity: np.array(
-            [
-                abs(getattr(point, quantity) / float(row[quantity]) - 1)
-                for point, row in zip(points, measured_rows(), strict=True)
-            ]
-        )
-        for quantity in quantities
-    }
+    """Absolute relative error of each measured point, by quantity, shape (points,)."""
+    errors = np.abs(np.expm1(silicon.log_errors(measured())))
+    return dict(zip(("tpot_s", "ttft_s", "output_tokens_per_s_per_gpu"), errors.T, strict=True))
 
 
 @needs_reference
 def test_measured_points_are_met_in_the_median(capsys: pytest.CaptureFixture[str]) -> None:
-    errors, rows = relative_errors(), measured_rows()
-    assert len(rows) == 745
-    groups: dict[str, np.ndarray] = {"all": np.ones(len(rows), bool)}
-    for keys in (("prompt_tokens", "output_tokens"), ("system", "model", "precision", "mode"), ("mtp",)):
-        labels = np.array([" ".join(row[key] for key in keys) for row in rows])
-        groups |= {f"{'/'.join(keys)[:6]} {label}": labels == label for label in sorted(set(labels))}
+    errors, points = relative_errors(), measured()
+    assert len(points) == 745
+    groups: dict[str, np.ndarray] = {"all": np.ones(len(points), bool)}
+    for kind in (
+        [point.lengths for point in points],
+        [point.group for point in points],
+        ["mtp" if point.arguments["mtp"] else "no mtp" for point in points],
+    ):
+        groups |= {label: np.array(kind) == label for label in sorted(set(kind))}
     with capsys.disabled():
         print(f"\n{'|error| median / mean / p90, %':48s}{'n':>4s}" + "".join(f"{name:>28s}" for name in errors))
         for label, mask in groups.items():
@@ -98,323 +68,32 @@ def test_measured_points_are_met_in_the_median(capsys: pytest.CaptureFixture[str
 
 
 @needs_reference
-@pytest.mark.parametrize("system", ["h100_sxm", "h200_sxm", "b200_sxm", "b300_sxm", "gb200", "gb300"])
+@pytest.mark.parametrize("system", silicon.RACKS)
 def test_no_system_is_off(system: str) -> None:
-    mask = np.array([row["system"] == system for row in measured_rows()])
+    mask = np.array([point.system == system for point in measured()])
     assert np.median(relative_errors()["tpot_s"][mask]) <= 0.15
 
 
 @needs_reference
 def test_every_measured_layout_fits_the_memory() -> None:
-    for row in measured_rows():
-        assert predict(row).gpus == int(row["n_gpus"])
+    for point in measured():
+        assert silicon.predict(point).gpus == point.gpus
 
 
-# Frozen predictions: rack, model, keywords, (ttft_s, tpot_s, output_tokens_per_s_per_gpu, power_w_per_gpu).
-GOLDEN: list[tuple[str, str, dict[str, Any], tuple[float, float, float, float]]] = [
-    (
-        "h100_sxm8",
-        "llama-3.1-70b",
-        {
-            "precision": "fp8",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 32,
-            "mode": "aggregated",
-            "decode_tp": 4,
-        },
-        (0.300751448, 0.0143700536, 546.085412, 911.295113),
-    ),
-    (
-        "h100_sxm8",
-        "gpt-oss-120b",
-        {
-            "precision": "bf16",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 64,
-            "mode": "aggregated",
-            "decode_tp": 8,
-        },
-        (0.268779051, 0.0154910509, 508.310802, 1063.26837),
-    ),
-    (
-        "h200_sxm8",
-        "deepseek-r1",
-        {
-            "precision": "fp8",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 64,
-            "mode": "aggregated",
-            "decode_tp": 8,
-        },
-        (0.620986538, 0.0349827418, 225.003445, 1060.89945),
-    ),
-    (
-        "h200_sxm8",
-        "deepseek-r1",
-        {
-            "precision": "fp8",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 512,
-            "prefill_dp": 8,
-            "decode_dp": 16,
-            "decode_workers": 1,
-        },
-        (1.34963942, 0.046644303, 445.216532, 899.874583),
-    ),
-    (
-        "b200_sxm8",
-        "llama-3.1-70b",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 16,
-            "mode": "aggregated",
-            "decode_tp": 1,
-        },
-        (0.193371821, 0.0118885771, 1326.06134, 1433.65498),
-    ),
-    (
-        "b200_sxm8",
-        "llama-3.1-405b",
-        {
-            "precision": "fp8",
-            "prompt_tokens": 8192,
-            "output_tokens": 1024,
-            "concurrency": 64,
-            "mode": "aggregated",
-            "decode_tp": 8,
-        },
-        (4.94272074, 0.0595910974, 124.301235, 1626.17259),
-    ),
-    (
-        "b200_sxm8",
-        "qwen3-235b-a22b",
-        {
-            "precision": "fp8",
-            "prompt_tokens": 8192,
-            "output_tokens": 1024,
-            "concurrency": 128,
-            "mode": "aggregated",
-            "decode_tp": 4,
-        },
-        (2.3765084, 0.0407755188, 743.209367, 1553.09981),
-    ),
-    (
-        "b200_sxm8",
-        "deepseek-r1",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 8192,
-            "output_tokens": 1024,
-            "concurrency": 4,
-            "mode": "aggregated",
-            "decode_tp": 8,
-            "mtp": True,
-        },
-        (0.290582339, 0.00556817231, 85.5211576, 1033.6846),
-    ),
-    (
-        "b300_sxm8",
-        "deepseek-r1",
-        {
-            "precision": "fp8",
-            "prompt_tokens": 8192,
-            "output_tokens": 1024,
-            "concurrency": 256,
-            "mode": "aggregated",
-            "decode_tp": 8,
-        },
-        (4.97078896, 0.0775760921, 388.563506, 1742.27546),
-    ),
-    (
-        "b300_sxm8",
-        "kimi-k2.5",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 256,
-            "mode": "aggregated",
-            "decode_tp": 4,
-        },
-        (1.6302766, 0.0507305341, 1224.34004, 1617.70249),
-    ),
-    (
-        "gb200_nvl72",
-        "deepseek-r1",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 2048,
-            "prefill_workers": 2,
-            "prefill_dp": 4,
-            "decode_workers": 1,
-            "decode_dp": 32,
-            "decode_ep": 32,
-        },
-        (2.57344485, 0.0201884516, 2257.30986, 1266.13471),
-    ),
-    (
-        "gb200_nvl72",
-        "deepseek-r1",
-        {
-            "precision": "fp8",
-            "prompt_tokens": 8192,
-            "output_tokens": 1024,
-            "concurrency": 512,
-            "prefill_workers": 4,
-            "prefill_dp": 8,
-            "decode_workers": 1,
-            "decode_dp": 16,
-        },
-        (1.49845641, 0.0220695104, 453.682661, 975.293666),
-    ),
-    (
-        "gb300_nvl72",
-        "deepseek-r1",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 1,
-            "prefill_dp": 4,
-            "decode_tp": 4,
-        },
-        (0.29240686, 0.00746117217, 16.1510405, 615.767156),
-    ),
-    (
-        "gb300_nvl72",
-        "deepseek-r1",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 4096,
-            "prefill_workers": 2,
-            "prefill_dp": 4,
-            "decode_dp": 32,
-            "mtp": True,
-        },
-        (16.7898576, 0.0142760522, 3340.02469, 1530.32139),
-    ),
-    (
-        "gb300_nvl72",
-        "deepseek-r1",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 8192,
-            "output_tokens": 1024,
-            "concurrency": 1024,
-            "prefill_workers": 4,
-            "prefill_dp": 4,
-            "decode_dp": 16,
-            "clock": 0.6,
-        },
-        (13.8634157, 0.0248646427, 833.792512, 1079.68245),
-    ),
-    (
-        "gb300_nvl72",
-        "gpt-oss-120b",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 100000,
-            "output_tokens": 500,
-            "concurrency": 64,
-            "prefill_workers": 8,
-            "decode_tp": 2,
-        },
-        (7.48825542, 0.00841288099, 273.825304, 1842.08032),
-    ),
-    (
-        "gb300_nvl72",
-        "deepseek-r1",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 131072,
-            "output_tokens": 1024,
-            "concurrency": 64,
-            "prefill_rack": "rubin_cpx_sidecar",
-            "prefill_workers": 2,
-            "prefill_pp": 8,
-            "decode_dp": 8,
-        },
-        (36.2872972, 0.0214905533, 46.8605921, 1336.6552),
-    ),
-    (
-        "vera_rubin_nvl144",
-        "deepseek-r1",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 1024,
-            "output_tokens": 1024,
-            "concurrency": 4096,
-            "prefill_workers": 2,
-            "prefill_dp": 4,
-            "decode_dp": 16,
-            "prefill_profile": "max_q",
-            "decode_profile": "max_q",
-        },
-        (3.47565738, 0.024044002, 6225.36644, 1922.86145),
-    ),
-    (
-        "vera_rubin_nvl144",
-        "llama-3.1-405b",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 8192,
-            "output_tokens": 1024,
-            "concurrency": 256,
-            "prefill_workers": 2,
-            "prefill_tp": 4,
-            "decode_tp": 8,
-            "kv_precision": "bf16",
-        },
-        (4.66753348, 0.0275581044, 498.608099, 2532.66238),
-    ),
-    (
-        "rubin_cpx_sidecar",
-        "deepseek-r1",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 8192,
-            "output_tokens": 1024,
-            "concurrency": 64,
-            "prefill_pp": 8,
-            "decode_tp": 8,
-        },
-        (0.618510282, 0.0489360457, 80.8207011, 675.924807),
-    ),
-    (
-        "vera_rubin_nvl144_cpx",
-        "deepseek-r1",
-        {
-            "precision": "fp4",
-            "prompt_tokens": 8192,
-            "output_tokens": 1024,
-            "concurrency": 512,
-            "prefill_workers": 2,
-            "prefill_pp": 8,
-            "decode_dp": 8,
-        },
-        (1.43025795, 0.0190018046, 1046.77868, 965.816068),
-    ),
-]
+@pytest.mark.parametrize("row", golden.rows(), ids=lambda row: f"{row['rack']} {row['model']} {row['prompt_tokens']}")
+def test_frozen_predictions(row: dict[str, str]) -> None:
+    """A change of physics or constants must be deliberate: ``python -m tests.golden`` writes the table anew."""
+    np.testing.assert_allclose(golden.answers(row), golden.frozen(row), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("rack", "model", "keywords", "expected"), GOLDEN)
-def test_frozen_predictions(
-    rack: str, model: str, keywords: dict[str, Any], expected: tuple[float, float, float, float]
-) -> None:
-    """A change of physics or constants must be deliberate: it changes every published number."""
-    point = serving_point(rack, model, **keywords)
-    found = (point.ttft_s, point.tpot_s, point.output_tokens_per_s_per_gpu, point.power_w_per_gpu)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+def test_frozen_predictions_span_the_model() -> None:
+    rows = golden.rows()
+    assert {row["rack"] for row in rows} == set(catalogue.rack_ids())
+    assert {row["model"] for row in rows} == set(catalogue.model_ids())
+    assert {row["precision"] for row in rows} == set(catalogue.PRECISIONS)
+    assert {row["mode"] or "disaggregated" for row in rows} == set(MODES)
+    for argument in ("mtp", "clock", "prefill_profile", "decode_profile", "kv_precision", "prefill_rack", "prefill_pp"):
+        assert any(row[argument] for row in rows), argument
 
 
 def gb300(**changes: Any) -> ServingPoint:
