@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,13 +144,21 @@ def fit(points: Sequence[Measured], start: Floats, *, evaluations: int = 20) -> 
     return np.asarray(found.x)
 
 
-def cross_validate(points: Sequence[Measured], start: Floats) -> Floats:
-    """Return log errors of every point by a fit to the runs it does not belong to: float64[points, 3]."""
+def cross_validate(
+    points: Sequence[Measured], start: Floats, *, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> Floats:
+    """Return log errors of every point by a fit to the runs it does not belong to: float64[points, 3].
+
+    Args:
+        points: Measured points.
+        start: Where each fit begins.
+        progress: Wraps the numbers of the folds, to show how far it is.
+    """
     runs = sorted({point.run for point in points})
     fold_of = dict(zip(np.random.default_rng(0).permutation(runs), np.arange(len(runs)) % FOLDS, strict=True))
     errors = np.empty((len(points), 3))
     fold = np.array([fold_of[point.run] for point in points])
-    for number in range(FOLDS):
+    for number in progress(range(FOLDS)):
         variables = fit([p for p, f in zip(points, fold, strict=True) if f != number], start, evaluations=8)
         held = [p for p, f in zip(points, fold, strict=True) if f == number]
         errors[fold == number] = log_errors(held, constants_of(variables))
