@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import least_squares
-from tqdm import tqdm
 
 from ai_factory_gym.catalogue import rack as find_rack
 from calibration import catalogue_file, mlperf
@@ -163,13 +162,26 @@ def fit(
     return np.asarray(found.x)
 
 
-def cross_validate(points: Sequence[Measured], submissions: Sequence[mlperf.Submission], start: Floats) -> Floats:
-    """Return log errors of every point by a fit to the runs it does not belong to: float64[points, 3]."""
+def cross_validate(
+    points: Sequence[Measured],
+    submissions: Sequence[mlperf.Submission],
+    start: Floats,
+    *,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Floats:
+    """Return log errors of every point by a fit to the runs it does not belong to: float64[points, 3].
+
+    Args:
+        points: Measured points.
+        submissions: MLPerf results, part of every fit.
+        start: Where each fit begins.
+        progress: Wraps the numbers of the folds, to show how far it is.
+    """
     runs = sorted({point.run for point in points})
     fold_of = dict(zip(np.random.default_rng(0).permutation(runs), np.arange(len(runs)) % FOLDS, strict=True))
     errors = np.empty((len(points), 3))
     fold = np.array([fold_of[point.run] for point in points])
-    for number in tqdm(range(FOLDS), desc="cross-validation", unit="fold", disable=None):
+    for number in progress(range(FOLDS)):
         variables = fit(
             [p for p, f in zip(points, fold, strict=True) if f != number], submissions, start, evaluations=8
         )
