@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from calibration.silicon import Constants
 RACKS_PATH = Path(ai_factory_gym.catalogue.__file__).with_name("racks.toml")
 
 
+MEASUREMENTS = "InferenceX to 2026-04, MLPerf v6.1, ML.ENERGY v3"
+"""What the constants are fitted to."""
+
+
 def write(path: Path, constants: Constants, source: str) -> None:
-    """Put constants into a file like ``racks.toml`` with status ``calibrated``; all else in the file stays as it is.
+    """Put constants into a file like ``racks.toml`` with status ``calibrated``, and the date into the calibration's name.
 
     Args:
         path: The file.
@@ -23,6 +28,10 @@ def write(path: Path, constants: Constants, source: str) -> None:
         SystemExit: When the file has no such entry.
     """
     text = path.read_text(encoding="utf-8")
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    text = re.sub(
+        r'^calibration = ".*"$', f'calibration = "{today}: {MEASUREMENTS}"', text, count=1, flags=re.MULTILINE
+    )
     for generation, values in constants.items():
         begin = text.index(f"[architectures.{generation}]")
         end = text.find("\n[", begin)

@@ -639,7 +639,7 @@ def load_racks(path: str | Path) -> dict[str, Rack]:
     """
     data = _read_toml(path)
     name = Path(path).name
-    check_keys(name, data, required=("racks",), optional=("architectures",))
+    check_keys(name, data, required=("racks",), optional=("architectures", "calibration"))
     architectures = {} if Path(path).resolve() == _RACKS.resolve() else dict(_catalogue_architectures())
     for key, entry in _table(f"{name}: architectures", data.get("architectures", {})).items():
         architectures[key] = _architecture(f"{name}: architectures.{key}", key, entry, architectures)
@@ -737,6 +737,11 @@ def _catalogue_racks() -> dict[str, Rack]:
 def _catalogue_models() -> dict[str, Model]:
     """Models of the shipped catalogue, read once."""
     return load_models(_MODELS)
+
+
+def calibration_name() -> str:
+    """Name of the shipped catalogue's calibration: the date of its fits and the measurements they are to."""
+    return _text(f"{_RACKS.name}: calibration", _read_toml(_RACKS)["calibration"])
 
 
 def rack_ids() -> tuple[str, ...]:

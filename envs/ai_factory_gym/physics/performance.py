@@ -14,8 +14,8 @@ and for a prefill worker of ``G = tp x dp x pp`` GPUs, whose attention ranks wor
 
 * ``sqrt(compute^2 + stream^2 + communication^2)``, with the FLOPs of the weights over ``G F eta_p`` as compute and the
   weights read once per pass as stream,
-* plus ``L tau_p / chunk_tokens`` per rank, the fixed time of a pass (experts only), because under load prompts fill passes;
-  a prompt's own pass takes ``L tau_p`` longer than that, which delays its first token and occupies nothing,
+* plus ``L tau_p / chunk_tokens`` per rank (experts only), its share of the fixed time of a pass, because under load prompts
+  fill passes; the fixed time of a prompt's own pass, ``L tau_p``, delays its first token and occupies nothing,
 * plus attention FLOPs, quadratic in the prompt, over ``G F_a eta_a``; ``F_a`` is a figure of its own per rack type.
 
 Compute scales with the clock, memory bandwidth does not until clocks are very low, links and host latencies never do.
@@ -41,9 +41,9 @@ MEMORY_KNEE_CLOCK = 0.35
 """Clock below which memory bandwidth falls: the L2 and fabric then no longer keep the memory busy (hardware_facts:
 performance collapses below 0.3-0.4 of the power range; status derived)."""
 
-CHUNK_TOKENS = 16_384
-"""Prompt tokens an attention rank processes per pass over the weights (status assumed: usual chunked-prefill budgets
-are 8-32k)."""
+CHUNK_TOKENS = 24_576
+"""Prompt tokens an attention rank processes per pass over the weights when prompts wait (status derived: passes of 16k to 32k tokens fit
+the measured points alike, 8k and 64k worse; usual chunked-prefill budgets are 8-32k)."""
 
 MAX_LANES = 4
 """Most prompts a prefill worker serves at once: own latency is min(dp, 4) services (status derived). Pipeline stages

@@ -4,7 +4,8 @@ This is the part of the physics that measured serving points can be compared wit
 the number of requests in flight constant. With C users, N_p prefill and N_d decode workers, service s of a prompt on a
 prefill worker and B requests per decode worker:
 
-* ``TTFT = T0 + own latency + transfer + beta s (C/N_p - 1)``, at least ``C s / N_p - (output - 1) TPOT``
+* ``TTFT = T0 + own latency + transfer + L tau_p (1 - 1/n) + beta s (C/N_p - 1)`` with n users per attention rank (a prompt that
+  is not alone waits for the pass under way), at least ``C s / N_p - (output - 1) TPOT``
   (prefill-bound)
 * ``TPOT = iteration(B) / a``, plus ``phi s B / output`` when prefill shares the worker (aggregated)
 * ``X = C / (TTFT + (output - 1) TPOT)`` requests/s and ``B = X (output - 1) TPOT / N_d``, solved by a damped fixed
@@ -328,6 +329,9 @@ def serving_point(
         transfer_s = prompt_tokens * prefill[PREFILL_KV_BYTES_PER_TOKEN] / prefill[PREFILL_TRANSFER_BYTES_PER_S]
         first_token_s += transfer_s
         interference_s = 0.0
+    # A prompt that arrives while a pass runs waits for the rest of it.
+    pass_s = prefill[PREFILL_FRONTEND_S] - architecture.frontend_disaggregated_s
+    first_token_s += pass_s * (1.0 - 1.0 / max(1.0, users_per_prefill / prefill_dp))
     first_token_s += architecture.queue_factor * service_s * max(users_per_prefill - 1.0, 0.0)
     batch, ttft_s, tpot_s, cycle_s = _closed_loop(
         decode,
