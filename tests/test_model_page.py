@@ -101,7 +101,7 @@ def by_hand() -> dict[str, float]:
         compute_s = b * (2 * (m.top_k * p_e + p_dense) / f_8 + a_decode * m.layers * context / f_a) / (gpus * eta_c)
         communication_s = m.layers * b * m.hidden * 8 * 7 / 8 / (link * c.link_efficiency)
         latency_s = m.layers * (c.layer_latency_moe_s + 3 * c.tensor_latency_s)
-        sequence_s = b * c.sequence_latency_s
+        sequence_s = m.layers * b * c.sequence_latency_s
         memory_s = dense_s + kv_s + experts_s
         iteration_s = math.hypot(memory_s, compute_s) + communication_s + latency_s + sequence_s
         return {
@@ -115,8 +115,8 @@ def by_hand() -> dict[str, float]:
             "latency_s": latency_s,
             "sequence_s": sequence_s,
             "iteration_s": iteration_s,
-            "compute_activity": (compute_s + communication_s + sequence_s) / iteration_s,
-            "memory_activity": memory_s / iteration_s,
+            "compute_activity": (compute_s + communication_s) / iteration_s,
+            "memory_activity": (dense_s + kv_s + c.expert_power_ratio * experts_s) / iteration_s,
         }
 
     # Power at clock 1: g = 1.

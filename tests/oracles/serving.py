@@ -128,13 +128,11 @@ class Worker:
         m, c, gpus, rank = self.model, self.group.architecture, self.gpus, batch / self.dp
         bandwidth = self.group.memory_tb_s * 1e12
         touched = 1.0 - (1.0 - m.top_k / m.experts) ** batch if self.experts else 0.0
-        memory_s = (
-            self.dense * WEIGHT[self.dense_precision] / self.tp
-            + rank * (context * self.kv_token + self.kv_window) / self.shards
-        ) / (bandwidth * c.memory_efficiency)
-        memory_s += (
-            m.experts * self.expert * WEIGHT[self.precision] * touched / (gpus * bandwidth * c.expert_memory_efficiency)
-        )
+        dense_s = self.dense * WEIGHT[self.dense_precision] / self.tp
+        dense_s += rank * (context * self.kv_token + self.kv_window) / self.shards
+        dense_s /= bandwidth * c.memory_efficiency
+        experts_s = m.experts * self.expert * WEIGHT[self.precision] * touched
+        experts_s /= gpus * bandwidth * c.expert_memory_efficiency
         eta = {"fp4": c.decode_compute_efficiency_fp4}
         eight = c.decode_compute_efficiency_fp8
         verified = c.mtp_tokens_verified if self.mtp else 1.0
@@ -158,10 +156,10 @@ class Worker:
         tau += c.tensor_latency_s * math.log2(self.tp)
         tau += c.all_to_all_latency_s if self.dp > 1 and self.experts else 0.0
         stretch = 1.0 + c.mtp_latency_factor * (verified - 1.0)
-        sequences_s = stretch * c.sequence_latency_s * rank
-        slowed_s = memory_s / min(1.0, clock / KNEE)
-        total = math.hypot(slowed_s, compute_s / clock) + links_s + stretch * m.layers * tau + sequences_s
-        return total, (compute_s / clock + links_s + sequences_s) / total, memory_s / total
+        tau += c.sequence_latency_s * rank
+        slowed_s = (dense_s + experts_s) / min(1.0, clock / KNEE)
+        total = math.hypot(slowed_s, compute_s / clock) + links_s + stretch * m.layers * tau
+        return total, (compute_s / clock + links_s) / total, (dense_s + c.expert_power_ratio * experts_s) / total
 
     def lane(self, prompt: float) -> tuple[float, float, int]:
         """Scaling and fixed seconds of a prompt on a lane, and lanes."""
