@@ -1,5 +1,6 @@
 """Fits of the catalogue's constants to measured serving points and GPU power, and the pages that show how good they are.
 
 Needs the reference data: a folder with ``silicon_calibration.csv``, ``hardware_facts.yaml`` and ``mlenergy_power_fits.csv``,
-named by ``AI_FACTORY_REFERENCE_DIR``, and the extra ``dev``. The data are not part of the repository.
+named by ``AI_FACTORY_REFERENCE_DIR``, and the extras ``dev``, ``eval`` and
+``plot``. The data are not part of the repository.
 """

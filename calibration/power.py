@@ -42,6 +42,7 @@ from ai_factory_gym.catalogue import rack as find_rack
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
+    PREFILL_STREAM_PER_TOKEN_S,
     decode_coefficients,
     decode_iteration_s,
     prefill_coefficients,
@@ -359,8 +360,8 @@ def performance_under(limit: float, constants: Constants | None = None) -> tuple
     kept = [0.0, 0.0]
     for clock in np.linspace(0.02, 1.0, 99):
         prompt_s = scaling_s / clock + fixed_s
-        activity = scaling_s / clock / prompt_s
-        prefill_w = gpu_power_w(light.power, clock, 1.0, activity, 1.0 - activity)
+        stream_s = prefill[PREFILL_STREAM_PER_TOKEN_S] * 8000.0
+        prefill_w = gpu_power_w(light.power, clock, 1.0, scaling_s / clock / prompt_s, stream_s / prompt_s)
         decode_w, decode_s = light.at(32.0, float(clock))
         for index, (watts, speed) in enumerate(
             [(prefill_w, (scaling_s + fixed_s) / prompt_s), (decode_w, light.at(32.0)[1] / decode_s)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 from ai_factory_gym import catalogue
 from ai_factory_gym.errors import ConfigError
+from ai_factory_gym.params import pool_power
+from ai_factory_gym.physics.power import POWER_IDLE_W
+from ai_factory_gym.sites import load_site
 
 DIRECTORY = Path(catalogue.__file__).parent
 RACKS_TOML = (DIRECTORY / "racks.toml").read_text()
@@ -222,3 +226,19 @@ def test_mistakes_in_a_model_file_are_named(tmp_path: Path, old: str, new: str, 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml"):
         catalogue.load_racks(tmp_path / "nowhere.toml")
+
+
+def test_a_pool_takes_a_rack_type_of_ones_own() -> None:
+    shipped = load_site("edge")
+    pool = shipped.pools[0]
+    group = pool.rack_type.groups[0]
+    changed = dataclasses.replace(
+        pool.rack_type, groups=(dataclasses.replace(group, idle_w=0.5 * group.idle_w),) + pool.rack_type.groups[1:]
+    )
+    own = dataclasses.replace(pool, rack=changed)
+    assert own.name == pool.name
+    assert own.rack_type is changed
+    site = dataclasses.replace(shipped, pools=(own, *shipped.pools[1:]))
+    assert site != shipped
+    assert pool_power(site.pools[0])[POWER_IDLE_W] == 0.5 * pool_power(pool)[POWER_IDLE_W]
+    assert dataclasses.replace(pool, rack=catalogue.rack(pool.rack_type.id)).rack_type == pool.rack_type

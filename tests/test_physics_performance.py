@@ -109,8 +109,7 @@ def test_cached_tokens_save_their_linear_part_and_their_pairs() -> None:
     whole = np.array(prefill_work_s(coef, 8000.0, 8000.0**2))
     prefix = np.array(prefill_work_s(coef, 6000.0, 6000.0**2))
     rest = np.array(prefill_work_s(coef, 2000.0, 8000.0**2 - 6000.0**2))
-    overhead = np.array([0.0, coef[performance.PREFILL_OVERHEAD_S]])
-    np.testing.assert_allclose(prefix + rest - overhead, whole, rtol=1e-12)
+    np.testing.assert_allclose(prefix + rest, whole, rtol=1e-12)
 
 
 def test_bandwidth_helps_decode_and_flops_help_prefill() -> None:

@@ -24,7 +24,6 @@ from ai_factory_gym.physics.performance import (
     DECODE_TOKENS_PER_ITERATION,
     PREFILL_FRONTEND_S,
     PREFILL_KV_BYTES_PER_TOKEN,
-    PREFILL_OVERHEAD_S,
     PREFILL_PER_TOKEN2_S,
     PREFILL_PER_TOKEN_S,
     PREFILL_STREAM_PER_TOKEN_S,
@@ -186,12 +185,8 @@ def racks_worth(phase: Phase, load: Array, need: Array) -> None:
                 need[group, pool] = math.inf
             elif phase.kind == PREFILL:
                 coef = phase.perf[pool]
-                seconds = (
-                    (coef[PREFILL_PER_TOKEN_S] + coef[PREFILL_STREAM_PER_TOKEN_S]) * load[group, PROMPT]
-                    + coef[PREFILL_PER_TOKEN2_S] * load[group, PAIRS]
-                    + coef[PREFILL_OVERHEAD_S] * load[group, REQUESTS]
-                )
-                need[group, pool] = seconds / phase.units[pool]
+                scaling, fixed = prefill_work_s(coef, load[group, PROMPT], load[group, PAIRS])
+                need[group, pool] = (scaling + fixed) / phase.units[pool]
             else:
                 need[group, pool] = load[group, OUTPUT] * phase.per_rack[group, pool]
 
@@ -423,8 +418,7 @@ def _decode_strain(
 @inlined_kernel
 def _prefill_seconds(perf: Array, load: Array, clock: float) -> tuple[float, float]:
     """Return server-seconds per second that scale with the clock, at that clock, and those that do not."""
-    scaling = perf[PREFILL_PER_TOKEN_S] * load[PROMPT] + perf[PREFILL_PER_TOKEN2_S] * load[PAIRS]
-    fixed = perf[PREFILL_STREAM_PER_TOKEN_S] * load[PROMPT] + perf[PREFILL_OVERHEAD_S] * load[REQUESTS]
+    scaling, fixed = prefill_work_s(perf, load[PROMPT], load[PAIRS])
     return scaling / compute_rate(clock), fixed
 
 

@@ -130,7 +130,6 @@ class SteadySite:
         perf, power = params.perf[index], params.power[index]
         rate = compute_rate(clock)
         scaling_s, fixed_s = prefill_work_s(perf, work[0], work[1])
-        fixed_s += (work[2] - 1.0) * prefill_work_s(perf, 0.0, 0.0)[1]
         busy_s = scaling_s / rate + fixed_s
         servers = params.pool[index, PoolSpec.RACKS] * params.pool[index, PoolSpec.UNITS_PER_RACK]
         utilisation = busy_s / servers

@@ -102,7 +102,7 @@ class Architecture(_Sourced):
         tensor_latency_s: Extra time per layer per doubling of the tensor-parallel size (alpha).
         all_to_all_latency_s: Extra time per layer of the expert all-to-all (alpha_a2a).
         sequence_latency_s: Time per sequence and layer in an iteration that nothing hides: launches and bookkeeping of each request (sigma).
-        prefill_layer_latency_s: Fixed time per prefill layer of an MLA mixture-of-experts model (tau_p).
+        prefill_layer_latency_s: Fixed time per layer of a prefill pass of an MLA mixture-of-experts model (tau_p).
         frontend_disaggregated_s: Latency of everything before and after the workers, disaggregated (T0).
         frontend_aggregated_s: The same, aggregated.
         aggregated_interference: Share of prefill service that delays the decode of the same worker (phi).

@@ -10,10 +10,12 @@ and ``S`` tokens of context each (L layers, h hidden, k of E experts active, m t
 * fixed: ``(1 + 0.1 (m-1)) L {tau + alpha log2 tp + alpha_a2a (dp > 1, experts) + sigma b}``
 * iteration: ``sqrt(memory^2 + compute^2) + communication + fixed``; ``TPOT = iteration / a``
 
-and for a prefill worker of ``G = tp x dp x pp`` GPUs, per prompt token,
+and for a prefill worker of ``G = tp x dp x pp`` GPUs, whose attention ranks work in passes of ``chunk_tokens`` prompt tokens, per token
 
 * ``sqrt(compute^2 + stream^2 + communication^2)``, with the FLOPs of the weights over ``G F eta_p`` as compute and the
-  weights read once per chunk of ``chunk_tokens`` tokens of each attention rank as stream,
+  weights read once per pass as stream,
+* plus ``L tau_p / chunk_tokens`` per rank, the fixed time of a pass (experts only), because under load prompts fill passes;
+  a prompt's own pass takes ``L tau_p`` longer than that, which delays its first token and occupies nothing,
 * plus attention FLOPs, quadratic in the prompt, over ``G F_a eta_a``; ``F_a`` is a figure of its own per rack type.
 
 Compute scales with the clock, memory bandwidth does not until clocks are very low, links and host latencies never do.
@@ -70,9 +72,9 @@ class PrefillCoefficients(NamedTuple):
         per_token2_s: Attention time per squared prompt token; scales with 1 / clock.
         stream_per_token_s: Part of weight streaming and communication that compute does not hide, per token; does not
             scale.
-        overhead_s: Fixed time per request that occupies the lane; does not scale.
+        overhead_per_token_s: Fixed time of full passes, per token; does not scale.
         servers_per_replica: Lanes of the replica, which serve one prompt each.
-        frontend_s: Constant latency added to every TTFT; occupies nothing.
+        frontend_s: Constant latency added to every TTFT, the fixed time of the prompt's own pass included; occupies nothing.
         kv_bytes_per_token: KV cache handed to decode per prompt token.
         transfer_bytes_per_s: Scale-out bandwidth of the whole replica.
         gpus: GPUs of the replica.
@@ -81,7 +83,7 @@ class PrefillCoefficients(NamedTuple):
     per_token_s: float
     per_token2_s: float
     stream_per_token_s: float
-    overhead_s: float
+    overhead_per_token_s: float
     servers_per_replica: float
     frontend_s: float
     kv_bytes_per_token: float
@@ -130,7 +132,7 @@ class DecodeCoefficients(NamedTuple):
 PREFILL_PER_TOKEN_S = 0
 PREFILL_PER_TOKEN2_S = 1
 PREFILL_STREAM_PER_TOKEN_S = 2
-PREFILL_OVERHEAD_S = 3
+PREFILL_OVERHEAD_PER_TOKEN_S = 3
 PREFILL_SERVERS_PER_REPLICA = 4
 PREFILL_FRONTEND_S = 5
 PREFILL_KV_BYTES_PER_TOKEN = 6
@@ -189,7 +191,7 @@ def prefill_work_s(coef: NDArray[np.float64], new_tokens: float, token_pairs: fl
         ``(scaling_s, fixed_s)``, seconds at clock 1.
     """
     scaling_s = coef[PREFILL_PER_TOKEN_S] * new_tokens + coef[PREFILL_PER_TOKEN2_S] * token_pairs
-    fixed_s = coef[PREFILL_STREAM_PER_TOKEN_S] * new_tokens + coef[PREFILL_OVERHEAD_S]
+    fixed_s = (coef[PREFILL_STREAM_PER_TOKEN_S] + coef[PREFILL_OVERHEAD_PER_TOKEN_S]) * new_tokens
     return scaling_s, fixed_s
 
 
@@ -387,17 +389,17 @@ def prefill_coefficients(
     if pp > 1:
         communication_s += 2.0 * model.hidden / (dp * _link_bytes_per_s(group, gpus) * architecture.link_efficiency)
     exposed_s = math.sqrt(weights_s**2 + stream_s**2 + communication_s**2) - weights_s
-    overhead_s = 0.0
+    pass_s = 0.0
     if model.is_moe:
-        overhead_s = model.layers * architecture.prefill_layer_latency_s * _kernel_ratio(model) / (dp * pp)
+        pass_s = model.layers * architecture.prefill_layer_latency_s * _kernel_ratio(model)
     lanes = min(dp * pp, MAX_LANES)
     return PrefillCoefficients(
         per_token_s=lanes * (weights_s + window_s),
         per_token2_s=lanes * per_token2_s,
         stream_per_token_s=lanes * exposed_s,
-        overhead_s=lanes * overhead_s,
+        overhead_per_token_s=lanes * pass_s / (chunk_tokens * dp * pp),
         servers_per_replica=float(lanes),
-        frontend_s=architecture.frontend_disaggregated_s,
+        frontend_s=architecture.frontend_disaggregated_s + pass_s,
         kv_bytes_per_token=kv_bytes_per_token(model, kv_precision),
         transfer_bytes_per_s=gpus * group.scaleout_gb_s * 1e9,
         gpus=float(gpus),

@@ -30,8 +30,10 @@ from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
     DECODE_TOKENS_PER_ITERATION,
+    PREFILL_FRONTEND_S,
     PREFILL_KV_BYTES_PER_TOKEN,
     PREFILL_SERVERS_PER_REPLICA,
+    PREFILL_STREAM_PER_TOKEN_S,
     PREFILL_TRANSFER_BYTES_PER_S,
     compute_rate,
     decode_coefficients,
@@ -318,12 +320,13 @@ def serving_point(
     service_s = lane_s / prefill[PREFILL_SERVERS_PER_REPLICA]
     users_per_prefill = concurrency / prefill_workers
     architecture = front.group("prefill").architecture
+    first_token_s = prefill[PREFILL_FRONTEND_S] + lane_s
     if aggregated:
-        first_token_s = architecture.frontend_aggregated_s + lane_s
+        first_token_s += architecture.frontend_aggregated_s - architecture.frontend_disaggregated_s
         interference_s = architecture.aggregated_interference * service_s / output_tokens
     else:
         transfer_s = prompt_tokens * prefill[PREFILL_KV_BYTES_PER_TOKEN] / prefill[PREFILL_TRANSFER_BYTES_PER_S]
-        first_token_s = architecture.frontend_disaggregated_s + lane_s + transfer_s
+        first_token_s += transfer_s
         interference_s = 0.0
     first_token_s += architecture.queue_factor * service_s * max(users_per_prefill - 1.0, 0.0)
     batch, ttft_s, tpot_s, cycle_s = _closed_loop(
@@ -344,7 +347,7 @@ def serving_point(
         decode, max(1.0, batch), prompt_tokens + 0.5 * output_tokens, clock
     )
     compute_share = scaling_s / compute_rate(clock) / lane_s
-    stream_share = (lane_s - scaling_s / compute_rate(clock)) / lane_s
+    stream_share = prefill[PREFILL_STREAM_PER_TOKEN_S] * prompt_tokens / lane_s
     decode_power = np.array(power_coefficients(rack, decode_profile, phase="decode"))
     decode_gpu_w = gpu_power_w(decode_power, clock, min(1.0, batch), compute_s / iteration_s, memory_s / iteration_s)
     prefill_power = np.array(power_coefficients(front, prefill_profile, phase="prefill"))

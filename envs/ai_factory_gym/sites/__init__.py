@@ -20,7 +20,7 @@ class PoolConfig:
     """The racks of one type that do one phase.
 
     Attributes:
-        rack: Catalogue id of the rack type.
+        rack: Catalogue id of the rack type, or a rack type of one's own.
         phase: ``prefill`` or ``decode``.
         racks: Number of racks.
         profile: Power profile of the rack type; None is its default.
@@ -34,7 +34,7 @@ class PoolConfig:
         min_active: Fewest racks the operator may keep awake; 0 lets the pool be emptied.
     """
 
-    rack: str
+    rack: str | Rack
     phase: str
     racks: int
     profile: str | None = None
@@ -49,7 +49,7 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        where = f"pools[{self.rack}/{self.phase}]"
+        where = f"pools[{self.name}]"
         if self.phase not in PHASES:
             raise unknown(f"{where}.phase", self.phase, PHASES)
         if self.precision not in PRECISIONS:
@@ -72,11 +72,11 @@ class PoolConfig:
     @property
     def name(self) -> str:
         """Name of the pool in observations, actions and tables."""
-        return f"{self.rack}/{self.phase}"
+        return f"{self.rack.id if isinstance(self.rack, Rack) else self.rack}/{self.phase}"
 
     @property
     def rack_type(self) -> Rack:
-        """The catalogue entry."""
+        """The rack type."""
         return rack(self.rack)
 
     @property
