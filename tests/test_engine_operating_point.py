@@ -210,6 +210,7 @@ def test_without_the_queue_term_they_agree_on_short_answers_too(name: str, users
     assert found.requests_per_s == pytest.approx(point.requests_per_s, rel=0.02)
     assert found.tpot_s == pytest.approx(point.tpot_s, rel=0.02)
     assert found.batch == pytest.approx(point.batch, rel=0.02)
+    assert found.it_w == pytest.approx(point.power_w_per_gpu * point.gpus, rel=0.02)
     assert found.prefill_utilisation == pytest.approx(point.prefill_utilisation, abs=0.02)
     assert -0.02 < found.ttft_s - point.ttft_s < 4.0 * point.tpot_s + 0.02
 
@@ -227,7 +228,7 @@ def test_the_fluid_model_of_a_site_agrees_with_the_engine(name: str, users: int)
 @pytest.mark.parametrize("users", [32, 96])
 @pytest.mark.parametrize("name", SETUPS)
 def test_prefill_power_is_that_of_its_activities(name: str, users: int) -> None:
-    """The fixed time of a prefill keeps a lane busy but neither its compute units nor its memory."""
+    """The fixed time of passes keeps a lane busy but neither its compute units nor its memory."""
     found = measured(name, 1024, 512, users)
     scaling_s, fixed_s = prefill_work_s(found.perf, 1024.0, 1024.0**2)
     lane_s = scaling_s + fixed_s

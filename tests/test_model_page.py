@@ -101,7 +101,7 @@ def by_hand() -> dict[str, float]:
         compute_s = b * (2 * (m.top_k * p_e + p_dense) / f_8 + a_decode * m.layers * context / f_a) / (gpus * eta_c)
         communication_s = m.layers * b * m.hidden * 8 * 7 / 8 / (link * c.link_efficiency)
         latency_s = m.layers * (c.layer_latency_moe_s + 3 * c.tensor_latency_s)
-        sequence_s = b * c.sequence_latency_s
+        sequence_s = m.layers * b * c.sequence_latency_s
         memory_s = dense_s + kv_s + experts_s
         iteration_s = math.hypot(memory_s, compute_s) + communication_s + latency_s + sequence_s
         return {
@@ -115,8 +115,8 @@ def by_hand() -> dict[str, float]:
             "latency_s": latency_s,
             "sequence_s": sequence_s,
             "iteration_s": iteration_s,
-            "compute_activity": (compute_s + communication_s + sequence_s) / iteration_s,
-            "memory_activity": memory_s / iteration_s,
+            "compute_activity": (compute_s + communication_s) / iteration_s,
+            "memory_activity": (dense_s + kv_s + c.expert_power_ratio * experts_s) / iteration_s,
         }
 
     # Power at clock 1: g = 1.
@@ -154,14 +154,15 @@ def by_hand() -> dict[str, float]:
     stream_s = prompt * pass_s / CHUNK_TOKENS
     collectives_s = prompt * m.layers * m.hidden * 8 * 7 / 8 / (link * c.link_efficiency)
     exposed_s = math.sqrt(weights_s**2 + stream_s**2 + collectives_s**2) - weights_s
-    overhead_s = m.layers * c.prefill_layer_latency_s
+    overhead_s = prompt / CHUNK_TOKENS * m.layers * c.prefill_layer_latency_s
+    frontend_s = c.frontend_disaggregated_s + m.layers * c.prefill_layer_latency_s
     scaling_s = weights_s + attention_s
     service_s = scaling_s + exposed_s + overhead_s
     transfer_s = prompt * kv / (gpus * network)
 
     # The closed loop: 64 users, one worker of each kind; neither prefill nor KV memory binds.
     users = 64.0
-    ttft_s = c.frontend_disaggregated_s + service_s + transfer_s + c.queue_factor * service_s * (users - 1.0)
+    ttft_s = frontend_s + service_s + transfer_s + c.queue_factor * service_s * (users - 1.0)
     low, high = 1.0, users
     for _ in range(200):
         b = 0.5 * (low + high)
@@ -172,7 +173,7 @@ def by_hand() -> dict[str, float]:
     assert cycle_s > users * service_s and b < capacity / (prompt + output)
     requests_per_s = users / cycle_s
     utilisation = requests_per_s * service_s
-    prefill_w = gpu_w(utilisation, scaling_s / service_s, (exposed_s + overhead_s) / service_s)
+    prefill_w = gpu_w(utilisation, scaling_s / service_s, exposed_s / service_s)
     decode_w = gpu_w(1.0, decode(b)["compute_activity"], decode(b)["memory_activity"])
     return found | {
         "weights_s": weights_s,
@@ -181,6 +182,7 @@ def by_hand() -> dict[str, float]:
         "overhead_s": overhead_s,
         "service_s": service_s,
         "transfer_s": transfer_s,
+        "frontend_s": frontend_s,
         "ttft_s": ttft_s,
         "batch": b,
         "tpot_s": tpot_s,

@@ -266,7 +266,8 @@ def test_frontier_targets_are_met_by_the_best_point() -> None:
         assert point.tokens_per_s_per_user >= target
         best = max(p.output_tokens_per_s_per_gpu for p in whole if p.tokens_per_s_per_user >= target)
         assert best <= point.output_tokens_per_s_per_gpu < 2.0 * best
-        assert point.tokens_per_s_per_user < 1.1 * target
+        # More users would be too slow, or would only wait for prefill.
+        assert point.tokens_per_s_per_user < 1.1 * target or point.prefill_utilisation > 0.99
     assert frontier("gb300_nvl72", tpot_s=0.05) == chosen[:1]
 
 

@@ -67,6 +67,7 @@ SYMBOLS = {
     "compute_fraction": "p_compute",
     "memory_core_fraction": "p_core",
     "memory_fraction": "p_memory",
+    "expert_power_ratio": "rho",
 }
 """Symbol of each constant of a GPU generation in the equations of the page."""
 
@@ -363,7 +364,9 @@ def worked_decode() -> list[Step]:
     context = PROMPT + 0.5 * OUTPUT
     touched = 1.0 - math.exp(c.expert_log * BATCH)
     iteration_s, compute_s, memory_s = decode_iteration_s(np.array(c), float(BATCH), context, 1.0)
-    request_s = (c.communication_request_s + c.latency_request_s) * BATCH
+    communication_s = c.communication_request_s * BATCH
+    dense_s, kv_s = c.memory_s, c.memory_context_s * BATCH * context
+    experts_s = c.experts_s * touched
     coefficients = power_coefficients(RACK)
     power = np.array(coefficients)
     gpu_w = gpu_power_w(power, 1.0, 1.0, compute_s / iteration_s, memory_s / iteration_s)
@@ -371,23 +374,23 @@ def worked_decode() -> list[Step]:
         Step("dense_params", "P_dense, parameters every token is multiplied with", model.dense_params, "billion", 1e-9),
         Step("expert_params", "P_e, one expert over all layers", model.expert_params, "billion", 1e-9),
         Step("kv_bytes", "kv = 61 layers x (512 + 64) elements x 1 B", kv_bytes_per_token(model), "B/token"),
-        _ms("dense_s", "dense weights: P_dense x 1 B / 8 / (BW eta_m)", c.memory_s),
-        _ms("kv_s", "KV: 64 x 1,536 x kv / (BW eta_m), as MLA has one shard", c.memory_context_s * BATCH * context),
+        _ms("dense_s", "dense weights: P_dense x 1 B / 8 / (BW eta_m)", dense_s),
+        _ms("kv_s", "KV: 64 x 1,536 x kv / (BW eta_m), as MLA has one shard", kv_s),
         Step("touched", "u = 1 - (1 - 8/256)^64", touched, ""),
-        _ms("experts_s", "experts: 256 P_e x 1 B x u / (8 BW eta_e)", c.experts_s * touched),
-        _ms("memory_s", "t_mem, the sum of the three", memory_s),
+        _ms("experts_s", "t_exp, experts: 256 P_e x 1 B x u / (8 BW eta_e)", experts_s),
+        _ms("memory_s", "t_mem, the sum of the three", dense_s + kv_s + experts_s),
         _ms(
             "compute_s",
             "t_cmp = 64 [2 (8 P_e + P_dense) / (8 F_8 eta_c) + A 1,536 / (8 F_a eta_c)]",
-            compute_s - request_s,
+            compute_s - communication_s,
         ),
-        _ms("communication_s", "t_comm = 61 x 64 h x 8 x 7/8 / (link eta_n)", c.communication_request_s * BATCH),
+        _ms("communication_s", "t_comm = 61 x 64 h x 8 x 7/8 / (link eta_n)", communication_s),
         _ms("latency_s", "61 (tau + 3 alpha)", c.latency_s),
-        _ms("sequence_s", "64 sigma", c.latency_request_s * BATCH),
-        _ms("iteration_s", "t_it = sqrt(t_mem^2 + t_cmp^2) + t_comm + 61 (tau + 3 alpha) + 64 sigma", iteration_s),
+        _ms("sequence_s", "61 x 64 sigma", c.latency_request_s * BATCH),
+        _ms("iteration_s", "t_it = sqrt(t_mem^2 + t_cmp^2) + t_comm + 61 (tau + 3 alpha + 64 sigma)", iteration_s),
         Step("rate", "output of the worker: 64 / t_it", BATCH / iteration_s, "tokens/s"),
-        Step("compute_activity", "compute activity: (t_cmp + t_comm + 64 sigma) / t_it", compute_s / iteration_s, ""),
-        Step("memory_activity", "memory activity: t_mem / t_it", memory_s / iteration_s, ""),
+        Step("compute_activity", "compute activity: (t_cmp + t_comm) / t_it", compute_s / iteration_s, ""),
+        Step("memory_activity", "memory activity: (t_mem - t_exp + rho t_exp) / t_it", memory_s / iteration_s, ""),
         Step("gpu_w", "draw of a GPU", gpu_w, "W"),
         Step("rack_w", "draw of the 8-GPU system", rack_power_w(power, gpu_w), "W"),
         Step("kv_capacity", "KV capacity of the worker", c.kv_capacity_tokens, "million tokens", 1e-6),
@@ -412,14 +415,15 @@ def worked_serving() -> list[Step]:
         _ms("weights_s", "products with the weights: 1,024 t_w", p.per_token_s * PROMPT),
         _ms("attention_s", "attention: 1,024^2 A_p 61 / 2 / (8 F_a eta_a)", p.per_token2_s * PROMPT**2),
         _ms("exposed_s", "weights read and collectives that products do not hide", p.stream_per_token_s * PROMPT),
-        _ms("overhead_s", "61 tau_p", p.overhead_s),
+        _ms("overhead_s", "share of a pass: 1,024 / CHUNK_TOKENS x 61 tau_p", p.overhead_per_token_s * PROMPT),
         _ms("service_s", "s, the sum: one lane, so the worker's service time is the lane's", scaling_s + fixed_s),
         _ms(
             "transfer_s",
             "KV transfer: 1,024 kv / (8 scale-out links)",
             PROMPT * p.kv_bytes_per_token / p.transfer_bytes_per_s,
         ),
-        _ms("ttft_s", "TTFT = T0 + s + transfer + beta s (64 - 1)", point.ttft_s),
+        _ms("frontend_s", "T0 + t_pass = T0 + 61 tau_p", p.frontend_s),
+        _ms("ttft_s", "TTFT = T0 + t_pass + s + transfer + beta s (64 - 1)", point.ttft_s),
         Step("batch", "B that solves the loop", point.batch, ""),
         _ms("tpot_s", "TPOT = t_it(B) at 1,536 tokens of context", point.tpot_s),
         Step("requests_per_s", "X = 64 / (TTFT + 1,023 TPOT)", point.requests_per_s, "requests/s"),

@@ -128,13 +128,11 @@ class Worker:
         m, c, gpus, rank = self.model, self.group.architecture, self.gpus, batch / self.dp
         bandwidth = self.group.memory_tb_s * 1e12
         touched = 1.0 - (1.0 - m.top_k / m.experts) ** batch if self.experts else 0.0
-        memory_s = (
-            self.dense * WEIGHT[self.dense_precision] / self.tp
-            + rank * (context * self.kv_token + self.kv_window) / self.shards
-        ) / (bandwidth * c.memory_efficiency)
-        memory_s += (
-            m.experts * self.expert * WEIGHT[self.precision] * touched / (gpus * bandwidth * c.expert_memory_efficiency)
-        )
+        dense_s = self.dense * WEIGHT[self.dense_precision] / self.tp
+        dense_s += rank * (context * self.kv_token + self.kv_window) / self.shards
+        dense_s /= bandwidth * c.memory_efficiency
+        experts_s = m.experts * self.expert * WEIGHT[self.precision] * touched
+        experts_s /= gpus * bandwidth * c.expert_memory_efficiency
         eta = {"fp4": c.decode_compute_efficiency_fp4}
         eight = c.decode_compute_efficiency_fp8
         verified = c.mtp_tokens_verified if self.mtp else 1.0
@@ -158,13 +156,13 @@ class Worker:
         tau += c.tensor_latency_s * math.log2(self.tp)
         tau += c.all_to_all_latency_s if self.dp > 1 and self.experts else 0.0
         stretch = 1.0 + c.mtp_latency_factor * (verified - 1.0)
-        sequences_s = stretch * c.sequence_latency_s * rank
-        slowed_s = memory_s / min(1.0, clock / KNEE)
-        total = math.hypot(slowed_s, compute_s / clock) + links_s + stretch * m.layers * tau + sequences_s
-        return total, (compute_s / clock + links_s + sequences_s) / total, memory_s / total
+        tau += c.sequence_latency_s * rank
+        slowed_s = (dense_s + experts_s) / min(1.0, clock / KNEE)
+        total = math.hypot(slowed_s, compute_s / clock) + links_s + stretch * m.layers * tau
+        return total, (compute_s / clock + links_s) / total, (dense_s + c.expert_power_ratio * experts_s) / total
 
-    def lane(self, prompt: float) -> tuple[float, float, int]:
-        """Scaling and fixed seconds of a prompt on a lane, and lanes."""
+    def lane(self, prompt: float) -> tuple[float, float, float, float, int]:
+        """Seconds of a prompt on a lane (scaling, streaming, its share of passes), of a pass, and lanes."""
         m, c, gpus = self.model, self.group.architecture, self.gpus
         lanes = min(self.dp * self.pp, LANES)
         dense = self.dense - self.embedding
@@ -183,12 +181,12 @@ class Worker:
         if self.pp > 1:
             links_s += 2.0 * m.hidden / (self.dp * self.link(gpus) * c.link_efficiency)
         exposed_s = math.sqrt(weights_s**2 + stream_s**2 + links_s**2) - weights_s
-        overhead_s = 0.0
+        pass_s = 0.0
         if self.experts:
-            kernels = 1.0 if self.mla else GQA_KERNELS
-            overhead_s = m.layers * c.prefill_layer_latency_s * kernels / (self.dp * self.pp)
+            pass_s = m.layers * c.prefill_layer_latency_s * (1.0 if self.mla else GQA_KERNELS)
         scaling_s = lanes * ((weights_s + window_s) * prompt + square_s * prompt**2)
-        return scaling_s, lanes * (exposed_s * prompt + overhead_s), lanes
+        shared_s = lanes * pass_s * prompt / (CHUNK * self.dp * self.pp)
+        return scaling_s, lanes * exposed_s * prompt, shared_s, pass_s, lanes
 
     def gpu_w(self, clock: float, busy: float, compute: float, memory: float) -> float:
         c, tdp_w, idle_w = self.group.architecture, self.profile.tdp_w, self.group.idle_w
@@ -242,10 +240,10 @@ def serving(
     workers = prefill_workers if apart else decode_workers
     c: Any = front.architecture
     prompt, output, users = float(prompt_tokens), float(output_tokens), float(concurrency)
-    scaling_s, fixed_s, lanes = p.lane(prompt)
-    lane_s = scaling_s / clock + fixed_s
+    scaling_s, streaming_s, share_s, pass_s, lanes = p.lane(prompt)
+    lane_s = scaling_s / clock + streaming_s + share_s
     service_s = lane_s / lanes
-    first_s = lane_s + c.queue_factor * service_s * max(users / workers - 1.0, 0.0)
+    first_s = lane_s + pass_s + c.queue_factor * service_s * max(users / workers - 1.0, 0.0)
     if apart:
         first_s += c.frontend_disaggregated_s + prompt * p.kv_token / (p.gpus * front.scaleout_gb_s * 1e9)
     else:
@@ -272,15 +270,15 @@ def serving(
     utilisation = min(1.0, requests_per_s * service_s / workers)
     shares = d.iteration(max(1.0, batch), context, clock)[1:]
     decode_w = d.gpu_w(clock, min(1.0, batch), *shares)
-    compute = scaling_s / clock / lane_s
+    compute, streaming = scaling_s / clock / lane_s, streaming_s / lane_s
     if apart:
         front_gpus, back_gpus = workers * p.gpus, decode_workers * d.gpus
-        prefill_w = p.gpu_w(clock, utilisation, compute, 1.0 - compute)
+        prefill_w = p.gpu_w(clock, utilisation, compute, streaming)
         it_w = front_gpus * p.it_w(prefill_w) + back_gpus * d.it_w(decode_w)
         gpus = front_gpus + back_gpus
     else:
         gpus = decode_workers * d.gpus
-        mixed_w = utilisation * p.gpu_w(clock, 1.0, compute, 1.0 - compute) + (1.0 - utilisation) * decode_w
+        mixed_w = utilisation * p.gpu_w(clock, 1.0, compute, streaming) + (1.0 - utilisation) * decode_w
         it_w = gpus * d.it_w(mixed_w)
     return {
         "ttft_s": cycle_s - (output - 1.0) * tpot_s,
