@@ -162,7 +162,8 @@ def by_hand() -> dict[str, float]:
 
     # The closed loop: 64 users, one worker of each kind; neither prefill nor KV memory binds.
     users = 64.0
-    ttft_s = frontend_s + service_s + transfer_s + c.queue_factor * service_s * (users - 1.0)
+    wait_s = m.layers * c.prefill_layer_latency_s * (1.0 - 1.0 / users) + c.queue_factor * service_s * (users - 1.0)
+    ttft_s = frontend_s + service_s + transfer_s + wait_s
     low, high = 1.0, users
     for _ in range(200):
         b = 0.5 * (low + high)

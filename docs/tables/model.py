@@ -423,7 +423,7 @@ def worked_serving() -> list[Step]:
             PROMPT * p.kv_bytes_per_token / p.transfer_bytes_per_s,
         ),
         _ms("frontend_s", "T0 + t_pass = T0 + 61 tau_p", p.frontend_s),
-        _ms("ttft_s", "TTFT = T0 + t_pass + s + transfer + beta s (64 - 1)", point.ttft_s),
+        _ms("ttft_s", "TTFT = T0 + t_pass + s + transfer + t_pass (1 - 1/64) + beta s (64 - 1)", point.ttft_s),
         Step("batch", "B that solves the loop", point.batch, ""),
         _ms("tpot_s", "TPOT = t_it(B) at 1,536 tokens of context", point.tpot_s),
         Step("requests_per_s", "X = 64 / (TTFT + 1,023 TPOT)", point.requests_per_s, "requests/s"),

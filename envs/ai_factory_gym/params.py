@@ -42,6 +42,9 @@ from ai_factory_gym.workload.classes import RequestClass, load_classes
 from ai_factory_gym.workload.strata import build_strata, output_slices
 from ai_factory_gym.workload.traces import Trace
 
+GOLDEN = 0.6180339887498949
+"""Golden section: multiples of it, modulo one, fill an interval evenly in whatever order they are cut off."""
+
 URGENT_S = 3600.0
 """Deferrable work this close to its deadline is released whatever the hour (status: assumed)."""
 
@@ -389,7 +392,7 @@ def _parts(amounts: Array, shares: Array, cohorts: int) -> NDArray[np.int64]:
 
 def _spread(count: int) -> Array:
     """Return an order that spreads neighbours evenly over a tick: the golden-ratio sequence."""
-    return np.argsort([(place * 0.6180339887498949) % 1.0 for place in range(count)], kind="stable")
+    return np.argsort([(place * GOLDEN) % 1.0 for place in range(count)], kind="stable")
 
 
 def _trace_cells(site: SiteConfig, trace: Trace, labels: Array, grain: Resolution) -> tuple[Array, Array, Array]:
@@ -419,8 +422,10 @@ def _trace_cells(site: SiteConfig, trace: Trace, labels: Array, grain: Resolutio
     parts = np.minimum(
         _parts(np.stack([np.ones(len(count)), *means], axis=1), count / len(prompt), grain.cohorts), count
     )
-    # Each request's rank by output within its kind decides its part.
-    order = np.lexsort((output, member))
+    # Each request's rank by output within its kind decides its part. Equal outputs are ranked by a sequence that fills evenly (the golden
+    # section): by arrival, a part would be a slice of time, and cohorts would pulse.
+    scattered = np.arange(len(member)) * GOLDEN % 1.0
+    order = np.lexsort((scattered, output, member))
     first = np.cumsum(count) - count
     rank = np.empty(len(member))
     rank[order] = np.arange(len(member)) - first[member[order]]

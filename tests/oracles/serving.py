@@ -243,7 +243,10 @@ def serving(
     scaling_s, streaming_s, share_s, pass_s, lanes = p.lane(prompt)
     lane_s = scaling_s / clock + streaming_s + share_s
     service_s = lane_s / lanes
-    first_s = lane_s + pass_s + c.queue_factor * service_s * max(users / workers - 1.0, 0.0)
+    ranks = prefill_dp if apart else decode_dp
+    wait_s = pass_s * (1.0 - 1.0 / max(1.0, users / workers / ranks))
+    wait_s += c.queue_factor * service_s * max(users / workers - 1.0, 0.0)
+    first_s = lane_s + pass_s + wait_s
     if apart:
         first_s += c.frontend_disaggregated_s + prompt * p.kv_token / (p.gpus * front.scaleout_gb_s * 1e9)
     else:

@@ -58,7 +58,7 @@ MINIMUM_CLOCK = 0.1
 _ITERATIONS = 2000
 _TOLERANCE = 1e-13
 
-_LARGEST_EXPONENT = 14
+_LARGEST_EXPONENT = 17
 _FRONTIER_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _WORKER_RATIOS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (8, 1), (2, 3), (3, 2))
 
@@ -459,7 +459,7 @@ def serving_frontier(
 ) -> list[ServingPoint]:
     """Search layouts and loads for the best trade-off between speed per user and output per GPU (or per joule).
 
-    Layouts are powers of two within one link domain with one to eight workers per phase, and users go to 16,384: a
+    Layouts are powers of two within one link domain with one to eight workers per phase, and users go to 131,072: a
     grid, so the frontier is a lower bound of what finer tuning finds. Users are powers of two on the whole frontier and
     tuned to 1 % where targets are given.
 
