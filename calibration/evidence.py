@@ -40,6 +40,8 @@ class Evidence:
         frontier: Points of the measured frontiers.
         searched: The model's frontier over all layouts, by setting.
         submissions: MLPerf submissions and their predictions, offline and server.
+        unseen: ln(predicted / measured) of the submissions by a fit to serving points alone: float64[submissions, 2] for offline and
+            server; None without cross-validation.
         server_ranges: GPU generation to least and largest output tokens/s/GPU of its DeepSeek-R1 submissions to the round, in
             server, whatever the submitter and the number of racks.
         published: Published points of unknown configuration, each with the best output the model finds without and with
@@ -58,6 +60,7 @@ class Evidence:
     frontier: Sequence[FrontierPoint]
     searched: Mapping[Setting, Sequence[ServingPoint]]
     submissions: Sequence[tuple[Submission, tuple[float, float]]]
+    unseen: Floats | None
     server_ranges: Mapping[str, tuple[float, float]]
     published: Sequence[tuple[Published, float | None, float | None]]
     draws: Sequence[Draw]
@@ -70,6 +73,13 @@ class Evidence:
     def all_errors(self) -> tuple[Floats, ...]:
         """Errors with the catalogue's constants, and of runs left out where there are any."""
         return (self.fitted,) if self.held is None else (self.fitted, self.held)
+
+    @property
+    def all_ratios(self) -> tuple[Floats, ...]:
+        """Predicted over measured results of MLPerf, float64[submissions, 2], and by a fit without them where there is one."""
+        measured_results = np.array([(entry.offline, entry.server) for entry, _ in self.submissions])
+        found = np.array([predicted for _, predicted in self.submissions]) / measured_results
+        return (found,) if self.unseen is None else (found, np.exp(self.unseen))
 
     @property
     def all_draws(self) -> tuple[Floats, ...]:
@@ -110,6 +120,7 @@ def collect(folder: Path, *, cross_validation: bool = True) -> Evidence:
             (entry, mlperf.predictions(entry))
             for entry in tqdm(mlperf.submissions(folder), "MLPerf", leave=False, disable=None)
         ],
+        unseen=_unseen(folder) if cross_validation else None,
         server_ranges=_server_ranges(folder),
         published=[
             (
@@ -142,6 +153,12 @@ def _months(folder: Path) -> list[str]:
     """Return the month of each row of the measured points."""
     with (folder / "silicon_calibration.csv").open(encoding="utf-8", newline="") as file:
         return [row["measured"][:7] for row in csv.DictReader(file)]
+
+
+def _unseen(folder: Path) -> Floats:
+    """Return ln(predicted / measured) of MLPerf results by a fit that has none of them."""
+    variables = performance.fit(measured(folder), (), performance.present(), evaluations=8)
+    return mlperf.log_errors(mlperf.submissions(folder), performance.constants_of(variables))
 
 
 def _server_ranges(folder: Path) -> dict[str, tuple[float, float]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ai_factory_gym.catalogue import calibration_name
 from ai_factory_gym.catalogue import rack as find_rack
-from calibration import mlperf, performance, silicon
+from ai_factory_gym.sites import load_site, site_names
+from calibration import mlperf, performance, regenerate, silicon, sites
 
 REFERENCE = os.environ.get(silicon.REFERENCE_VARIABLE)
 needs_reference = pytest.mark.skipif(
@@ -67,6 +70,38 @@ def test_writing_changes_values_and_status_and_nothing_else(tmp_path: Path, monk
         performance.write({"blackwell": {"link_efficency": 0.1}}, "a test")
 
 
+def test_every_site_was_sized_with_the_calibration_of_the_catalogue() -> None:
+    assert {load_site(name).calibration for name in site_names()} == {calibration_name()}
+
+
+def test_sizing_changes_demand_and_calibration_and_nothing_else() -> None:
+    text = 'cap_w = 1.0\ndemand_rps = 5.0\ncalibration = "old"\n# demand_rps = 1\n'
+    assert sites.sized_text(text, 42.0, "new") == text.replace("= 5.0", "= 42.0").replace("old", "new")
+    with pytest.raises(SystemExit, match="one demand_rps"):
+        sites.sized_text("cap_w = 1.0\n", 42.0, "new")
+
+
+def test_the_run_that_ships_is_the_best_of_the_feasible_ones() -> None:
+    def rows(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+        return [{"tokens_per_joule": tokens, "feasible_share": share} for tokens, share in pairs]
+
+    runs = {"a": rows((2.0, 1.0), (3.0, 0.75)), "b": rows((2.5, 1.0)), "c": rows((9.0, 0.0))}
+    assert regenerate.best_run(runs) == "b"
+    with pytest.raises(SystemExit, match="feasible on every tuning day"):
+        regenerate.best_run({"c": runs["c"]})
+
+
+def test_every_step_of_the_regeneration_runs_a_program_that_exists() -> None:
+    steps = regenerate.steps()
+    assert {"performance", "power", "sites", "tune", "freeze", "train", "results", "validation"} <= set(steps)
+    for command in (entry for commands in steps.values() for entry in commands if isinstance(entry, str)):
+        program = command.split()[1]
+        if program == "-m":
+            assert importlib.util.find_spec(command.split()[2]) is not None, command
+        else:
+            assert (regenerate.ROOT / program).is_file(), command
+
+
 @needs_reference
 def test_every_measured_row_is_one_call() -> None:
     points = silicon.measured(folder())
@@ -84,10 +119,15 @@ def test_the_catalogue_predicts_measured_points() -> None:
     points = silicon.measured(folder())
     errors = silicon.log_errors(points)
     tpot, ttft, rate = (performance.statistics(errors[:, column]) for column in range(3))
-    assert tpot.median < 0.11 and tpot.mean < 0.14 and tpot.p90 < 0.28 and abs(tpot.bias) < 0.05
-    assert rate.median < 0.12 and rate.mean < 0.17
+    assert tpot.median <= 0.11 and tpot.mean <= 0.14 and tpot.p90 <= 0.28 and abs(tpot.bias) <= 0.05
+    assert rate.median <= 0.12 and rate.mean <= 0.17
     # The label noise of TTFT alone is a median of 31 %.
-    assert ttft.median < 0.45 and ttft.within_2x > 0.75
+    assert ttft.median <= 0.38 and ttft.within_2x >= 0.8
+    found = {name: performance.statistics(errors[places, 0]) for name, places in performance.groups(points).items()}
+    assert found["8192/1024"].median <= 0.12
+    for name, group in found.items():
+        if group.count >= 10:
+            assert group.median <= 0.22, name
 
 
 @needs_reference
@@ -100,13 +140,25 @@ def test_a_fit_to_fewer_points_does_not_get_worse() -> None:
     assert after < before
 
 
+def ratios(benchmark: str) -> dict[str, np.ndarray]:
+    """Predicted over measured results, offline and server, by system."""
+    entries = [entry for entry in mlperf.submissions(folder()) if entry.benchmark == benchmark]
+    return dict(zip([entry.system for entry in entries], np.exp(mlperf.log_errors(entries)), strict=True))
+
+
 @needs_reference
-def test_deepseek_in_mlperf_offline() -> None:
-    found = {
-        s.system: mlperf.predictions(s)[0] / s.offline
-        for s in mlperf.submissions(folder())
-        if s.benchmark == "deepseek-r1"
-    }
+def test_deepseek_in_mlperf() -> None:
+    found = ratios("deepseek-r1")
     assert set(found) == set(mlperf.SYSTEMS)
-    for system, ratio in found.items():
+    offline, server = ({system: pair[k] for system, pair in found.items()} for k in (0, 1))
+    for system, ratio in offline.items():
         assert 0.8 < ratio < 1.2, (system, ratio)
+    assert sum(not 0.8 < ratio < 1.2 for ratio in server.values()) <= 1, server
+    assert offline["VR NVL72"] / offline["GB300 NVL72"] == pytest.approx(1.0, abs=0.15)
+
+
+@needs_reference
+def test_gpt_oss_in_mlperf_which_is_not_in_the_fit() -> None:
+    assert mlperf.FITTED != "gpt-oss-120b"
+    for system, pair in ratios("gpt-oss-120b").items():
+        assert np.all(np.abs(pair - 1.0) <= 0.35), (system, pair)
