@@ -38,7 +38,7 @@ INTRODUCTION = """# Results
 Held-out evaluation seeds, whole days from midnight, scored as in the README: *tokens/J* is good tokens per joule of facility energy,
 and only policies that are feasible in every episode are ranked. `diurnal` is the training scenario (other seeds), the others are held
 out. Every table has its per-episode file in `docs/results/`. `runs/Edge-v0-ppo-sN` is what `python train.py --seed N` leaves; the policy
-that ships (`ppo`) is that of seed 0, the best of the three on the tuning seeds.
+that ships (`ppo`) is the best of the three on the tuning seeds.
 """
 
 
