@@ -24,6 +24,7 @@ Constants = Mapping[str, Mapping[str, Any]]
 """GPU generation to field of ``Architecture`` to value."""
 
 REFERENCE_VARIABLE = "AI_FACTORY_REFERENCE_DIR"
+SERVING_POINTS = "silicon_calibration.csv"
 
 RACKS: Mapping[str, str] = {
     "h100_sxm": "h100_sxm8",
@@ -76,15 +77,19 @@ def reference_folder() -> Path:
         SystemExit: When the environment does not name one.
     """
     folder = os.environ.get(REFERENCE_VARIABLE)
-    if not folder or not Path(folder).is_dir():
+    if not folder:
         raise SystemExit(f"error: set {REFERENCE_VARIABLE} to the folder of the reference data.")
+    if not (Path(folder) / SERVING_POINTS).is_file():
+        raise SystemExit(
+            f"error: {REFERENCE_VARIABLE}: {folder!r} has no {SERVING_POINTS}; name the folder of the reference data."
+        )
     return Path(folder)
 
 
 @functools.cache
 def measured(folder: Path) -> tuple[Measured, ...]:
     """Return every measured point of ``silicon_calibration.csv``."""
-    with (folder / "silicon_calibration.csv").open(encoding="utf-8", newline="") as file:
+    with (folder / SERVING_POINTS).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return tuple(
         Measured(

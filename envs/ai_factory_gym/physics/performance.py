@@ -7,7 +7,7 @@ and ``S`` tokens of context each (L layers, h hidden, k of E experts active, m t
   ``u = 1 - (1 - k/E)^B``, the share of the experts that some request touches
 * compute: ``m [2 k P_e B / (G F_e eta_c) + 2 P_dense b / (tp F_d eta_c) + A S b / (tp F_a eta_c)]``
 * communication: ``m L b h / eta_n x [8 (tp-1)/tp / link_tp + 3 min(k, G) (G-1)/G / link_ep  if dp > 1 and experts]``
-* fixed: ``(1 + 0.1 (m-1)) L {tau + alpha log2 tp + alpha_a2a (dp > 1, experts) + sigma b}``
+* fixed: ``(1 + mu (m-1)) L {tau r + alpha log2 tp + alpha_a2a (dp > 1, experts) + sigma b}``
 * iteration: ``sqrt(memory^2 + compute^2) + communication + fixed``; ``TPOT = iteration / a``
 
 and for a prefill worker of ``G = tp x dp x pp`` GPUs, whose attention ranks work in passes of ``chunk_tokens`` prompt tokens, per token
@@ -19,8 +19,8 @@ and for a prefill worker of ``G = tp x dp x pp`` GPUs, whose attention ranks wor
 * plus attention FLOPs, quadratic in the prompt, over ``G F_a eta_a``; ``F_a`` is a figure of its own per rack type.
 
 Compute scales with the clock, memory bandwidth does not until clocks are very low, links and host latencies never do.
-Constants are per GPU generation, in the catalogue, with their status. The coefficients fold a fixed layout into a dozen
-floats, so that the kernels need a few operations only.
+Constants are per GPU generation, in the catalogue, with their status. The coefficients fold a fixed layout into nine
+(prefill) and fifteen (decode) floats, so that kernels need few operations.
 """
 
 from __future__ import annotations
@@ -258,6 +258,14 @@ def _degree(name: str, value: int) -> int:
     return int(value)
 
 
+def _check_layout(model: Model, tp: int, pp: int) -> None:
+    """Refuse layouts that cannot be: heads are shared out evenly, and a stage has a layer at least."""
+    if model.heads % tp != 0:
+        raise ConfigError(f"tp: {tp} is not allowed; must divide the {model.heads} heads of {model.id!r}.")
+    if pp > model.layers:
+        raise ConfigError(f"pp: {pp} is not allowed; {model.id!r} has {model.layers} layers.")
+
+
 def _check_precision(model: Model, group: Group, precision: str, kv_precision: str) -> None:
     """Refuse precisions that are unknown or that the GPU has no units for."""
     if precision not in PRECISIONS:
@@ -365,6 +373,7 @@ def prefill_coefficients(
     architecture = group.architecture
     _check_precision(model, group, precision, kv_precision)
     tp, dp, pp = _degree("tp", tp), _degree("dp", dp), _degree("pp", pp)
+    _check_layout(model, tp, pp)
     chunk_tokens = _degree("chunk_tokens", chunk_tokens)
     _free_bytes_per_gpu(rack, group, model, precision, tp, dp, pp)
     gpus = tp * dp * pp
@@ -452,6 +461,7 @@ def decode_coefficients(
     architecture = group.architecture
     _check_precision(model, group, precision, kv_precision)
     tp, dp = _degree("tp", tp), _degree("dp", dp)
+    _check_layout(model, tp, 1)
     gpus = tp * dp
     if ep is not None and gpus % _degree("ep", ep) != 0:
         raise ConfigError(f"ep: {ep} is not allowed; must divide the worker's {gpus} GPUs (tp {tp} x dp {dp}).")

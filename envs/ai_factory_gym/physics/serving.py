@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ai_factory_gym.catalogue import Model, Rack
 from ai_factory_gym.catalogue import model as find_model
 from ai_factory_gym.catalogue import rack as find_rack
-from ai_factory_gym.errors import ConfigError, check_range, unknown
+from ai_factory_gym.errors import ConfigError, check_flag, check_range, unknown
 from ai_factory_gym.jit import kernel
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
@@ -256,6 +256,7 @@ def serving_point(
     concurrency = _whole("concurrency", concurrency, 1)
     decode_workers = _whole("decode_workers", decode_workers, 1)
     check_range("clock", clock, MINIMUM_CLOCK, 1.0)
+    check_flag("mtp", mtp)
     if prompt_tokens + output_tokens > model.max_context:
         raise ConfigError(
             f"prompt_tokens + output_tokens: {prompt_tokens + output_tokens} is not allowed; {model.id!r} has a "
@@ -277,6 +278,10 @@ def serving_point(
         if prefill_rack is not None or prefill_profile is not None:
             raise ConfigError(
                 "prefill_rack, prefill_profile: not allowed in aggregated mode, which has one kind of worker."
+            )
+        if len(rack.groups) > 1:
+            raise ConfigError(
+                f"mode: 'aggregated' is not allowed on {rack.id!r}, where one kind of GPU prefills and another decodes."
             )
         front, prefill_profile = rack, decode_profile
         prefill_workers, prefill_tp, prefill_dp, prefill_pp = decode_workers, decode_tp, decode_dp, 1
@@ -414,13 +419,23 @@ def _worker_layouts(largest: int) -> Iterator[tuple[int, int]]:
 
 
 def _prefill_layouts(
-    rack: Rack, model: Model, precision: str, prompt_tokens: int, profile: str | None, kv_precision: str
+    rack: Rack,
+    model: Model,
+    precision: str,
+    prompt_tokens: int,
+    profile: str | None,
+    kv_precision: str,
+    clock: float,
+    ttft_limit_s: float,
 ) -> list[tuple[int, int, int]]:
-    """Prefill layouts (tp, dp, pp) worth trying: most prompts per GPU first, then the shortest own latency."""
+    """Prefill layouts (tp, dp, pp) worth trying: those no other beats in both prompts per GPU and latency of one's own.
+
+    Pipelines are for GPUs without a link between them. Those too slow for the limit on TTFT by themselves are left out.
+    """
     group = rack.group("prefill")
     candidates: list[tuple[float, float, tuple[int, int, int]]] = []
     for tp, dp in _worker_layouts(min(group.link_domain_gpus, 16)):
-        for pp in (1, 4, 8, 16):
+        for pp in (1, 4, 8, 16) if group.link_domain_gpus < group.gpus else (1,):
             if tp * dp * pp > min(group.gpus, 16) or (pp > 1 and dp > 1):
                 continue
             try:
@@ -430,11 +445,17 @@ def _prefill_layouts(
             except ConfigError:
                 continue
             scaling_s, fixed_s = prefill_work_s(np.array(coefficients), float(prompt_tokens), float(prompt_tokens) ** 2)
-            lane_s = scaling_s + fixed_s
-            candidates.append((lane_s * coefficients.gpus / coefficients.servers_per_replica, lane_s, (tp, dp, pp)))
-    cheapest = [layout for _, _, layout in sorted(candidates)[:2]]
-    fastest = [layout for _, _, layout in sorted(candidates, key=lambda entry: entry[1])[:1]]
-    return list(dict.fromkeys([*cheapest, *fastest]))
+            lane_s = scaling_s / compute_rate(clock) + fixed_s
+            if lane_s <= ttft_limit_s:
+                gpu_s = lane_s * coefficients.gpus / coefficients.servers_per_replica
+                candidates.append((gpu_s, lane_s, (tp, dp, pp)))
+    kept: list[tuple[int, int, int]] = []
+    fastest_s = math.inf
+    for _, lane_s, layout in sorted(candidates):
+        if lane_s < fastest_s:
+            kept.append(layout)
+            fastest_s = lane_s
+    return kept
 
 
 def serving_frontier(
@@ -494,9 +515,12 @@ def serving_frontier(
     objectives = ("output_tokens_per_s_per_gpu", "output_tokens_per_joule")
     if objective not in objectives:
         raise unknown("objective", objective, objectives)
+    if isinstance(modes, str) or not modes:
+        raise ConfigError(f"modes: {modes!r} is not allowed; must be a list out of {', '.join(MODES)}.")
     for mode in modes:
         if mode not in MODES:
             raise unknown("modes", mode, MODES)
+    prompt_tokens = _whole("prompt_tokens", prompt_tokens, 1)
     if tpot_s is not None:
         if tokens_per_s_per_user is not None:
             raise ConfigError("tpot_s, tokens_per_s_per_user: give one of them, not both.")
@@ -508,7 +532,9 @@ def serving_frontier(
     fits = False
     front_layouts: list[tuple[int, int, int]] = []
     if "disaggregated" in modes:
-        front_layouts = _prefill_layouts(front, model, precision, prompt_tokens, prefill_profile, kv_precision)
+        front_layouts = _prefill_layouts(
+            front, model, precision, prompt_tokens, prefill_profile, kv_precision, clock, ttft_limit_s
+        )
 
     def evaluate(layout: dict[str, Any], users: int) -> ServingPoint:
         return serving_point(
@@ -538,7 +564,9 @@ def serving_frontier(
             refusal = error
             continue
         fits = True
-        for layout in _layouts(front, front_layouts, "aggregated" in modes and front is rack, prefill_profile):
+        for layout in _layouts(
+            front, front_layouts, "aggregated" in modes and front is rack and len(rack.groups) == 1, prefill_profile
+        ):
             layout |= {"decode_tp": tp, "decode_dp": dp}
             curve: list[ServingPoint] = []
             for exponent in range(_LARGEST_EXPONENT + 1):
@@ -556,7 +584,9 @@ def serving_frontier(
     if tokens_per_s_per_user is None:
         return _pareto([point for _, curve in curves for point in curve if point.ttft_s <= ttft_limit_s], objective)
 
-    targets = [tokens_per_s_per_user] if isinstance(tokens_per_s_per_user, (int, float)) else tokens_per_s_per_user
+    if isinstance(tokens_per_s_per_user, str):
+        raise ConfigError(f"tokens_per_s_per_user: {tokens_per_s_per_user!r} is not allowed; must be numbers.")
+    targets = np.atleast_1d(np.asarray(tokens_per_s_per_user, dtype=np.float64)).tolist()
     found: list[ServingPoint] = []
     for target in sorted(targets):
         check_range("tokens_per_s_per_user", target, 1e-3, 1e6)
