@@ -16,13 +16,14 @@ MEASUREMENTS = "InferenceX to 2026-04, MLPerf v6.1, ML.ENERGY v3"
 """What the constants are fitted to."""
 
 
-def write(path: Path, constants: Constants, source: str) -> None:
+def write(path: Path, constants: Constants, source: str, status: str = "calibrated") -> None:
     """Put constants into a file like ``racks.toml`` with status ``calibrated``, and the date into the calibration's name.
 
     Args:
         path: The file.
         constants: GPU generation to field to value.
         source: Where they come from.
+        status: How they are known.
 
     Raises:
         SystemExit: When the file has no such entry.
@@ -41,7 +42,7 @@ def write(path: Path, constants: Constants, source: str) -> None:
             entry = re.search(pattern, section, flags=re.MULTILINE)
             if entry is None:
                 raise SystemExit(f"error: {path.name}: no entry {field} under {generation}.")
-            written = f'{entry[1]}{value:.4g}{entry[2]}"calibrated"{entry[3]}"{source}"'
+            written = f'{entry[1]}{value:.4g}{entry[2]}"{status}"{entry[3]}"{source}"'
             section = section[: entry.start()] + written + section[entry.end() :]
         text = text[:begin] + section + text[end:]
     path.write_text(text, encoding="utf-8")

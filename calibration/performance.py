@@ -248,8 +248,16 @@ def table(points: Sequence[Measured], errors: Floats) -> list[str]:
 
 
 def write(constants: Constants, source: str) -> None:
-    """Put constants into ``racks.toml`` with status ``calibrated``; all else in the file stays as it is."""
-    catalogue_file.write(RACKS_PATH, constants, source)
+    """Put constants into ``racks.toml``; all else but the calibration's name stays as it is."""
+    copied = (
+        {"hopper": {field: constants["hopper"][field] for field in UNUSED_ON_HOPPER}} if "hopper" in constants else {}
+    )
+    fitted = {
+        name: {field: value for field, value in values.items() if field not in copied.get(name, {})}
+        for name, values in constants.items()
+    }
+    catalogue_file.write(RACKS_PATH, fitted, source)
+    catalogue_file.write(RACKS_PATH, copied, "as at 8 bit: Hopper has no 4-bit units", "derived")
 
 
 def main() -> None:

@@ -100,9 +100,10 @@ def describe(name: str) -> str:
         "",
         f"{'steady state':<34}{'requests/s':>12}{'MW':>9}{'x cap':>8}{'tokens/J':>10}  TPOT ms by decode pool; next limit",
         _line("SLA saturated, full clock", saturation, site, steady.at(1.01 * saturation.load_rps).binds),
-        _line("most the cap can serve", capped, site, "cap" if capped.facility_w > 0.99 * site.cap_w else "capacity"),
+        _line("most the cap can serve", capped, site, steady.cheapest(1.01 * capped.load_rps).binds or "cap"),
         _line("mean demand, best clocks", mean, site, mean.binds),
         "",
+        "next limit: prefill utilisation, tpot, kv (memory of decode) or cap",
         f"unthrottled draw at the saturating load: {saturation.facility_w / site.cap_w:.3f} x cap",
         f"mean demand: {site.demand_rps / capped.load_rps:.3f} of what the cap can serve",
     ]

@@ -10,9 +10,7 @@ conversion losses and the CPUs, NICs and fans that work when GPUs do.
 
 Collectives count as compute activity, sampling and scheduling as none, and expert weights are read at a power of their
 own (``performance.decode_iteration_s``). The fractions of TDP in the catalogue are fitted to measured draws by
-``calibration/power.py``, which prints how far off they are: with whole models left out 2.5 % of TDP in the median for
-dense models and 4 % for mixtures of experts (ML.ENERGY leaderboard v3, H100 and B200). Worst are fp8 Qwen3-235B on two
-B200 (-17 %) and curves whose power falls again at the largest batch because the host is the limit (+20 % there).
+``calibration/power.py``; ``docs/validation.md`` says how far off they are (ML.ENERGY leaderboard v3, H100 and B200).
 """
 
 from __future__ import annotations
