@@ -50,6 +50,7 @@ from ai_factory_gym.physics.performance import (
 )
 from ai_factory_gym.physics.power import gpu_power_w, power_coefficients
 from calibration import catalogue_file
+from calibration import limits as limit_curves
 from calibration.performance import GENERATIONS, Constant
 from calibration.silicon import Constants, Floats, recalibrated, reference_folder
 
@@ -334,12 +335,13 @@ def facts(constants: Constants | None = None) -> dict[str, tuple[float, float]]:
 
 
 MEASURED_LIMITS: Mapping[float, tuple[float, float]] = {
-    0.86: (0.94, 0.99),
-    0.71: (0.85, 0.97),
-    0.57: (0.60, 0.94),
-    0.43: (0.26, 0.86),
+    limit: (prefill, decode)
+    for limit, prefill, decode in zip(
+        limit_curves.MEASURED_LIMITS, limit_curves.MEASURED["prefill"], limit_curves.MEASURED["decode"], strict=True
+    )
+    if limit > 0.4
 }
-"""Power limit, share of TDP, to the performance prefill and decode keep: one consumer GPU, for the shape only."""
+"""Power limit, share of TDP, to the performance prefill and decode keep; below 0.4 it collapses."""
 
 SITE_LIMIT = 0.69
 """Provisioned power per GPU of NVIDIA's site figure, which costs 6-9 % of output per GPU (hardware_facts: power.maxlps)."""

@@ -585,6 +585,20 @@ def powered(evidence: Evidence) -> Iterator[str]:
                 cells = [f"{curve.at_limit(limit):.2f}" for limit in limits.MEASURED_LIMITS]
                 yield f"| {phase}, {find_rack(curve.rack).label}, model | " + " | ".join(cells) + " |"
     yield ""
+    excess = {
+        (phase, limit): max(curve.at_limit(limit) - measured for curve in evidence.curves if curve.phase == phase)
+        for phase, shape in limits.MEASURED.items()
+        for limit, measured in zip(limits.MEASURED_LIMITS, shape, strict=True)
+    }
+    for low, high in ((0.5, 1.0), (0.0, 0.5)):
+        at = {key: value for key, value in excess.items() if low <= key[1] < high}
+        phase, limit = max(at, key=lambda key: at[key])
+        yield (
+            f"At limits {'above' if low else 'below'} half of TDP the model keeps at most {at[phase, limit]:.2f} more than that GPU ({phase} at "
+            f"{limit:g}). "
+        )
+    yield "Whether these GPUs fall as steeply is not known; if they do, deep throttling costs more than the model says."
+    yield ""
     yield "![Performance against power limit and clock](images/validation_limits.png)"
     yield ""
 
