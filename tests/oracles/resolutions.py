@@ -59,6 +59,9 @@ class Summary:
         attainment: Share of scored requests that met both promises.
         by_class: The same of each class.
         ttft_s: p50, p90 and p99 of TTFT.
+        slowest_ttft_s: Mean TTFT of the slowest tenth of the requests. Cohorts carry the mean of their stratum, so that a
+            quantile at the edge of a stratum (0.5, 0.9) can lie on either side of it, and this mean cannot.
+        prompt_tokens_met: Share of prompt tokens whose requests met both promises, by the mean prompts of the classes.
         tpot_s: Mean TPOT.
         energy_j: Facility energy of the scored time.
         rejected: Share turned away.
@@ -68,6 +71,8 @@ class Summary:
     attainment: float
     by_class: Floats
     ttft_s: tuple[float, float, float]
+    slowest_ttft_s: float
+    prompt_tokens_met: float
     tpot_s: float
     energy_j: float
     rejected: float
@@ -160,12 +165,16 @@ def run(setup: Setup, grain: str, demand: Demand) -> Summary:
     log = log[np.argsort(log[:, Log.TTFT_S])]
     upto = np.cumsum(log[:, Log.COUNT])
     quantiles = [float(log[np.searchsorted(upto, q * upto[-1]), Log.TTFT_S]) for q in (0.5, 0.9, 0.99)]
+    slowest = np.clip(upto - 0.9 * upto[-1], 0.0, log[:, Log.COUNT])
     counters = engine.state.cls[0]
     arrived = counters[:, Class.ARRIVED]
+    prompts = np.array([cls.prompt.mean() for cls in served_classes(setup.site)])
     return Summary(
         attainment=float(counters[:, Class.MET].sum() / arrived.sum()),
         by_class=counters[:, Class.MET] / arrived,
         ttft_s=(quantiles[0], quantiles[1], quantiles[2]),
+        slowest_ttft_s=float(slowest @ log[:, Log.TTFT_S] / slowest.sum()),
+        prompt_tokens_met=float(prompts @ counters[:, Class.MET] / (prompts @ arrived)),
         tpot_s=float(counters[:, Class.TPOT_SUM_S].sum() / counters[:, Class.TPOT_COUNT].sum()),
         energy_j=energy_j,
         rejected=float(counters[:, Class.REJECTED].sum() / arrived.sum()),
