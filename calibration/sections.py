@@ -595,7 +595,7 @@ def powered(evidence: Evidence) -> Iterator[str]:
         phase, limit = max(at, key=lambda key: at[key])
         yield (
             f"At limits {'above' if low else 'below'} half of TDP the model keeps at most {at[phase, limit]:.2f} more than that GPU ({phase} at "
-            f"{limit:g}). "
+            f"{limit:g})."
         )
     yield "Whether these GPUs fall as steeply is not known; if they do, deep throttling costs more than the model says."
     yield ""
