@@ -128,7 +128,7 @@ def present() -> Floats:
     return np.log(values)
 
 
-def _robust(scaled: Floats) -> Floats:
+def robust(scaled: Floats) -> Floats:
     """Soften errors in units of their spread: square below one, linear above; the root, as least squares squares it again."""
     return np.sign(scaled) * np.sqrt(2.0 * (np.sqrt(1.0 + scaled**2) - 1.0))
 
@@ -153,9 +153,9 @@ def fit(
 
     def residuals(variables: Floats) -> Floats:
         constants = constants_of(variables)
-        parts = [_robust(log_errors(points, constants)[:, :2] * weight).ravel(), (variables - _PRIOR) / _SPREAD]
+        parts = [robust(log_errors(points, constants)[:, :2] * weight).ravel(), (variables - _PRIOR) / _SPREAD]
         if submissions:
-            parts.append(_robust(mlperf.log_errors(submissions, constants) / MLPERF_SPREAD).ravel())
+            parts.append(robust(mlperf.log_errors(submissions, constants) / MLPERF_SPREAD).ravel())
         return np.concatenate(parts)
 
     found = least_squares(residuals, start, bounds=(_LOW, _HIGH), diff_step=1e-3, max_nfev=evaluations)

@@ -51,7 +51,7 @@ from ai_factory_gym.physics.performance import (
 from ai_factory_gym.physics.power import gpu_power_w, power_coefficients
 from calibration import catalogue_file
 from calibration import limits as limit_curves
-from calibration.performance import GENERATIONS, Constant
+from calibration.performance import GENERATIONS, Constant, robust
 from calibration.silicon import Constants, Floats, recalibrated, reference_folder
 
 FILE = "mlenergy_power_fits.csv"
@@ -417,13 +417,11 @@ def fit(draws: Sequence[Draw], *, evaluations: int = 20) -> dict[str, dict[str, 
 
     def residuals(variables: Floats) -> Floats:
         constants = constants_of(variables)
-        scaled = errors(used, predictions(used, constants)) / SPREAD
-        # Square below one spread, linear above: the square root, because least squares squares it again.
-        robust = np.sign(scaled) * np.sqrt(2.0 * (np.sqrt(1.0 + scaled**2) - 1.0))
+        off = robust(errors(used, predictions(used, constants)) / SPREAD)
         known = [residual for _, residual in facts(constants).values()]
         by_generation = variables.reshape(len(GENERATIONS), -1)
         tie = (by_generation - by_generation.mean(axis=0)) / (TIE / math.sqrt(2.0))
-        return np.concatenate([robust, known, (variables - _PRIOR) / _SPREADS, tie.ravel()])
+        return np.concatenate([off, known, (variables - _PRIOR) / _SPREADS, tie.ravel()])
 
     found = least_squares(residuals, _PRIOR, bounds=(_LOW, _HIGH), diff_step=1e-3, max_nfev=evaluations)
     return constants_of(np.asarray(found.x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,7 @@ pytest.importorskip("tqdm")
 
 from calibration import evidence, frontier, limits, silicon, validation
 from calibration.frontier import Configuration, Published
-
-REFERENCE = os.environ.get(silicon.REFERENCE_VARIABLE)
-needs_reference = pytest.mark.skipif(
-    not REFERENCE, reason=f"{silicon.REFERENCE_VARIABLE} names no folder of reference data"
-)
+from tests.reference import needs_reference
 
 # Measured speed and output, predicted speed and output.
 SLOW = Configuration(30.0, 500.0, 32.0, 480.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,7 @@ from ai_factory_gym.physics.performance import (
 )
 from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, rack_power_w
 from calibration import catalogue_file, mlperf, power, silicon
-
-REFERENCE = os.environ.get(silicon.REFERENCE_VARIABLE)
-needs_reference = pytest.mark.skipif(
-    not REFERENCE, reason=f"{silicon.REFERENCE_VARIABLE} names no folder of reference data"
-)
+from tests.reference import needs_reference
 
 
 def draws() -> tuple[power.Draw, ...]:

@@ -1,9 +1,8 @@
-"""Serving points: against measured silicon, against frozen predictions, and against their own balance equations."""
+"""Serving points: against frozen predictions, and against their own balance equations (measured ones: test_calibration)."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,67 +16,9 @@ from ai_factory_gym import catalogue
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.physics.performance import decode_coefficients
 from ai_factory_gym.physics.serving import MODES, ServingPoint, serving_frontier, serving_point
-from calibration import silicon
 from tests import golden
 
 R1 = "deepseek-r1"
-needs_reference = pytest.mark.skipif(
-    not os.environ.get(silicon.REFERENCE_VARIABLE),
-    reason=f"{silicon.REFERENCE_VARIABLE} is not set: no measured points",
-)
-
-Errors = dict[str, np.ndarray]
-
-
-@cache
-def measured() -> tuple[silicon.Measured, ...]:
-    return silicon.measured(silicon.reference_folder())
-
-
-@cache
-def relative_errors() -> Errors:
-    """Absolute relative error of each measured point, by quantity, shape (points,)."""
-    errors = np.abs(np.expm1(silicon.log_errors(measured())))
-    return dict(zip(("tpot_s", "ttft_s", "output_tokens_per_s_per_gpu"), errors.T, strict=True))
-
-
-@needs_reference
-def test_measured_points_are_met_in_the_median(capsys: pytest.CaptureFixture[str]) -> None:
-    errors, points = relative_errors(), measured()
-    assert len(points) == 745
-    groups: dict[str, np.ndarray] = {"all": np.ones(len(points), bool)}
-    for kind in (
-        [point.lengths for point in points],
-        [point.group for point in points],
-        ["mtp" if point.arguments["mtp"] else "no mtp" for point in points],
-    ):
-        groups |= {label: np.array(kind) == label for label in sorted(set(kind))}
-    with capsys.disabled():
-        print(f"\n{'|error| median / mean / p90, %':48s}{'n':>4s}" + "".join(f"{name:>28s}" for name in errors))
-        for label, mask in groups.items():
-            cells = ""
-            for values in errors.values():
-                chosen = 100 * values[mask]
-                cells += f"{np.median(chosen):12.1f}{chosen.mean():8.1f}{np.quantile(chosen, 0.9):8.1f}"
-            print(f"{label:48s}{mask.sum():4d}{cells}")
-    assert np.median(errors["tpot_s"]) <= 0.10
-    assert np.median(errors["output_tokens_per_s_per_gpu"]) <= 0.11
-    assert np.median(errors["ttft_s"]) <= 0.45
-    assert errors["tpot_s"].mean() <= 0.14
-    assert np.quantile(errors["tpot_s"], 0.9) <= 0.28
-
-
-@needs_reference
-@pytest.mark.parametrize("system", silicon.RACKS)
-def test_no_system_is_off(system: str) -> None:
-    mask = np.array([point.system == system for point in measured()])
-    assert np.median(relative_errors()["tpot_s"][mask]) <= 0.15
-
-
-@needs_reference
-def test_every_measured_layout_fits_the_memory() -> None:
-    for point in measured():
-        assert silicon.predict(point).gpus == point.gpus
 
 
 @pytest.mark.parametrize("row", golden.rows(), ids=lambda row: f"{row['rack']} {row['model']} {row['prompt_tokens']}")
