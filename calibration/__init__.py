@@ -4,3 +4,9 @@ Needs the reference data: a folder with ``silicon_calibration.csv``, ``hardware_
 named by ``AI_FACTORY_REFERENCE_DIR``, and the extras ``dev``, ``eval`` and
 ``plot``. The data are not part of the repository.
 """
+
+import importlib.util
+
+_MISSING = [name for name in ("matplotlib", "scipy", "tqdm", "yaml") if importlib.util.find_spec(name) is None]
+if _MISSING:
+    raise SystemExit(f"error: calibration needs {', '.join(_MISSING)}: pip install -e '.[train,plot,dev]'")
