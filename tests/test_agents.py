@@ -16,8 +16,10 @@ import pytest
 import yaml
 
 import ai_factory_gym  # noqa: F401  registers the tasks
+from ai_factory_gym.engine.layout import Site
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.evaluation import TRAINING_SEEDS, evaluate, read_csv
+from ai_factory_gym.factory import BREAKER_S
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
 torch = pytest.importorskip("torch")
@@ -109,10 +111,10 @@ def actions(steps: int, rows: int, size: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------- adapter
 
 
-@pytest.mark.parametrize("shards", [(3,), (2, 1)])
-def test_rows_are_single_environments_and_ends_are_time_limits(shards: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_are_single_environments_and_ends_are_time_limits(threads: int) -> None:
     steps = 4
-    venv = FactoryVecEnv([vector(rows, horizon_s=60.0 * steps) for rows in shards])
+    venv = FactoryVecEnv(vector(3, horizon_s=60.0 * steps, threads=threads))
     venv.seed(40)
     seen = venv.reset()
     acted = actions(steps + 2, 3, venv.action_space.shape[0])  # type: ignore[index]
@@ -143,7 +145,7 @@ def test_a_tripped_breaker_is_no_time_limit() -> None:
     venv = FactoryVecEnv(env)
     venv.seed(0)
     venv.reset()
-    env.factory.terminated = lambda rows: np.ones(len(rows), dtype=np.bool_)  # type: ignore[method-assign]
+    env.fleet.first.engine.state.site[0, Site.LONGEST_OVERDRAW_S] = BREAKER_S + 1.0
     _, _, dones, infos = venv.step(np.zeros((1, *venv.action_space.shape), dtype=np.float32))  # type: ignore[misc]
     assert dones[0] and infos[0]["TimeLimit.truncated"] is False
     venv.close()
@@ -180,8 +182,6 @@ def test_adapter_refuses_what_it_cannot_do() -> None:
     env = vector(2)
     with pytest.raises(ConfigError, match="multiples of the control interval"):
         draw_windows(0, 1, (0.5, 0.755), 60.0)
-    with pytest.raises(ConfigError, match="none given"):
-        FactoryVecEnv([])
     venv = FactoryVecEnv(env)
     assert venv.get_attr("render_mode") == [None, None]
     assert venv.env_is_wrapped(gymnasium.Wrapper) == [False, False]
@@ -232,19 +232,19 @@ def test_residual_corrects_the_rule_and_shows_what_it_would_do() -> None:
         assert venv.observation_space.contains(seen[0])
         # The action taken is shown by the environment itself.
         taken = infos[0]["terminal_observation"][:wrapped] if dones[0] else seen[0, :wrapped]
-        place = inner.shards[0].observation_layout.slices["previous_action"]
+        place = inner.env.observation_layout.slices["previous_action"]
         assert taken[place] == pytest.approx(0.01 * ((step - 1) % 3) + 0.1)
     venv.close()
 
 
 def test_a_residual_of_zero_earns_what_the_rule_earns() -> None:
     windows = draw_windows(3, 5, (0.05, 0.1), 60.0)
-    inner = FactoryVecEnv([vector(2, start_time_s="random"), vector(1, start_time_s="random")], windows=windows)
+    inner = FactoryVecEnv(vector(3, start_time_s="random"), windows=windows)
     rule = CountingRule(inner.action_space.shape[0])  # type: ignore[index]
     reference = rule_rewards(inner, rule)
     assert reference.shape == (5, max(round(window.horizon_s / 60.0) for window in windows))
     venv = ResidualVecEnv(inner, rule, 0.5, ["clock"], reference)
-    assert venv.action_space.shape == (len(inner.shards[0].pools),)
+    assert venv.action_space.shape == (len(inner.env.pools),)
     venv.seed(0)
     venv.reset()
     for _ in range(15):

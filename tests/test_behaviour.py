@@ -253,5 +253,5 @@ def test_waiting_for_the_last_fates_costs_nothing(resolution: str) -> None:
             late += 1
             assert info["reward_terms/energy"] == info["reward_terms/cap"] == info["reward_terms/brake"] == 0.0
     assert late >= 2
-    spec = core._reward_spec
-    assert energy == pytest.approx(-spec.lambda_tokens_per_joule * info["energy_j"] / spec.scale_tokens, rel=1e-9)
+    price, scale_tokens = core._episodes.price[0], core._constants.scale_tokens
+    assert energy == pytest.approx(-price * info["energy_j"] / scale_tokens, rel=1e-9)

@@ -86,23 +86,25 @@ def empty_state() -> State:
     )
 
 
+@pytest.mark.parametrize("grain", ["request", "cohort"])
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(
+    operations=st.lists(
         st.tuples(st.sampled_from([0.0, 0.25, 1.0, 1.0, 40.5, DAYS - 0.5, DAYS, 3.0 * DAYS + 0.75]), st.booleans()),
         max_size=60,
     )
 )
 def test_calendar_gives_cohorts_in_order_of_finish_then_slot(
-    empty_state: State, operations: list[tuple[float, bool]]
+    empty_state: State, grain: str, operations: list[tuple[float, bool]]
 ) -> None:
+    small = params(grain)
     clear_row(empty_state, 0)
     ints = empty_state.pool_int[0, 0]
     inside: list[tuple[float, int]] = []
     clock = 0.0
 
     def take() -> float:
-        calendar.find_next(empty_state, 0, 0)
+        calendar.find_next(small, empty_state, 0, 0)
         first = min(inside)
         assert empty_state.heap_key[0, 0, 1, 0] == first[0]
         assert calendar.take_next(empty_state, 0, 0) == first[1]
@@ -111,7 +113,7 @@ def test_calendar_gives_cohorts_in_order_of_finish_then_slot(
         return first[0]
 
     for slot, (span, early) in enumerate(operations):
-        calendar.schedule(empty_state, 0, 0, slot, clock + span)
+        calendar.schedule(small, empty_state, 0, 0, slot, clock + span)
         inside.append((clock + span, slot))
         if early:
             clock = take()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ from ai_factory_gym.evaluation import (
     evaluate,
     write_csv,
 )
+from ai_factory_gym.fleet import usable_cores
 from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
@@ -241,23 +241,20 @@ def make_training_env(settings: Settings, rows: int, rule: Any) -> tuple[VecEnv,
     Returns:
         The environments, and the residual wrapper among them, if any, whose reference is still to be set.
     """
-    threads = min(settings.rollout_threads, os.cpu_count() or 1, rows)
-    shards = []
-    for part in np.array_split(np.arange(rows), threads):
-        made = gymnasium.make_vec(
-            settings.task,
-            num_envs=len(part),
-            vectorization_mode="vector_entry_point",
-            autoreset_mode="SameStep",
-            scenario="diurnal",
-            start_time_s="random",
-            miss_weight=settings.miss_weight,
-        ).unwrapped
-        assert isinstance(made, AIFactoryVectorEnv)
-        shards.append(made)
+    made = gymnasium.make_vec(
+        settings.task,
+        num_envs=rows,
+        vectorization_mode="vector_entry_point",
+        autoreset_mode="SameStep",
+        threads=min(settings.rollout_threads, usable_cores(), rows),
+        scenario="diurnal",
+        start_time_s="random",
+        miss_weight=settings.miss_weight,
+    ).unwrapped
+    assert isinstance(made, AIFactoryVectorEnv)
     count = settings.windows or (WINDOWS_FREE if rule is None else WINDOWS_WITH_RULE)
-    windows = draw_windows(settings.seed, count, settings.window_hours, shards[0].task.control_interval_s)
-    inner = FactoryVecEnv(shards, windows=windows)
+    windows = draw_windows(settings.seed, count, settings.window_hours, made.task.control_interval_s)
+    inner = FactoryVecEnv(made, windows=windows)
     residual = None if rule is None else ResidualVecEnv(inner, rule, settings.residual_scale, settings.residual_levers)
     return VecMonitor(residual or inner), residual
 

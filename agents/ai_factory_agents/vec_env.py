@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from ai_factory_agents.policies.residual import corrected_places, residual_action, residual_observation
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.evaluation import TRAINING_SEEDS
-from ai_factory_gym.levers import check_action
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
 Array = NDArray[Any]
@@ -68,42 +66,29 @@ class FactoryVecEnv(VecEnv):
 
     A row that ends carries in its info the ``terminal_observation``, ``TimeLimit.truncated`` (an episode that reaches
     its horizon is not over, so its value is bootstrapped) and the episode's final figures; the info of every other row
-    is an empty dictionary, because building them all would cost an eighth of the step.
+    is an empty dictionary, because building them all would cost as much as the step.
 
     Args:
-        env: The vector environment, or several of the same task, which are stepped side by side in threads. Row i of
-            all gets seed + i, so the result does not depend on how rows are divided.
+        env: The vector environment; it must not be stepped by anybody else.
         windows: Episodes to choose from; every episode is one of them, drawn at random. None goes on with each row's own
             random stream and the task's horizon, as the vector environment does.
 
     Attributes:
         window: Index of each row's window, int64[rows].
         elapsed: Steps of each row's episode so far, int64[rows].
-
-    Raises:
-        ConfigError: When the environments are of different tasks.
     """
 
-    def __init__(
-        self, env: AIFactoryVectorEnv | Sequence[AIFactoryVectorEnv], *, windows: Sequence[Window] | None = None
-    ) -> None:
-        """Take the environments over; they must not be stepped by anybody else."""
-        self.shards = [env] if isinstance(env, AIFactoryVectorEnv) else list(env)
-        if not self.shards:
-            raise ConfigError("env: none given; at least one vector environment is needed.")
-        first = self.shards[0]
-        for shard in self.shards[1:]:
-            if shard.observation_layout.slices != first.observation_layout.slices or shard.task.site != first.task.site:
-                raise ConfigError("env: the vector environments are of different tasks.")
+    def __init__(self, env: AIFactoryVectorEnv, *, windows: Sequence[Window] | None = None) -> None:
+        """Take the environment over."""
+        self.env = env
         self.windows = windows
-        self._first_row = np.cumsum([0, *(shard.num_envs for shard in self.shards)])
-        rows = int(self._first_row[-1])
-        self._pool = ThreadPoolExecutor(len(self.shards)) if len(self.shards) > 1 else None
+        rows = env.num_envs
         self._generators = [np.random.default_rng() for _ in range(rows)]
         self.window: Array = np.zeros(rows, dtype=np.int64)
         self.elapsed: Array = np.zeros(rows, dtype=np.int64)
-        self._actions: Array = np.zeros((rows, first.action_layout.size))
-        super().__init__(rows, first.single_observation_space, first.single_action_space)
+        self._all = np.arange(rows)
+        self._actions: Array = np.zeros((rows, env.action_layout.size))
+        super().__init__(rows, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> VecEnvObs:
         """Start every row; seeds given to ``seed`` and options given to ``set_options`` are used once.
@@ -129,67 +114,51 @@ class FactoryVecEnv(VecEnv):
         return self._start([window.seed for window in drawn], [{"horizon_s": window.horizon_s} for window in drawn])
 
     def _start(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> Array:
-        observations = np.zeros((self.num_envs, self.shards[0].observation_layout.size), dtype=np.float32)
-        for index, shard in enumerate(self.shards):
-            rows = slice(int(self._first_row[index]), int(self._first_row[index + 1]))
-            shard.reset(seed=list(seeds[rows]), options=_by_key(options[rows]))
-            for place in range(shard.num_envs):
-                self.reset_infos[rows.start + place] = dict(shard.factory.info(place))
-            shard.factory.observe(np.arange(shard.num_envs), observations[rows])
+        observations, _ = self.env.reset(seed=list(seeds), options=_by_key(options))
+        outcome = self.env.fleet.new_outcome()
+        self.env.fleet.report(self._all, outcome)
+        self.reset_infos = [dict(self.env.fleet.info(outcome, row)) for row in range(self.num_envs)]
         self.elapsed[:] = 0
         return observations
 
     def step_async(self, actions: Array) -> None:
         """Keep the actions, float[rows, actions] in [-1, 1], for ``step_wait``."""
-        self._actions = check_action(actions, self._actions.shape)
+        self._actions = self.env.fleet.first.check(actions, self._actions.shape)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Run one control step of every row and start those again that ended."""
-        shards = range(len(self.shards))
-        parts = list(map(self._step_shard, shards) if self._pool is None else self._pool.map(self._step_shard, shards))
-        observations, rewards, dones = (np.concatenate([part[k] for part in parts]) for k in range(3))
-        return observations, rewards, dones, [info for part in parts for info in part[3]]
-
-    def _step_shard(self, index: int) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
-        """Step one vector environment."""
-        shard = self.shards[index]
-        factory = shard.factory
-        first = int(self._first_row[index])
-        rows = np.arange(shard.num_envs)
-        factory.step(rows, self._actions[first : first + len(rows)])
-        self.elapsed[first : first + len(rows)] += 1
-        rewards = factory.rewards(rows).astype(np.float32)
-        terminated = factory.terminated(rows)
-        done = terminated | factory.truncated(rows)
-        observations = np.zeros((len(rows), shard.observation_layout.size), dtype=np.float32)
-        factory.observe(rows, observations)
-        infos: list[dict[str, Any]] = [{} for _ in rows]
+        fleet = self.env.fleet
+        outcome = fleet.new_outcome()
+        fleet.step(self._all, self._actions, outcome)
+        self.elapsed += 1
+        done = outcome.terminated | outcome.truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if done.any():
             ended = np.flatnonzero(done)
             for row in ended:
                 infos[row] = {
-                    **factory.info(int(row)),
-                    "terminal_observation": observations[row].copy(),
-                    "TimeLimit.truncated": not bool(terminated[row]),
+                    **fleet.info(outcome, int(row)),
+                    "terminal_observation": outcome.observation[row].copy(),
+                    "TimeLimit.truncated": not bool(outcome.terminated[row]),
                 }
-            self._begin_again(shard, first, done)
-            factory.observe(rows, observations)
-        return observations, rewards, done, infos
+            self._begin_again(done)
+            fleet.report(ended, outcome)
+        return outcome.observation, outcome.reward.astype(np.float32), done, infos
 
-    def _begin_again(self, shard: AIFactoryVectorEnv, first: int, done: Array) -> None:
+    def _begin_again(self, done: Array) -> None:
         """Start rows again."""
-        self.elapsed[first : first + len(done)][done] = 0
+        self.elapsed[done] = 0
         if self.windows is None:
-            shard.reset(options={"reset_mask": done})
+            self.env.reset(options={"reset_mask": done})
             return
         seeds: list[int | None] = [None] * len(done)
         # Rows that go on need some value in the list; it is not used.
-        horizons = [shard.task.horizon_s] * len(done)
+        horizons = [self.env.task.horizon_s] * len(done)
         for row in np.flatnonzero(done):
-            index = self._draw(first + int(row))
-            self.window[first + row] = index
+            index = self._draw(int(row))
+            self.window[row] = index
             seeds[row], horizons[row] = self.windows[index]
-        shard.reset(seed=seeds, options={"reset_mask": done, "horizon_s": horizons})
+        self.env.reset(seed=seeds, options={"reset_mask": done, "horizon_s": horizons})
 
     def _draw(self, row: int) -> int:
         """Draw a row's next window."""
@@ -197,22 +166,18 @@ class FactoryVecEnv(VecEnv):
         return int(self._generators[row].integers(len(self.windows)))
 
     def close(self) -> None:
-        """Close the environments."""
-        if self._pool is not None:
-            self._pool.shutdown()
-        for shard in self.shards:
-            shard.close()
+        """Close the environment."""
+        self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute of the environments, once per row."""
-        return [getattr(self._shard_of(row), attr_name) for row in self._get_indices(indices)]
+        """Return an attribute of the environment, once per row."""
+        return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the environments; rows share one, so it cannot be set for some of them."""
+        """Set an attribute of the environment; rows share it, so it cannot be set for some of them."""
         if indices is not None:
             raise ConfigError(f"set_attr: {attr_name!r} cannot be set for single rows: rows share one environment.")
-        for shard in self.shards:
-            setattr(shard, attr_name, value)
+        setattr(self.env, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -226,15 +191,12 @@ class FactoryVecEnv(VecEnv):
             raise AttributeError(
                 f"{method_name!r}: rows are not environments of their own; only 'render' can be called."
             )
-        pictures = [picture for shard in self.shards for picture in (shard.render() or [None] * shard.num_envs)]
+        pictures = self.env.render() or (None,) * self.num_envs
         return [pictures[row] for row in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
         """Return False for every row: rows have no wrappers."""
         return [False for _ in self._get_indices(indices)]
-
-    def _shard_of(self, row: int) -> AIFactoryVectorEnv:
-        return self.shards[int(np.searchsorted(self._first_row, row, side="right")) - 1]
 
 
 class ResidualVecEnv(VecEnvWrapper):
@@ -267,7 +229,7 @@ class ResidualVecEnv(VecEnvWrapper):
         wider = spaces.Box(
             np.concatenate([seen.low, acted.low]), np.concatenate([seen.high, acted.high]), dtype=np.float32
         )
-        slices = venv.shards[0].action_layout.slices
+        slices = venv.env.action_layout.slices
         self.places = corrected_places(slices, tuple(slices) if levers is None else levers)
         narrower = spaces.Box(-1.0, 1.0, self.places.shape, np.float32)
         super().__init__(venv, observation_space=wider, action_space=narrower)
@@ -315,7 +277,7 @@ def rule_rewards(venv: FactoryVecEnv, rule: Any) -> Array:
         rule: As in ``ResidualVecEnv``.
     """
     assert venv.windows is not None
-    interval_s = venv.shards[0].task.control_interval_s
+    interval_s = venv.env.task.control_interval_s
     lengths = np.array([round(window.horizon_s / interval_s) for window in venv.windows])
     earned = np.zeros((len(lengths), int(lengths.max())), dtype=np.float32)
     # Windows of about one length side by side: a row whose window has ended idles until the longest has.

@@ -8,10 +8,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from ai_factory_gym.engine.layout import Array
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.factory import Factory
-from ai_factory_gym.levers import ActionLayout, check_action
+from ai_factory_gym.levers import ActionLayout
 from ai_factory_gym.observation import LIMIT, ObservationLayout
 from ai_factory_gym.sites import PoolConfig
 from ai_factory_gym.task import Task, task_from
@@ -145,17 +144,21 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """Start an episode; see the class for ``options``."""
         super().reset(seed=seed)
         self.factory.begin([0], [self.np_random], [options])
-        return self._observe(), self.factory.info(0)
+        outcome = self.factory.new_outcome()
+        self.factory.report(self._row, outcome)
+        return outcome.observation[0], self.factory.info(outcome, 0)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run one control step."""
-        self.factory.step(self._row, check_action(action, (self.action_layout.size,))[None])
+        factory = self.factory
+        outcome = factory.new_outcome()
+        factory.step(self._row, factory.check(action, (self.action_layout.size,)), outcome)
         return (
-            self._observe(),
-            float(self.factory.rewards(self._row)[0]),
-            bool(self.factory.terminated(self._row)[0]),
-            bool(self.factory.truncated(self._row)[0]),
-            self.factory.info(0),
+            outcome.observation[0],
+            float(outcome.reward[0]),
+            bool(outcome.terminated[0]),
+            bool(outcome.truncated[0]),
+            factory.info(outcome, 0),
         )
 
     def render(self) -> str | None:
@@ -175,8 +178,3 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         factory, generator = saved if isinstance(saved, tuple) and len(saved) == 2 else (saved, {})
         self.factory.restore(factory)
         self.np_random.bit_generator.state = generator
-
-    def _observe(self) -> Array:
-        out = np.zeros((1, self.observation_layout.size), dtype=np.float32)
-        self.factory.observe(self._row, out)
-        return out[0]

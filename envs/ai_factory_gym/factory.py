@@ -12,14 +12,26 @@ from typing import Any
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from ai_factory_gym.engine.layout import Array, CapStep, Class, Purpose, Site
+from ai_factory_gym.control_step import (
+    FRESH,
+    Constants,
+    Episodes,
+    Outcome,
+    new_episodes,
+    new_outcome,
+    outside,
+    report_rows,
+    step_rows,
+)
+from ai_factory_gym.engine.kernel import DONE
+from ai_factory_gym.engine.layout import Array, CapStep, Purpose
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
-from ai_factory_gym.levers import ActionLayout
-from ai_factory_gym.metrics import Info, build_info
-from ai_factory_gym.observation import ObservationLayout, lay_out, observe_rows, reference_scales
+from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
+from ai_factory_gym.metrics import Info, info_keys
+from ai_factory_gym.observation import ObservationLayout, lay_out, reference_scales
 from ai_factory_gym.params import build_params, check_cap, reference_batch
-from ai_factory_gym.reward import RUNNING_TERMS, TERMS, RewardSpec, reward_function
+from ai_factory_gym.reward import TERMS, energy_price_factor
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.task import DAY_S, Task
 from ai_factory_gym.workload.demand import mean_path, rate_path
@@ -46,10 +58,6 @@ def check_options(options: Any) -> None:
     check_keys("options", options or {}, required=(), optional=RESET_OPTIONS)
 
 
-_ROW_ARRAYS = ("_actions", "_start_s", "_horizon_s", "_closed", "_scored", "_price", "_terms")
-"""What a snapshot holds beside the engine's arrays."""
-
-
 @dataclass(frozen=True)
 class FactorySnapshot:
     """Everything that changes in a factory.
@@ -57,12 +65,12 @@ class FactorySnapshot:
     Attributes:
         made_for: ``Factory.digest`` of the factory it came from.
         engine: State of the engine.
-        arrays: What the factory itself remembers.
+        episodes: What each row's episode is.
     """
 
     made_for: str
     engine: Snapshot
-    arrays: tuple[Array, ...]
+    episodes: Episodes
 
 
 class Factory:
@@ -114,23 +122,25 @@ class Factory:
             price=task.site.electricity_usd_per_mwh / 100.0,
             carbon=task.site.carbon_g_per_kwh / 500.0,
         )
-        self._constants = (
-            self.observation_layout.base_cap_w,
-            self.observation_layout.tpot_s,
-            self.observation_layout.price,
-            self.observation_layout.carbon,
+        self.info_keys = info_keys(tuple(cls.name for cls in self.classes))
+        self._constants = Constants(
+            clock_min=task.site.clock_min,
+            scale_tokens=self._nominal_tokens(),
+            miss_weight=float(task.miss_weight),
+            usd_per_mwh=float(task.site.electricity_usd_per_mwh),
+            g_per_kwh=float(task.site.carbon_g_per_kwh),
+            breaker_s=math.inf if task.site.brake.enabled else BREAKER_S,
+            drain_s=DRAIN_LIMIT_S if task.drain else 0.0,
         )
-        self._reward = reward_function(task.reward)
-        self._reward_spec = RewardSpec(task.reward, task.energy_price, self._nominal_tokens(), task.miss_weight)
-        self._names = tuple(cls.name for cls in self.classes)
-        self._targets = tuple(cls.attainment_target for cls in self.classes)
-        self._actions = np.zeros((rows, self.action_layout.size))
-        self._start_s = np.zeros(rows)
-        self._horizon_s = np.full(rows, task.horizon_s)
-        self._closed = np.zeros(rows, dtype=np.bool_)
-        self._scored = np.ones(rows, dtype=np.bool_)
-        self._price = np.full(rows, task.energy_price)
-        self._terms = np.zeros((rows, len(TERMS)))
+        # Plain tuples: what a kernel is handed at every step.
+        self._fixed_arrays = (self.action_layout.arrays, self.observation_layout.scales)
+        self._fixed_numbers = (self.observation_layout.constants, tuple(self._constants))
+        decision = no_decision(rows, self.params.capacity.shape[1], len(self.pools))
+        self._decision = (decision.bias, decision.ceiling, decision.power_limit_w, decision.racks)
+        self._params_arrays = tuple(self.params)
+        self._status = np.zeros(rows, dtype=np.int64)
+        self._episodes = new_episodes(rows, self.action_layout.size, len(TERMS))
+        self._episodes.price[:] = energy_price_factor(task.reward) * task.energy_price
         self._begun: set[int] = set()
 
     @functools.cached_property
@@ -183,9 +193,9 @@ class Factory:
             check_options(chosen)
         for row, generator, chosen in zip(rows, generators, options, strict=True):
             self.engine.begin(row, self._draw_episode(row, generator, dict(chosen or {})))
-            self._actions[row] = 0.0
-            self._closed[row] = False
-            self._scored[row] = True
+            self._episodes.action[row] = 0.0
+            self._episodes.closed[row] = False
+            self._episodes.scored[row] = True
             self._begun.add(row)
         index = np.asarray(rows, dtype=np.int64)
         neutral = self.action_layout.decide(np.zeros((len(index), self.action_layout.size)))
@@ -193,7 +203,7 @@ class Factory:
             self.engine.step(index, neutral)
         for row in rows:
             self.engine.open_window(row)
-            self._terms[row] = 0.0
+            self._episodes.terms[row] = 0.0
 
     def _draw_episode(self, row: int, generator: np.random.Generator, options: dict[str, Any]) -> Episode:
         """Draw everything an episode meets; nothing here depends on what the operator will do."""
@@ -220,9 +230,9 @@ class Factory:
         start_s = options.get("start_time_s", drawn if task.start_time_s is None else task.start_time_s)
         check_range("options: start_time_s", start_s, 0.0, DAY_S, "s")
         streams = dict(zip(Purpose, generator.spawn(len(Purpose)), strict=True))
-        self._start_s[row] = start_s
-        self._horizon_s[row] = horizon_s
-        self._price[row] = task.lambda_for(chosen)
+        self._episodes.start_s[row] = start_s
+        self._episodes.horizon_s[row] = horizon_s
+        self._episodes.price[row] = energy_price_factor(task.reward) * task.lambda_for(chosen)
         path_start_s = -task.warmup_s
         minutes = math.ceil((task.warmup_s + horizon_s + DRAIN_LIMIT_S) / 60.0)
         rate, hazard = self._demand(streams[Purpose.RATES], chosen, start_s + path_start_s, minutes, demand)
@@ -265,81 +275,87 @@ class Factory:
         valley = (high - curve) / (high - low) if high > low * (1.0 + 1e-9) else np.ones(minutes)
         return rate, RELEASE_PER_HOUR / 3600.0 * np.clip(valley, 0.0, 1.0)
 
-    def step(self, rows: Array, actions: Array) -> None:
-        """Run one control step; rows that pass their horizon close their scored window.
+    # ---------------------------------------------------------------------------------------------------- steps
+
+    def check(self, actions: Any, shape: tuple[int, ...]) -> Array:
+        """Return actions as float64 of the given shape; refuse what is not in [-1, 1] (ConfigError)."""
+        checked = as_actions(actions, shape)
+        if outside(checked.reshape(-1, self.action_layout.size)):
+            refuse_actions(checked)
+        return checked
+
+    def new_outcome(self) -> Outcome:
+        """Return room for what a step of all rows gives back."""
+        return new_outcome(self.rows, self.observation_layout.size, len(self.info_keys))
+
+    def step(self, rows: Array, actions: Array, outcome: Outcome) -> None:
+        """Run one control step of rows; those that pass their horizon close their scored window.
 
         Args:
             rows: int64[n].
             actions: float64[n, actions], checked.
+            outcome: What the step gives back, written for these rows.
         """
-        self._need_episodes()
-        self._actions[rows] = actions
-        self.engine.step(rows, self.action_layout.decide(actions))
-        site = self.engine.state.site[rows]
-        # Steps that only wait for the last fates cost nothing themselves: how many there are says nothing about the policy.
-        late = self._closed[rows]
-        self._scored[rows] = ~late
-        self._terms[rows] = self._reward(site, self._price[rows], self._reward_spec)
-        if late.any():
-            self._terms[np.ix_(rows[late], RUNNING_TERMS)] = 0.0
-        ends = (site[:, Site.TIME_S] >= self._horizon_s[rows] - 1e-6) & ~late
-        if ends.any():
-            for row in rows[ends]:
-                self._closed[row] = True
-                self.engine.close_window(int(row))
+        self.put(rows, actions)
+        while self.run(rows, outcome) != DONE:
+            self.engine.grow()
 
-    def rewards(self, rows: Array) -> Array:
-        """Return the rewards of the last step, float64[n]."""
-        return np.asarray(self._terms[rows].sum(axis=1))
+    def put(self, rows: Array, actions: Array) -> None:
+        """Take the actions with which ``run`` is to begin a control step of rows."""
+        if len(self._begun) < self.rows:
+            self._need_episodes()
+        self._episodes.action[rows] = actions
+        self._status[rows] = FRESH
 
-    def terminated(self, rows: Array) -> Array:
-        """Return whether each row's breaker has tripped, bool[n]; only a site without a brake can."""
-        if self.task.site.brake.enabled:
-            return np.zeros(len(rows), dtype=np.bool_)
-        return np.asarray(self.engine.state.site[rows, Site.LONGEST_OVERDRAW_S] >= BREAKER_S)
+    def run(self, rows: Array, outcome: Outcome) -> int:
+        """Run, or resume, a control step of rows; returns DONE, or NEEDS_SLOTS when the engine must grow first.
 
-    def truncated(self, rows: Array) -> Array:
-        """Return whether each row has reached its horizon (and, when draining, every scored fate is decided), bool[n]."""
-        closed = self._closed[rows]
-        if self.task.drain and closed.any():
-            cls = self.engine.state.cls[rows]
-            open_requests = cls[:, :, Class.ARRIVED] - cls[:, :, Class.MET] - cls[:, :, Class.MISSED]
-            late = self.engine.state.site[rows, Site.TIME_S] >= self._horizon_s[rows] + DRAIN_LIMIT_S
-            closed = closed & ((open_requests.sum(axis=1) < 0.5) | late)
-        return np.asarray(closed)
-
-    # --------------------------------------------------------------------------------------------- what is seen
-
-    def observe(self, rows: Array, out: Array) -> None:
-        """Write the observations of rows into ``out`` (float32[n, size])."""
-        layout = self.observation_layout
-        observe_rows(
-            tuple(self.params),
-            tuple(self.engine.state),
-            rows,
-            self._start_s,
-            self._actions,
-            layout.pool_batch,
-            layout.pool_nameplate_w,
-            layout.class_rate,
-            layout.class_ttft_s,
-            self._constants,
-            out,
+        Calls for different rows may run side by side in threads.
+        """
+        levers, scales = self._fixed_arrays
+        seen, numbers = self._fixed_numbers
+        return int(
+            step_rows(
+                self._params_arrays,
+                tuple(self.engine.state),
+                tuple(self._episodes),
+                self._decision,
+                tuple(outcome),
+                levers,
+                scales,
+                seen,
+                numbers,
+                rows,
+                self.engine.path_start_s,
+                self._status,
+            )
         )
 
-    def info(self, row: int) -> Info:
-        """Return the info of one row."""
-        state = self.engine.state
-        terms = dict(zip(TERMS, self._terms[row].tolist(), strict=True))
-        scored = bool(self._scored[row])
-        return build_info(state.site[row], state.cls[row], self._names, self.task.site, self._targets, terms, scored)
+    def report(self, rows: Array, outcome: Outcome) -> None:
+        """Write the observations and infos of rows as they are."""
+        _, scales = self._fixed_arrays
+        seen, numbers = self._fixed_numbers
+        report_rows(
+            self._params_arrays,
+            tuple(self.engine.state),
+            tuple(self._episodes),
+            tuple(outcome),
+            scales,
+            seen,
+            numbers,
+            rows,
+        )
+
+    def info(self, outcome: Outcome, row: int) -> Info:
+        """Return the info of one row: python scalars by key."""
+        return dict(zip(self.info_keys, outcome.info[row].tolist(), strict=True))
 
     # ------------------------------------------------------------------------------------------------ snapshots
 
     def snapshot(self) -> FactorySnapshot:
         """Return everything that changes as one value."""
         self._need_episodes()
-        mine = tuple(getattr(self, name).copy() for name in _ROW_ARRAYS)
+        mine = Episodes(*(array.copy() for array in self._episodes))
         return FactorySnapshot(self.digest, self.engine.snapshot(), mine)
 
     def restore(self, saved: FactorySnapshot) -> None:
@@ -353,6 +369,5 @@ class Factory:
                 "snapshot: must come from an environment of the same site, classes, resolution, trace, levers and rows."
             )
         self.engine.restore(saved.engine)
-        for name, array in zip(_ROW_ARRAYS, saved.arrays, strict=True):
-            setattr(self, name, array.copy())
+        self._episodes = Episodes(*(array.copy() for array in saved.episodes))
         self._begun = set(range(self.rows))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -45,52 +46,89 @@ def to_centre(value: Array | float, below: Array | float, centre: Array | float,
     return np.asarray(beyond / np.maximum(np.where(beyond < 0.0, below, above), 1e-12))
 
 
-@kernel
-def _decide(
+@inlined_kernel
+def decide_row(
     action: Array,
-    factor: Array,
     begins: Array,
     pool_racks: Array,
     racks_span: Array,
     clock_min: float,
     bias: Array,
     ceiling: Array,
+    power_limit_w: Array,
     racks: Array,
 ) -> None:
-    """Translate actions into decisions (see ``ActionLayout.decide``).
+    """Translate one action into a decision.
 
     Args:
-        action: float64[n, size].
-        factor: Routing factor each entry would stand for, float64[n, size].
+        action: float64[size] in [-1, 1].
         begins: Where each of ``LEVERS`` begins, -1 where it is not in use, int64[levers].
         pool_racks: int64[pools, 2], phase and racks of each pool.
         racks_span: float64[3, pools]: ``racks_below``, ``centre_racks``, ``racks_above``.
         clock_min: Lowest clock ceiling.
-        bias: Written: float64[n, 2, groups, pools].
-        ceiling: Written: float64[n, pools].
-        racks: Written: int64[n, pools].
+        bias: Written: float64[2, groups, pools].
+        ceiling: Written: float64[pools].
+        power_limit_w: Written: float64[pools].
+        racks: Written: int64[pools].
     """
+    pools = ceiling.shape[0]
+    for phase in (PREFILL, DECODE):
+        column = begins[phase]
+        for group in range(bias.shape[1]):
+            for pool in range(pools):
+                bias[phase, group, pool] = 1.0
+                if begins[phase] >= 0 and pool_racks[pool, 0] == phase:
+                    bias[phase, group, pool] = math.exp(ROUTING_GAIN * action[column])
+                    column += 1
+    for pool in range(pools):
+        ceiling[pool] = 1.0
+        power_limit_w[pool] = math.inf
+        if begins[_CLOCK] >= 0:
+            ceiling[pool] = from_centre(
+                action[begins[_CLOCK] + pool], NEUTRAL_CLOCK - clock_min, NEUTRAL_CLOCK, 1.0 - NEUTRAL_CLOCK
+            )
+        racks[pool] = pool_racks[pool, 1]
+        if begins[_RACKS] >= 0:
+            wanted = from_centre(
+                action[begins[_RACKS] + pool], racks_span[0, pool], racks_span[1, pool], racks_span[2, pool]
+            )
+            racks[pool] = int(math.ceil(wanted - 1e-6))
+
+
+@kernel
+def _decide_rows(
+    action: Array,
+    lever_arrays: tuple[Array, ...],
+    clock_min: float,
+    bias: Array,
+    ceiling: Array,
+    power_limit_w: Array,
+    racks: Array,
+) -> None:
+    """Translate actions, float64[n, size], into decisions, one entry per row (see ``decide_row``)."""
+    begins, pool_racks, racks_span = lever_arrays
     for row in range(action.shape[0]):
-        for phase in (PREFILL, DECODE):
-            column = begins[phase]
-            for group in range(bias.shape[2]):
-                for pool in range(bias.shape[3]):
-                    bias[row, phase, group, pool] = 1.0
-                    if begins[phase] >= 0 and pool_racks[pool, 0] == phase:
-                        bias[row, phase, group, pool] = factor[row, column]
-                        column += 1
-        for pool in range(ceiling.shape[1]):
-            ceiling[row, pool] = 1.0
-            if begins[_CLOCK] >= 0:
-                ceiling[row, pool] = from_centre(
-                    action[row, begins[_CLOCK] + pool], NEUTRAL_CLOCK - clock_min, NEUTRAL_CLOCK, 1.0 - NEUTRAL_CLOCK
-                )
-            racks[row, pool] = pool_racks[pool, 1]
-            if begins[_RACKS] >= 0:
-                wanted = from_centre(
-                    action[row, begins[_RACKS] + pool], racks_span[0, pool], racks_span[1, pool], racks_span[2, pool]
-                )
-                racks[row, pool] = int(math.ceil(wanted - 1e-6))
+        decide_row(
+            action[row],
+            begins,
+            pool_racks,
+            racks_span,
+            clock_min,
+            bias[row],
+            ceiling[row],
+            power_limit_w[row],
+            racks[row],
+        )
+
+
+def no_decision(rows: int, groups: int, pools: int) -> Decision:
+    """Return room for the decisions of rows."""
+    return Decision(
+        bias=np.ones((rows, 2, groups, pools)),
+        ceiling=np.ones((rows, pools)),
+        power_limit_w=np.full((rows, pools), np.inf),
+        racks=np.zeros((rows, pools), np.int64),
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +147,7 @@ class ActionLayout:
         centre_racks: Racks wanted awake at action 0, float64[pools].
         racks_below: How many fewer at -1.
         racks_above: How many more at 1.
+        arrays: Begins, phases and racks, and the span of racks, as ``decide_row`` wants them.
     """
 
     params: Params = field(repr=False)
@@ -144,10 +183,15 @@ class ActionLayout:
         object.__setattr__(self, "centre_racks", np.maximum(NEUTRAL_AWAKE * racks, least))
         object.__setattr__(self, "racks_below", self.centre_racks - least)
         object.__setattr__(self, "racks_above", racks - self.centre_racks)
-        # As the kernel wants them.
-        object.__setattr__(self, "_begins", np.array([slices[name].start if name in slices else -1 for name in LEVERS]))
-        object.__setattr__(self, "_pool_racks", np.column_stack([phase, racks]).astype(np.int64))
-        object.__setattr__(self, "_racks_span", np.stack([self.racks_below, self.centre_racks, self.racks_above]))
+        object.__setattr__(
+            self,
+            "arrays",
+            (
+                np.array([slices[name].start if name in slices else -1 for name in LEVERS]),
+                np.column_stack([phase, racks]).astype(np.int64),
+                np.stack([self.racks_below, self.centre_racks, self.racks_above]),
+            ),
+        )
 
     slices: dict[str, slice] = field(init=False)
     size: int = field(init=False)
@@ -155,9 +199,7 @@ class ActionLayout:
     centre_racks: Array = field(init=False, repr=False)
     racks_below: Array = field(init=False, repr=False)
     racks_above: Array = field(init=False, repr=False)
-    _begins: Array = field(init=False, repr=False)
-    _pool_racks: Array = field(init=False, repr=False)
-    _racks_span: Array = field(init=False, repr=False)
+    arrays: tuple[Array, ...] = field(init=False, repr=False)
 
     def __getitem__(self, lever: str) -> slice:
         """Return where a lever lies.
@@ -178,14 +220,18 @@ class ActionLayout:
         Returns:
             The decision, one entry per row.
         """
-        rows = len(action)
-        pools = len(self.racks)
-        bias = np.empty((rows, 2, self.params.capacity.shape[1], pools))
-        ceiling = np.empty((rows, pools))
-        racks = np.empty((rows, pools), np.int64)
-        factor = np.exp(ROUTING_GAIN * action)
-        _decide(action, factor, self._begins, self._pool_racks, self._racks_span, self.clock_min, bias, ceiling, racks)
-        return Decision(bias, ceiling, np.full((rows, pools), np.inf), racks)
+        decision = no_decision(len(action), self.params.capacity.shape[1], len(self.racks))
+        given = np.asarray(action, dtype=np.float64)
+        _decide_rows(
+            given,
+            self.arrays,
+            self.clock_min,
+            decision.bias,
+            decision.ceiling,
+            decision.power_limit_w,
+            decision.racks,
+        )
+        return decision
 
     def encode(
         self,
@@ -223,15 +269,15 @@ class ActionLayout:
         return np.minimum(np.maximum(action, -1.0), 1.0).astype(np.float32)
 
 
-def check_action(action: Array, shape: Sequence[int]) -> Array:
-    """Return actions as float64 when every number lies in [-1, 1].
+def as_actions(action: Any, shape: Sequence[int]) -> Array:
+    """Return actions as a float64 array of the given shape; what is in it is for the caller to check.
 
     Args:
-        action: Any array-like.
+        action: Any array-like of numbers.
         shape: Shape it must have.
 
     Raises:
-        ConfigError: On a wrong shape, NaN or a number outside [-1, 1].
+        ConfigError: On a wrong shape, or what is no number.
     """
     try:
         given = np.asarray(action)
@@ -239,13 +285,17 @@ def check_action(action: Array, shape: Sequence[int]) -> Array:
         given = np.asarray(None)
     if given.dtype.kind not in "fiub":
         raise ConfigError(f"action: {action!r} is not allowed; must be an array of numbers of shape {tuple(shape)}.")
-    array = given.astype(np.float64, copy=False)
-    if array.shape != tuple(shape):
-        raise ConfigError(f"action: shape {array.shape} is not allowed; must be {tuple(shape)}.")
-    if not (np.abs(array) <= 1.0).all():
-        flat = array.reshape(-1)
-        index = int(np.flatnonzero(~(np.abs(flat) <= 1.0))[0])
+    if given.shape != tuple(shape):
+        raise ConfigError(f"action: shape {given.shape} is not allowed; must be {tuple(shape)}.")
+    return given.astype(np.float64)
+
+
+def refuse_actions(actions: Array) -> None:
+    """Raise for the first number that does not lie in [-1, 1], if there is one (ConfigError)."""
+    flat = actions.reshape(-1)
+    beyond = np.flatnonzero(~(np.abs(flat) <= 1.0))
+    if len(beyond):
+        index = int(beyond[0])
         raise ConfigError(
             f"action: {float(flat[index])!r} at index {index} is not allowed; every entry must be a number in [-1, 1]."
         )
-    return array

@@ -2,142 +2,144 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from operator import itemgetter
+from collections.abc import Sequence
 
-from ai_factory_gym.engine.layout import Array, Class, Site
-from ai_factory_gym.sites import SiteConfig
+from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, Site
+from ai_factory_gym.jit import inlined_kernel
+from ai_factory_gym.reward import TERMS
 
 JOULES_PER_MWH = 3.6e9
 JOULES_PER_KWH = 3.6e6
 
 Info = dict[str, float]
 
-# Built every step: reading many columns at once costs a tenth of naming each where it is used.
-_SITE = itemgetter(
-    Site.STEP_S,
-    Site.STEP_ENERGY_J,
-    Site.STEP_IT_ENERGY_J,
-    Site.STEP_CAP_VIOLATION_J,
-    Site.STEP_BRAKE_S,
-    Site.STEP_CLOCK_S,
-    Site.TIME_S,
-    Site.CAP_W,
-    Site.ENERGY_J,
-    Site.IT_ENERGY_J,
-    Site.OUTPUT_TOKENS,
-    Site.GOOD_TOKENS,
-    Site.CAP_VIOLATION_J,
-    Site.CAP_ENERGY_J,
-    Site.PEAK_POWER_W,
-    Site.BRAKE_S,
+SITE_KEYS = (
+    "time_s",
+    "facility_power_w",
+    "it_power_w",
+    "cap_w",
+    "pue",
+    "clock_mean",
+    "energy_j",
+    "it_energy_j",
+    "output_tokens",
+    "good_tokens",
+    "requests_arrived",
+    "requests_met_slo",
+    "requests_missed_slo",
+    "requests_rejected",
+    "requests_in_flight",
+    "sla_attainment",
+    "tokens_per_joule",
+    "cap_violation_j",
+    "cap_energy_j",
+    "peak_power_w",
+    "brake_s",
+    "energy_cost_usd",
+    "carbon_kg",
+    "cost",
 )
-_TOTALS = itemgetter(Class.ARRIVED, Class.MET, Class.MISSED, Class.REJECTED)
-_CLASS = itemgetter(Class.ARRIVED, Class.MET, Class.MISSED, Class.STEP_MET, Class.STEP_MISSED)
+"""Keys of the site. Means over the step (power, PUE, clock), values at its end (time, cap, in flight), the step's ``cost``, and
+totals since the start of the episode."""
+
+CLASS_KEYS = ("arrived", "met", "missed", "attainment")
+"""Keys of each class, behind ``class/<name>/``."""
 
 
-@functools.lru_cache(maxsize=64)
-def _class_keys(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Return the keys of each class."""
-    return tuple(tuple(f"class/{name}/{key}" for key in ("arrived", "met", "missed", "attainment")) for name in names)
+def info_keys(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms."""
+    of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
+    return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS))
 
 
+@inlined_kernel
 def tokens_per_joule(good_tokens: float, energy_j: float) -> float:
     """Return good tokens per joule; 0.0 at zero energy."""
     return good_tokens / energy_j if energy_j > 0.0 else 0.0
 
 
+@inlined_kernel
 def attainment(met: float, missed: float) -> float:
     """Return the share of decided requests that met their SLO; 1.0 while none is decided."""
     decided = met + missed
     return met / decided if decided > 0.0 else 1.0
 
 
-def build_info(
+@inlined_kernel
+def write_info(
+    params: Params,
     site: Array,
     cls: Array,
-    names: tuple[str, ...],
-    config: SiteConfig,
-    targets: tuple[float, ...],
-    terms: Mapping[str, float],
+    terms: Array,
     scored: bool,
-) -> Info:
-    """Build the info of one row.
+    usd_per_mwh: float,
+    g_per_kwh: float,
+    out: Array,
+) -> None:
+    """Write the info of one row.
 
     Args:
+        params: Site parameters (attainment targets).
         site: float64[Site] of the row.
         cls: float64[classes, Class] of the row.
-        names: Class names.
-        config: The site (prices).
-        targets: Attainment target per class.
-        terms: This step's reward terms.
+        terms: This step's reward terms, float64[TERMS].
         scored: Whether the step began before the horizon; later ones cost nothing but what they find missed.
-
-    Returns:
-        Means over the step (power, PUE, clock), values at its end (cap, in flight), this step's ``cost`` and reward terms,
-        and totals since the start of the episode.
+        usd_per_mwh: Price of electricity.
+        g_per_kwh: Carbon intensity.
+        out: Written: float64[keys], in the order of ``info_keys``.
     """
-    numbers = site.tolist()
-    (
-        step_s,
-        step_energy_j,
-        step_it_energy_j,
-        step_violation_j,
-        step_brake_s,
-        step_clock_s,
-        time_s,
-        cap_w,
-        energy_j,
-        it_energy_j,
-        output_tokens,
-        good_tokens,
-        cap_violation_j,
-        cap_energy_j,
-        peak_power_w,
-        brake_s,
-    ) = _SITE(numbers)
-    elapsed = max(step_s, 1e-9)
-    it_w = step_it_energy_j / elapsed
-    facility_w = step_energy_j / elapsed
-    arrived, met, missed, rejected = _TOTALS(cls.sum(axis=0).tolist())
-    rows = [_CLASS(row) for row in cls.tolist()]
+    classes = cls.shape[0]
+    elapsed = max(site[Site.STEP_S], 1e-9)
+    arrived = 0.0
+    met = 0.0
+    missed = 0.0
+    rejected = 0.0
     excess = 0.0
     decided = 0.0
-    for (_, _, _, step_met, step_missed), target in zip(rows, targets, strict=True):
-        decided += step_met + step_missed
-        excess += max(0.0, step_missed - (1.0 - target) * (step_met + step_missed))
-    violation = step_violation_j / (cap_w * elapsed)
-    info: Info = {
-        "time_s": time_s,
-        "facility_power_w": facility_w,
-        "it_power_w": it_w,
-        "cap_w": cap_w,
-        "pue": facility_w / it_w if it_w > 0.0 else 1.0,
-        "clock_mean": step_clock_s / elapsed,
-        "energy_j": energy_j,
-        "it_energy_j": it_energy_j,
-        "output_tokens": output_tokens,
-        "good_tokens": good_tokens,
-        "requests_arrived": arrived,
-        "requests_met_slo": met,
-        "requests_missed_slo": missed,
-        "requests_rejected": rejected,
-        "requests_in_flight": arrived - met - missed,
-        "sla_attainment": attainment(met, missed),
-        "tokens_per_joule": tokens_per_joule(good_tokens, energy_j),
-        "cap_violation_j": cap_violation_j,
-        "cap_energy_j": cap_energy_j,
-        "peak_power_w": peak_power_w,
-        "brake_s": brake_s,
-        "energy_cost_usd": energy_j / JOULES_PER_MWH * config.electricity_usd_per_mwh,
-        "carbon_kg": energy_j / JOULES_PER_KWH * config.carbon_g_per_kwh / 1000.0,
-        # Constraint cost of the step, for safe RL: energy above the cap and time under the brake as shares of the step,
-        # and misses beyond what the targets allow as a share of the requests decided.
-        "cost": scored * (violation + step_brake_s / elapsed) + (excess / decided if decided > 0.0 else 0.0),
-    }
-    for keys, (arrived, met, missed, _, _) in zip(_class_keys(names), rows, strict=True):
-        info.update(zip(keys, (arrived, met, missed, attainment(met, missed)), strict=True))
-    for name, value in terms.items():
-        info[f"reward_terms/{name}"] = value
-    return info
+    at = len(SITE_KEYS)
+    for index in range(classes):
+        counters = cls[index]
+        arrived += counters[Class.ARRIVED]
+        met += counters[Class.MET]
+        missed += counters[Class.MISSED]
+        rejected += counters[Class.REJECTED]
+        step_decided = counters[Class.STEP_MET] + counters[Class.STEP_MISSED]
+        allowed = (1.0 - params.cls[index, ClassSpec.TARGET]) * step_decided
+        decided += step_decided
+        excess += max(0.0, counters[Class.STEP_MISSED] - allowed)
+        out[at] = counters[Class.ARRIVED]
+        out[at + 1] = counters[Class.MET]
+        out[at + 2] = counters[Class.MISSED]
+        out[at + 3] = attainment(counters[Class.MET], counters[Class.MISSED])
+        at += len(CLASS_KEYS)
+    for term in range(terms.shape[0]):
+        out[at + term] = terms[term]
+    energy_j = site[Site.ENERGY_J]
+    out[0] = site[Site.TIME_S]
+    out[1] = site[Site.STEP_ENERGY_J] / elapsed
+    out[2] = site[Site.STEP_IT_ENERGY_J] / elapsed
+    out[3] = site[Site.CAP_W]
+    out[4] = out[1] / out[2] if out[2] > 0.0 else 1.0
+    out[5] = site[Site.STEP_CLOCK_S] / elapsed
+    out[6] = energy_j
+    out[7] = site[Site.IT_ENERGY_J]
+    out[8] = site[Site.OUTPUT_TOKENS]
+    out[9] = site[Site.GOOD_TOKENS]
+    out[10] = arrived
+    out[11] = met
+    out[12] = missed
+    out[13] = rejected
+    out[14] = arrived - met - missed
+    out[15] = attainment(met, missed)
+    out[16] = tokens_per_joule(site[Site.GOOD_TOKENS], energy_j)
+    out[17] = site[Site.CAP_VIOLATION_J]
+    out[18] = site[Site.CAP_ENERGY_J]
+    out[19] = site[Site.PEAK_POWER_W]
+    out[20] = site[Site.BRAKE_S]
+    out[21] = energy_j / JOULES_PER_MWH * usd_per_mwh
+    out[22] = energy_j / JOULES_PER_KWH * g_per_kwh / 1000.0
+    # Constraint cost of the step, for safe RL: energy above the cap and time under the brake as shares of the step,
+    # and misses beyond what the targets allow as a share of the requests decided.
+    out[23] = excess / decided if decided > 0.0 else 0.0
+    if scored:
+        out[23] += (site[Site.STEP_CAP_VIOLATION_J] / site[Site.CAP_W] + site[Site.STEP_BRAKE_S]) / elapsed

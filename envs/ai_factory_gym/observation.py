@@ -27,7 +27,7 @@ from ai_factory_gym.engine.layout import (
     Transition,
 )
 from ai_factory_gym.errors import unknown
-from ai_factory_gym.jit import kernel
+from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
 from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
 
@@ -110,6 +110,16 @@ class ObservationLayout:
     tpot_s: float
     price: float
     carbon: float
+
+    @property
+    def scales(self) -> tuple[Array, ...]:
+        """Scales that differ by pool or class, as ``observe_row`` wants them."""
+        return self.pool_batch, self.pool_nameplate_w, self.class_rate, self.class_ttft_s
+
+    @property
+    def constants(self) -> tuple[float, float, float, float]:
+        """Base cap (W), tightest TPOT (s), price and carbon, scaled."""
+        return self.base_cap_w, self.tpot_s, self.price, self.carbon
 
     def __getitem__(self, block: str) -> slice:
         """Return where a block lies.
@@ -230,64 +240,54 @@ def _class_blocks(params: Params, state: State, row: int, out: Array, at: int, r
         out[at + 7 * classes + cls] = counters[Class.PENDING] / mean / 3600.0
 
 
-@kernel
-def observe_rows(
-    params_arrays: tuple[Array, ...],
-    state_arrays: tuple[Array, ...],
-    rows: Array,
-    start_s: Array,
-    actions: Array,
-    batch: Array,
-    nameplate_w: Array,
-    rate: Array,
-    ttft_s: Array,
+@inlined_kernel
+def observe_row(
+    params: Params,
+    state: State,
+    row: int,
+    start_s: float,
+    action: Array,
+    scales: tuple[Array, ...],
     constants: tuple[float, float, float, float],
     out: Array,
 ) -> None:
-    """Write the observations of rows.
+    """Write the observation of one row.
 
     Args:
-        params_arrays: The arrays of ``Params``.
-        state_arrays: The arrays of ``State``.
-        rows: int64[n] rows.
-        start_s: Local time at the start of the scored window, s, float64[all rows].
-        actions: Last action of every row, float64[all rows, actions].
-        batch: See ObservationLayout.
-        nameplate_w: See ObservationLayout.
-        rate: See ObservationLayout.
-        ttft_s: See ObservationLayout.
-        constants: Base cap (W), tightest TPOT (s), price and carbon, scaled.
-        out: float32[n, size], written.
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        start_s: Local time at the start of the scored window, s.
+        action: The row's last action, float64[actions].
+        scales: ``ObservationLayout.scales``.
+        constants: ``ObservationLayout.constants``.
+        out: float32[size], written.
     """
-    params = Params(*params_arrays)
-    state = State(*state_arrays)
+    batch, nameplate_w, rate, ttft_s = scales
     base_cap_w, tpot_s, price, carbon = constants
     pools = params.pool.shape[0]
     classes = params.cls.shape[0]
-    for index in range(rows.shape[0]):
-        row = rows[index]
-        site = state.site[row]
-        line = out[index]
-        now_s = site[Site.TIME_S]
-        elapsed = max(site[Site.STEP_S], 1e-9)
-        angle = 2.0 * math.pi * ((start_s[row] + now_s) % DAY_S) / DAY_S
-        line[0] = math.sin(angle)
-        line[1] = math.cos(angle)
-        line[2] = site[Site.CAP_W] / base_cap_w
-        _announced(state, row, now_s, base_cap_w, line, 3)
-        line[7] = price
-        line[8] = carbon
-        line[9] = site[Site.STEP_ENERGY_J] / elapsed / base_cap_w
-        line[10] = site[Site.FACILITY_POWER_W] / base_cap_w
-        line[11] = site[Site.BRAKED]
-        line[12] = site[Site.STEP_BRAKE_S] / elapsed
-        _pool_blocks(params, state, row, line, 13, batch, nameplate_w, tpot_s)
-        _class_blocks(params, state, row, line, 13 + 14 * pools, rate, ttft_s)
-        at = 13 + 14 * pools + 8 * classes
-        for place in range(actions.shape[1]):
-            line[at + place] = actions[row, place]
-        for place in range(at):
-            line[place] = max(-LIMIT, min(LIMIT, line[place]))
+    site = state.site[row]
+    now_s = site[Site.TIME_S]
+    elapsed = max(site[Site.STEP_S], 1e-9)
+    angle = 2.0 * math.pi * ((start_s + now_s) % DAY_S) / DAY_S
+    out[0] = math.sin(angle)
+    out[1] = math.cos(angle)
+    out[2] = site[Site.CAP_W] / base_cap_w
+    _announced(state, row, now_s, base_cap_w, out, 3)
+    out[7] = price
+    out[8] = carbon
+    out[9] = site[Site.STEP_ENERGY_J] / elapsed / base_cap_w
+    out[10] = site[Site.FACILITY_POWER_W] / base_cap_w
+    out[11] = site[Site.BRAKED]
+    out[12] = site[Site.STEP_BRAKE_S] / elapsed
+    _pool_blocks(params, state, row, out, 13, batch, nameplate_w, tpot_s)
+    _class_blocks(params, state, row, out, 13 + 14 * pools, rate, ttft_s)
+    at = 13 + 14 * pools + 8 * classes
+    for place in range(action.shape[0]):
+        out[at + place] = action[place]
+    for place in range(at):
+        out[place] = max(-LIMIT, min(LIMIT, out[place]))
 
 
 def reference_scales(params: Params, nominal_batch: Array, class_rate: Array) -> tuple[Array, Array, Array]:
@@ -313,4 +313,4 @@ def reference_scales(params: Params, nominal_batch: Array, class_rate: Array) ->
     return nameplate_w, limits, np.maximum(nominal_batch, 1.0)
 
 
-__all__ = ["BLOCKS", "LIMIT", "ObservationLayout", "lay_out", "observe_rows", "reference_scales"]
+__all__ = ["BLOCKS", "LIMIT", "ObservationLayout", "lay_out", "observe_row", "reference_scales"]

@@ -23,7 +23,7 @@ from ai_factory_gym.engine.layout import (
     PoolSpec,
     SiteSpec,
 )
-from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
@@ -55,6 +55,16 @@ REFERENCE_TPOT_SHARE = 0.85
 """The reference batch leaves this margin to the tightest TPOT limit (status: assumed)."""
 
 
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 1.0, 3600.0
+"""Control intervals that make sense, s."""
+
+SLICE_S = 10.0
+"""While a decode pool is nearly full, cohorts enter for this much of a tick at a time, s."""
+
+COHORT_DAY_TOKENS = 16.0
+"""Days of a decode pool's calendar at cohort resolution, tokens: about as long as from one finish to the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resolution:
     """How finely time and requests are grouped.
@@ -62,7 +72,7 @@ class Resolution:
     Attributes:
         name: As given to ``gym.make``.
         kind: COHORT or REQUEST.
-        tick_s: Interval in which arrivals are grouped, s.
+        tick_s: Interval in which arrivals are grouped, s; shorter where no whole number of them makes a control step.
         prompt_quantiles: Where prompts are cut into strata.
         output_quantiles: Where outputs are cut into strata.
         cohorts: Roughly how many cohorts a tick is to have: cells that carry much of the demand are cut into equal parts
@@ -78,8 +88,8 @@ class Resolution:
 
 
 RESOLUTIONS: Mapping[str, Resolution] = {
-    "cohort": Resolution("cohort", COHORT, 10.0, (0.5, 0.9), (0.5, 0.9), 60),
-    "coarse": Resolution("coarse", COHORT, 30.0, (0.8,), (0.7,), 40),
+    "cohort": Resolution("cohort", COHORT, 30.0, (0.5, 0.9), (0.5, 0.9), 60),
+    "coarse": Resolution("coarse", COHORT, 60.0, (0.8,), (0.5, 0.9), 40),
     "request": Resolution("request", REQUEST, 0.5, (0.5, 0.9), (0.5, 0.9), 0),
 }
 
@@ -466,7 +476,7 @@ def build_params(
         site: The site.
         classes: Its classes, as ``served_classes`` gives them.
         grain: Resolution.
-        control_interval_s: Length of a control step, s; a whole number of ticks.
+        control_interval_s: Length of a control step, s; cut into ticks of equal length.
         deferrable: Whether deferrable classes may be held back.
         trace: Requests to replay instead of synthetic demand.
         trace_labels: int64[requests], the class index of each request of the trace.
@@ -476,15 +486,9 @@ def build_params(
         The parameters.
 
     Raises:
-        ConfigError: When the site cannot work: a prompt that fits no replica's KV memory, a phase without capacity, an
-            interval that is not a whole number of ticks.
+        ConfigError: When the site cannot work: a prompt that fits no replica's KV memory, a phase without capacity.
     """
-    ticks = control_interval_s / grain.tick_s
-    if control_interval_s <= 0.0 or abs(ticks - round(ticks)) > 1e-9:
-        raise ConfigError(
-            f"control_interval_s: {control_interval_s!r} is not allowed; must be a positive multiple of the tick of {grain.tick_s:g} s "
-            f"of resolution {grain.name!r}."
-        )
+    check_range("control_interval_s", control_interval_s, SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S, "s")
     coefficients = [pool_coefficients(site, pool) for pool in site.pools]
     perf = np.zeros((len(site.pools), max(len(row) for row in coefficients)))
     for index, row in enumerate(coefficients):
@@ -586,7 +590,8 @@ def _site_row(
 ) -> list[float]:
     """Return ``Params.site``."""
     row = [0.0] * len(SiteSpec)
-    row[SiteSpec.TICK_S] = grain.tick_s
+    tick_s = control_interval_s / math.ceil(control_interval_s / grain.tick_s - 1e-9)
+    row[SiteSpec.TICK_S] = tick_s
     row[SiteSpec.CONTROL_INTERVAL_S] = control_interval_s
     row[SiteSpec.RESOLUTION] = grain.kind
     row[SiteSpec.CHECK_S] = site.brake.reaction_s
@@ -606,6 +611,8 @@ def _site_row(
     row[SiteSpec.URGENT_S] = URGENT_S
     row[SiteSpec.THIN_FRACTION] = thin_fraction
     row[SiteSpec.TRACE_SPAN_S] = span_s
+    row[SiteSpec.SLICES] = max(1.0, math.ceil(tick_s / SLICE_S - 1e-9)) if grain.kind == COHORT else 1.0
+    row[SiteSpec.DAYS_PER_TOKEN] = 1.0 if grain.kind == REQUEST else 1.0 / COHORT_DAY_TOKENS
     return row
 
 

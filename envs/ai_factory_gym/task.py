@@ -19,7 +19,7 @@ from ai_factory_gym.engine.layout import Array
 from ai_factory_gym.errors import ConfigError, check_flag, check_keys, check_range, unknown
 from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.params import Resolution, resolution, served_classes
-from ai_factory_gym.reward import MISS_WEIGHT, reward_function
+from ai_factory_gym.reward import MISS_WEIGHT, energy_price_factor
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.sites import SiteConfig, load_site
 from ai_factory_gym.workload.classes import RequestClass
@@ -283,7 +283,7 @@ def build_task(
         chosen_site = dataclasses.replace(chosen_site, brake=dataclasses.replace(chosen_site.brake, enabled=False))
     chosen_scenario = _scenario(scenario)
     grain = _resolution(resolution)
-    reward_function(reward)
+    energy_price_factor(reward)
     _number("control_interval_s", control_interval_s, 1.0, 3600.0, "s")
     _number("demand_scale", demand_scale, 0.0, 1000.0, "")
     _number("miss_weight", miss_weight, 0.0, 1e6, "")

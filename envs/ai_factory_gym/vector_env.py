@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,11 +11,12 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ai_factory_gym.control_step import Outcome
 from ai_factory_gym.engine.layout import Array
 from ai_factory_gym.errors import ConfigError, unknown
-from ai_factory_gym.factory import Factory, check_options
-from ai_factory_gym.levers import ActionLayout, check_action
-from ai_factory_gym.metrics import Info
+from ai_factory_gym.factory import check_options
+from ai_factory_gym.fleet import Fleet
+from ai_factory_gym.levers import ActionLayout
 from ai_factory_gym.observation import LIMIT, ObservationLayout
 from ai_factory_gym.sites import PoolConfig
 from ai_factory_gym.task import Task, task_from
@@ -25,13 +26,18 @@ from ai_factory_gym.workload.classes import RequestClass
 class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """Rows of ``AIFactoryEnv``; row i with seed s + i is bit-equal to a single environment with seed s + i.
 
+    Infos hold one array per key of the single environment's info, and its ``_key`` mask. Nothing that is returned shares
+    memory with anything else.
+
     Args:
         num_envs: Number of rows.
         autoreset_mode: When a finished row starts again, as an AutoresetMode or its value.
+        threads: Threads that simulate, 1 or as many as there are cores; results do not depend on it.
+        row_settings: For domain randomisation, one mapping per row of arguments of ``build_task`` in which the row differs
+            from ``settings``: scenario, trace, site, cap ... Observations, actions and classes must stay the same.
+            What a scenario, a start time, a demand factor or a horizon changes can also be given to ``reset``.
         render_mode: ``ansi`` or None.
         settings: Arguments of ``ai_factory_gym.task.build_task``.
-
-    Infos hold one array per key of the single environment's info, and its ``_key`` mask.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -42,6 +48,8 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         num_envs: int = 1,
         *,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        threads: int = 1,
+        row_settings: Sequence[Mapping[str, Any]] | None = None,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
@@ -57,8 +65,8 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.num_envs = int(num_envs)
         self.render_mode = render_mode
-        self.task: Task = task_from(settings)
-        self.factory = Factory(self.task, rows=self.num_envs)
+        distinct, which = _distinct_settings(settings, row_settings, self.num_envs)
+        self.fleet = Fleet([task_from(chosen) for chosen in distinct], which, threads)
         self.single_action_space = spaces.Box(-1.0, 1.0, (self.action_layout.size,), np.float32)
         self.single_observation_space = spaces.Box(-LIMIT, LIMIT, (self.observation_layout.size,), np.float32)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -68,24 +76,29 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._all = np.arange(self.num_envs)
 
     @property
+    def task(self) -> Task:
+        """The task of the first row."""
+        return self.fleet.first.task
+
+    @property
     def action_layout(self) -> ActionLayout:
         """Where each lever lies in a row's action."""
-        return self.factory.action_layout
+        return self.fleet.first.action_layout
 
     @property
     def observation_layout(self) -> ObservationLayout:
         """Where each block lies in a row's observation, and its scale."""
-        return self.factory.observation_layout
+        return self.fleet.first.observation_layout
 
     @property
     def pools(self) -> tuple[PoolConfig, ...]:
         """The pools, in the order of pool blocks and levers."""
-        return self.factory.pools
+        return self.fleet.first.pools
 
     @property
     def classes(self) -> tuple[RequestClass, ...]:
         """The request classes, in the order of class blocks."""
-        return self.factory.classes
+        return self.fleet.first.classes
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -119,7 +132,9 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         rows = np.flatnonzero(mask)
         self._begin(rows, seeds, [self._row_options(given, row) for row in range(self.num_envs)])
         self._done[rows] = False
-        return self._observe(self._all), self._infos(mask)
+        outcome = self.fleet.new_outcome()
+        self.fleet.report(self._all, outcome)
+        return outcome.observation, self._infos(outcome, mask)
 
     def _row_options(self, given: dict[str, Any], row: int) -> dict[str, Any]:
         """Return one row's options out of those given per row or for all."""
@@ -140,7 +155,7 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 known = seeding.np_random(seeds[row])[0]
                 self._generators[row] = known
             generators.append(known)
-        self.factory.begin([int(row) for row in rows], generators, [options[row] for row in rows])
+        self.fleet.begin(rows, generators, [options[row] for row in rows])
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Run one control step of every row.
@@ -151,59 +166,52 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Returns:
             Observations, rewards, terminations, truncations and infos.
         """
-        checked = check_action(actions, (self.num_envs, self.action_layout.size))
-        rewards = np.zeros(self.num_envs)
-        terminations = np.zeros(self.num_envs, dtype=np.bool_)
-        truncations = np.zeros(self.num_envs, dtype=np.bool_)
-        resting = self._done.copy()
-        if self.autoreset_mode is AutoresetMode.DISABLED and resting.any():
+        checked = self.fleet.first.check(actions, (self.num_envs, self.action_layout.size))
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._done.any():
             raise ConfigError(
-                f"step: rows {np.flatnonzero(resting).tolist()} are done and autoreset is disabled; "
+                f"step: rows {np.flatnonzero(self._done).tolist()} are done and autoreset is disabled; "
                 f"call reset(options={{'reset_mask': mask}}) first."
             )
-        rows = np.flatnonzero(~resting)
-        none: list[int | None] = [None] * self.num_envs
-        empty: list[dict[str, Any]] = [{}] * self.num_envs
-        if resting.any():
-            # NEXT_STEP: the action of a finished row is ignored, its step is the reset.
-            self._begin(np.flatnonzero(resting), none, empty)
-        if len(rows):
-            self.factory.step(rows, checked[rows])
-            rewards[rows] = self.factory.rewards(rows)
-            terminations[rows] = self.factory.terminated(rows)
-            truncations[rows] = self.factory.truncated(rows)
-        self._done = terminations | truncations
+        outcome = self.fleet.new_outcome()
+        # NEXT_STEP: the action of a finished row is ignored, its step is the reset.
+        resting = np.flatnonzero(self._done)
+        if len(resting):
+            self._begin_again(resting, outcome)
+            running = np.flatnonzero(~self._done)
+            if len(running):
+                self.fleet.step(running, checked[running], outcome)
+        else:
+            self.fleet.step(self._all, checked, outcome)
+        self._done = outcome.terminated | outcome.truncated
         infos: dict[str, Any] = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._done.any():
             finished = np.flatnonzero(self._done)
             final = np.full(self.num_envs, None, dtype=object)
-            last = self._observe(finished)
-            for place, row in enumerate(finished):
-                final[row] = last[place]
+            for row in finished:
+                final[row] = outcome.observation[row].copy()
             infos["final_obs"] = final
             infos["_final_obs"] = self._done.copy()
-            infos["final_info"] = self._infos(self._done)
+            infos["final_info"] = self._infos(outcome, self._done)
             infos["_final_info"] = self._done.copy()
-            self._begin(finished, none, empty)
+            self._begin_again(finished, outcome)
             self._done = np.zeros(self.num_envs, dtype=np.bool_)
-        infos.update(self._infos(np.ones(self.num_envs, dtype=np.bool_)))
-        return self._observe(self._all), rewards, terminations, truncations, infos
+        infos.update(self._infos(outcome, np.ones(self.num_envs, dtype=np.bool_)))
+        return outcome.observation, outcome.reward, outcome.terminated, outcome.truncated, infos
 
-    def _observe(self, rows: Array) -> np.ndarray:
-        out = np.zeros((len(rows), self.observation_layout.size), dtype=np.float32)
-        self.factory.observe(rows, out)
-        return out
+    def _begin_again(self, rows: Array, outcome: Outcome) -> None:
+        """Start rows again, each going on with its own random stream."""
+        self._begin(rows, [None] * self.num_envs, [{}] * self.num_envs)
+        self.fleet.report(rows, outcome)
 
-    def _infos(self, mask: Array) -> dict[str, Any]:
+    def _infos(self, outcome: Outcome, mask: Array) -> dict[str, Any]:
         """Return the infos of the rows in ``mask`` as one array per key."""
-        rows = np.flatnonzero(mask)
-        tables: list[Info] = [self.factory.info(int(row)) for row in rows]
+        keys = self.fleet.first.info_keys
+        values = np.where(mask[:, None], outcome.info, 0.0).T.copy()
+        masks = np.repeat(mask[None], len(keys), axis=0)
         infos: dict[str, Any] = {}
-        for key in tables[0]:
-            values = np.zeros(self.num_envs)
-            values[rows] = [table[key] for table in tables]
-            infos[key] = values
-            infos[f"_{key}"] = mask.copy()
+        for key, column, known in zip(keys, values, masks, strict=True):
+            infos[key] = column
+            infos[f"_{key}"] = known
         return infos
 
     def render(self) -> tuple[str, ...] | None:
@@ -212,4 +220,34 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             return None
         from ai_factory_gym.rendering.ansi import draw
 
-        return tuple(draw(self.factory, row) for row in range(self.num_envs))
+        return tuple(draw(*self.fleet.locate(row)) for row in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop the threads."""
+        self.fleet.close()
+
+
+def _distinct_settings(
+    common: Mapping[str, Any], row_settings: Sequence[Mapping[str, Any]] | None, rows: int
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the distinct settings among rows, and which each row has.
+
+    Raises:
+        ConfigError: When ``row_settings`` is no sequence of one mapping per row.
+    """
+    if row_settings is None:
+        return [dict(common)], [0] * rows
+    if isinstance(row_settings, (str, bytes, Mapping)) or not isinstance(row_settings, Sequence):
+        raise ConfigError(f"row_settings: {row_settings!r} is not allowed; must be a list of one dict per row.")
+    if len(row_settings) != rows:
+        raise ConfigError(f"row_settings: {len(row_settings)} given for {rows} rows.")
+    distinct: list[dict[str, Any]] = []
+    which = []
+    for own in row_settings:
+        if not isinstance(own, Mapping):
+            raise ConfigError(f"row_settings: {own!r} is not allowed; must be a dict of arguments of the task.")
+        merged = {**common, **own}
+        if merged not in distinct:
+            distinct.append(merged)
+        which.append(distinct.index(merged))
+    return distinct, which

@@ -47,7 +47,7 @@ from ai_factory_gym.workload import quadrature
 two_lengths = inlined_kernel(quadrature.two_lengths)
 
 CROWDED_PARTS = 6
-"""Parts into which a cohort is cut at arrival while a decode pool is nearly full.
+"""Parts into which a slice's share of a cohort is cut while a decode pool is nearly full.
 
 A large cohort that becomes ready or leaves moves the wait by tenths of a second, across the patience of one class after the
 other, where single requests hold it at the least patient one's."""
@@ -196,18 +196,29 @@ def _enter_cohort(
     row: int,
     place: int,
     arrival_s: float,
-    begin_s: float,
-    tick_s: float,
-    part: int,
-    parts: int,
+    number: int,
+    begin: float,
+    end: float,
+    flow_s: float,
 ) -> None:
-    """Create one of the parts of a cell's cohort of a tick (``State.draw``), if anything is in it.
+    """Create a cohort of those of a cell (``State.draw``) that come between two shares of the tick, if there are any.
 
-    A part has one of the cell's two outputs.
+    It has one of the cell's two outputs.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        place: The cell.
+        arrival_s: When it arrives, s.
+        number: Its number among the cell's cohorts, for choices by turns.
+        begin: Share of the tick, 0 to 1, at which it begins.
+        end: And ends.
+        flow_s: Time over which its work flows in, s.
     """
     drawn = state.draw[row, place]
     whole = drawn[Draw.COUNT]
-    count = math.floor(whole * (part + 1) / parts + 1e-9) - math.floor(whole * part / parts + 1e-9)
+    count = math.floor(whole * end + 1e-9) - math.floor(whole * begin + 1e-9)
     if count == 0.0:
         return
     group = int(params.cell[place, Cell.GROUP])
@@ -218,7 +229,7 @@ def _enter_cohort(
     if swing > 0.0:
         # By turns, and so that the cell's tokens stay within a cohort's of what they should be.
         owed = state.owed[row, place] + drawn[Draw.LONG_SHARE] * swing
-        if turn(_tick(begin_s, tick_s) * parts + part, place) * swing < owed:
+        if turn(number, place) * swing < owed:
             output = drawn[Draw.OUTPUT_LONG]
             owed -= swing
         state.owed[row, place] = owed
@@ -239,7 +250,7 @@ def _enter_cohort(
         route(state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed)),
         route(state, row, DECODE, group, size_class(output), count * output),
     )
-    _add_inflow(params, state, row, slot, tick_s)
+    _add_inflow(params, state, row, slot, flow_s)
 
 
 @inlined_kernel
@@ -413,28 +424,31 @@ def _trace_due_s(times: Array, requests: int, span_s: float, cursor: int, shift_
 
 
 @inlined_kernel
-def _add_inflow(params: Params, state: State, row: int, slot: int, tick_s: float) -> None:
-    """Add a cohort's work to the fluid that flows into its prefill pool during this tick."""
+def _add_inflow(params: Params, state: State, row: int, slot: int, flow_s: float) -> None:
+    """Add a cohort to what comes in ``flow_s``: its work flows into the prefill pool, its requests are bound for decode."""
     pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
     numbers = state.pool[row, pool]
     cohort = state.cohort[row, slot]
     perf = params.perf[pool]
     rate = compute_rate(numbers[Pool.CLOCK])
-    numbers[Pool.INFLOW] += cohort[Cohort.COUNT] * server_seconds(perf, cohort, rate) / tick_s
+    numbers[Pool.INFLOW] += cohort[Cohort.COUNT] * server_seconds(perf, cohort, rate) / flow_s
     # The brake must know beforehand how hard the tick's work can drive the pool.
     scaling, fixed = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
     streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * cohort[Cohort.PROMPT]
     numbers[Pool.INFLOW_COMPUTE] = max(numbers[Pool.INFLOW_COMPUTE], scaling / (scaling + fixed))
     numbers[Pool.INFLOW_MEMORY] = max(numbers[Pool.INFLOW_MEMORY], streaming / (scaling + fixed))
+    decode = state.pool[row, state.cohort_int[row, slot, CohortInt.DECODE_POOL]]
+    decode[Pool.COMING] += cohort[Cohort.COUNT] / flow_s
+    decode[Pool.COMING_TOKENS] += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT]) / flow_s
 
 
 @inlined_kernel
-def _parts(params: Params, state: State, row: int) -> int:
-    """Return into how many parts the cohorts of a tick are cut: more while a decode pool is nearly full."""
+def _crowded(params: Params, state: State, row: int) -> bool:
+    """Tell whether a decode pool is nearly full."""
     for pool in range(params.pool.shape[0]):
         if params.pool[pool, PoolSpec.PHASE] == DECODE and nearly_full(params, state, row, pool):
-            return CROWDED_PARTS
-    return 1
+            return True
+    return False
 
 
 @kernel
@@ -452,15 +466,40 @@ def _draw_cells(params: Params, state: State, row: int, begin_s: float, tick_s: 
 
 
 @kernel
-def _enter_cells(params: Params, state: State, row: int, begin_s: float, tick_s: float) -> None:
-    """Create one tick's cohorts, one per cell (a few while a decode pool is nearly full), spread evenly over the tick."""
-    parts = _parts(params, state, row)
+def _enter_cells(params: Params, state: State, row: int, tick_begin_s: float, tick_s: float) -> int:
+    """Create the cohorts of the rest of a tick, one per cell; while a decode pool is nearly full, of one slice, and many.
+
+    They are spread evenly over the time they are for.
+
+    Returns:
+        Slices entered.
+    """
+    slices = int(params.site[SiteSpec.SLICES])
+    first = state.site_int[row, SiteInt.SLICE]
+    entered = slices - first
+    parts = 1
+    if _crowded(params, state, row):
+        entered = 1
+        parts = CROWDED_PARTS
     cells = params.cell.shape[0]
     stride = _stride(cells)
+    units = slices * CROWDED_PARTS
+    flow_s = tick_s * entered / slices
+    begin_s = tick_begin_s + tick_s * first / slices
     for index in range(parts * cells):
-        arrival_s = begin_s + (index + 0.5) / (parts * cells) * tick_s
-        place = _place(index % cells, begin_s, tick_s, cells, stride)
-        _enter_cohort(params, state, row, place, arrival_s, begin_s, tick_s, index // cells, parts)
+        unit = first * CROWDED_PARTS + index // cells
+        _enter_cohort(
+            params,
+            state,
+            row,
+            _place(index % cells, begin_s, tick_s / slices, cells, stride),
+            begin_s + (index + 0.5) / (parts * cells) * flow_s,
+            _tick(tick_begin_s, tick_s) * units + unit,
+            unit / units,
+            (unit + 1.0) / units if parts > 1 else (first + entered) / slices,
+            flow_s,
+        )
+    return entered
 
 
 @kernel
@@ -578,8 +617,11 @@ def _sum_cells(params: Params, state: State, row: int, begin_s: float, tick_s: f
 
 
 @kernel
-def admit_tick(params: Params, state: State, row: int, begin_s: float, tick_s: float, path_start_s: float) -> None:
-    """Create the work of the tick that begins at ``begin_s`` and put it into the prefill pools' inboxes.
+def admit(params: Params, state: State, row: int, begin_s: float, tick_s: float, path_start_s: float) -> int:
+    """Create the next work of a tick and put it into the prefill pools' inboxes.
+
+    What a tick brings is drawn as it begins, whatever is going on at the site; how much of it is grouped is decided slice
+    by slice.
 
     Args:
         params: Site parameters.
@@ -588,24 +630,30 @@ def admit_tick(params: Params, state: State, row: int, begin_s: float, tick_s: f
         begin_s: Start of the tick, s.
         tick_s: Its length, s.
         path_start_s: Time at which the rate path begins, s.
+
+    Returns:
+        Slices of the tick whose work was created.
     """
     for pool in range(params.pool.shape[0]):
-        state.pool[row, pool, Pool.INFLOW] = 0.0
-        state.pool[row, pool, Pool.INFLOW_COMPUTE] = 0.0
-        state.pool[row, pool, Pool.INFLOW_MEMORY] = 0.0
+        numbers = state.pool[row, pool]
+        numbers[Pool.INFLOW] = 0.0
+        numbers[Pool.INFLOW_COMPUTE] = 0.0
+        numbers[Pool.INFLOW_MEMORY] = 0.0
+        numbers[Pool.COMING] = 0.0
+        numbers[Pool.COMING_TOKENS] = 0.0
     minute = minute_of(state, path_start_s, begin_s)
-    cohort = params.site[SiteSpec.RESOLUTION] == COHORT
     replayed = params.trace_time.shape[0] > 0
-    if cohort:
-        if replayed:
-            _sum_cells(params, state, row, begin_s, tick_s)
-        else:
-            _draw_cells(params, state, row, begin_s, tick_s, minute)
-        _enter_cells(params, state, row, begin_s, tick_s)
-        return
+    if params.site[SiteSpec.RESOLUTION] == COHORT:
+        if state.site_int[row, SiteInt.SLICE] == 0:
+            if replayed:
+                _sum_cells(params, state, row, begin_s, tick_s)
+            else:
+                _draw_cells(params, state, row, begin_s, tick_s, minute)
+        return _enter_cells(params, state, row, begin_s, tick_s)
     if replayed:
         _trace_requests(params, state, row, begin_s, tick_s)
     else:
         _synthetic_requests(params, state, row, begin_s, tick_s, minute)
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.INFLOW] /= tick_s
+    return 1

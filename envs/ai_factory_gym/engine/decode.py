@@ -14,6 +14,7 @@ from ai_factory_gym.engine.heap import pop
 from ai_factory_gym.engine.layout import (
     NOBODY,
     REQUEST,
+    Array,
     Cohort,
     CohortInt,
     Params,
@@ -45,7 +46,14 @@ NEARLY = 0.98
 
 PACE_STEP = 4e-4
 """Change of a batch, or of the KV it holds, by which the time of its iterations is worked out anew at request resolution:
-one request among tens of thousands moves it by less. At cohort resolution it is, at every event."""
+one request among tens of thousands moves it by less."""
+
+PACE_S = 1.0
+"""How often the time of iterations is worked out anew at cohort resolution, s."""
+
+PACE_MEMORY_S = 3.0
+"""Time over which batch and KV are smoothed for it, s. A cohort joins and leaves at once where its requests would come and go
+over a whole tick; the mean over some seconds is that of the requests, and its swings are not theirs."""
 
 
 @inlined_kernel
@@ -87,19 +95,21 @@ def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> None
     prompt = cohort[Cohort.PROMPT]
     output = cohort[Cohort.OUTPUT]
     span = params.perf[pool, DECODE_TOKENS_PER_ITERATION] + output - 1.0
+    held = prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS]
+    leaving = count / span
     cohort[Cohort.G_ADMIT] = numbers[Pool.G]
     numbers[Pool.IN_FLIGHT] += count
-    numbers[Pool.EMITTING] += count * output / span
-    numbers[Pool.LEAVING] += count / span
-    numbers[Pool.FREEING] += count / span * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
+    numbers[Pool.EMITTING] += leaving * output
+    numbers[Pool.LEAVING] += leaving
+    numbers[Pool.FREEING] += leaving * held
     numbers[Pool.CONTEXT] += count * prompt
-    numbers[Pool.RESERVED] += count * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
+    numbers[Pool.RESERVED] += count * held
     numbers[Pool.KV_TOKENS_IN] += count * prompt
     numbers[Pool.WAITING] -= count
     numbers[Pool.WAITING_TOKENS] -= count * (prompt + output)
     numbers[Pool.IN_TRANSIT] -= count
     state.cohort_int[row, slot, CohortInt.STAGE] = Stage.DECODING
-    schedule(state, row, pool, slot, numbers[Pool.G] + span)
+    schedule(params, state, row, pool, slot, numbers[Pool.G] + span)
 
 
 @inlined_kernel
@@ -113,12 +123,14 @@ def _complete(params: Params, state: State, row: int, pool: int, time_s: float) 
     prompt = cohort[Cohort.PROMPT]
     output = cohort[Cohort.OUTPUT]
     span = params.perf[pool, DECODE_TOKENS_PER_ITERATION] + output - 1.0
+    held = prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS]
+    leaving = count / span
     numbers[Pool.IN_FLIGHT] -= count
-    numbers[Pool.EMITTING] -= count * output / span
-    numbers[Pool.LEAVING] -= count / span
-    numbers[Pool.FREEING] -= count / span * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
+    numbers[Pool.EMITTING] -= leaving * output
+    numbers[Pool.LEAVING] -= leaving
+    numbers[Pool.FREEING] -= leaving * held
     numbers[Pool.CONTEXT] -= count * (prompt + output)
-    numbers[Pool.RESERVED] -= count * (prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS])
+    numbers[Pool.RESERVED] -= count * held
     numbers[Pool.KV_TOKENS_OUT] += count * (prompt + output)
     if ints[PoolInt.SERVING] == 0:
         # An empty batch is exactly empty: rounding must not accumulate over a day.
@@ -133,6 +145,14 @@ def _complete(params: Params, state: State, row: int, pool: int, time_s: float) 
     end = min(numbers[Pool.G], numbers[Pool.G_CLOSE])
     good = count * output * max(0.0, end - begin) / span
     last_token(params, state, row, slot, time_s, good)
+
+
+@inlined_kernel
+def _follow(numbers: Array, in_flight_s: float, context_s: float, elapsed: float) -> None:
+    """Move the smoothed batch and KV towards their means over the last ``elapsed`` seconds (integrals given)."""
+    share = elapsed / (elapsed + PACE_MEMORY_S)
+    numbers[Pool.PACED_IN_FLIGHT] += share * (in_flight_s / elapsed - numbers[Pool.PACED_IN_FLIGHT])
+    numbers[Pool.PACED_CONTEXT] += share * (context_s / elapsed - numbers[Pool.PACED_CONTEXT])
 
 
 @kernel
@@ -164,9 +184,11 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     time_s = numbers[Pool.TIME_S]
     admitted = NOBODY
     blocked = duty <= 0.0
-    unpaced = PACE_STEP if params.site[SiteSpec.RESOLUTION] == REQUEST else 0.0
-    paced_batch = 0.0
-    paced_context = 0.0
+    exact = params.site[SiteSpec.RESOLUTION] == REQUEST
+    pace_begin_s = time_s
+    pace_end_s = time_s
+    in_flight_s = 0.0
+    context_s = 0.0
     busy = 0.0
     compute = 0.0
     memory = 0.0
@@ -179,31 +201,49 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     while True:
         in_flight = numbers[Pool.IN_FLIGHT]
         context = numbers[Pool.CONTEXT]
-        if in_flight <= 0.0 or replicas <= 0.0:
-            paced_batch = 0.0
+        running = in_flight > 0.0 and replicas > 0.0
+        paced = numbers[Pool.PACED_IN_FLIGHT]
+        stale = running and speed == 0.0
+        if exact:
+            moved = abs(in_flight - paced) > PACE_STEP * paced
+            if stale or moved or abs(context - numbers[Pool.PACED_CONTEXT]) > PACE_STEP * context:
+                numbers[Pool.PACED_IN_FLIGHT] = in_flight
+                numbers[Pool.PACED_CONTEXT] = context
+                stale = running
+        elif stale or time_s >= pace_end_s:
+            if time_s > pace_begin_s:
+                _follow(numbers, in_flight_s, context_s, time_s - pace_begin_s)
+                pace_begin_s = time_s
+                in_flight_s = 0.0
+                context_s = 0.0
+            if running and numbers[Pool.PACED_IN_FLIGHT] <= 0.0:
+                numbers[Pool.PACED_IN_FLIGHT] = in_flight
+                numbers[Pool.PACED_CONTEXT] = context
+            pace_end_s = min(end_s, time_s + PACE_S)
+            stale = running
+        if not running:
             speed = 0.0
             busy = 0.0
             compute = 0.0
             memory = 0.0
-        elif abs(in_flight - paced_batch) > unpaced * paced_batch or abs(context - paced_context) > unpaced * context:
-            paced_batch = in_flight
-            paced_context = context
-            batch = max(1.0, in_flight / replicas)
-            iteration, computing, reading = decode_iteration_s(perf, batch, context / in_flight, clock)
+        elif stale:
+            paced = numbers[Pool.PACED_IN_FLIGHT]
+            batch = max(1.0, paced / replicas)
+            iteration, computing, reading = decode_iteration_s(perf, batch, numbers[Pool.PACED_CONTEXT] / paced, clock)
             speed = duty * tokens_per_iteration / iteration
-            busy = duty * min(1.0, in_flight / replicas)
+            busy = duty * min(1.0, paced / replicas)
             compute = busy * computing / iteration
             memory = busy * reading / iteration
         if admitted != NOBODY:
             first_token(params, state, row, admitted, time_s + iteration / duty)
             admitted = NOBODY
-        next_s = end_s
+        next_s = end_s if exact else pace_end_s
         kind = 0
         if ints[PoolInt.READY] > 0 and not blocked and ready_keys[0] < next_s:
             next_s = max(time_s, ready_keys[0])
             kind = 1
         if speed > 0.0:
-            find_next(state, row, pool)
+            find_next(params, state, row, pool)
             finish_s = max(time_s, time_s + (finish_keys[0] - numbers[Pool.G]) / speed)
             if finish_s <= next_s and finish_s < end_s:
                 next_s = finish_s
@@ -219,10 +259,14 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             busy_s += busy * elapsed
             compute_s += compute * elapsed
             memory_s += memory * elapsed
+            in_flight_s += in_flight * elapsed
+            context_s += context * elapsed
             numbers[Pool.STEP_BATCH_S] += in_flight * elapsed
         time_s = next_s
         if kind == 0:
-            break
+            if time_s >= end_s:
+                break
+            continue
         events += 1
         if kind == 2:
             numbers[Pool.G] = finish_keys[0]
@@ -244,6 +288,8 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             blocked = True
             continue
         _admit(params, state, row, pool, admitted)
+    if not exact and time_s > pace_begin_s:
+        _follow(numbers, in_flight_s, context_s, time_s - pace_begin_s)
     numbers[Pool.TPOT_S] = iteration / tokens_per_iteration if numbers[Pool.IN_FLIGHT] > 0.0 else 0.0
     numbers[Pool.TIME_S] = end_s
     numbers[Pool.BUSY_S] += busy_s
@@ -299,6 +345,6 @@ def predict_admission_wait(params: Params, state: State, row: int, pool: int, el
         wait_s = tokens / per_s
         growth_s = handed_tokens / per_s - elapsed_s
     if before_s > 0.0 and params.site[SiteSpec.RESOLUTION] != REQUEST:
-        followed = min(1.0, elapsed_s / params.site[SiteSpec.TICK_S])
+        followed = min(1.0, elapsed_s * params.site[SiteSpec.SLICES] / params.site[SiteSpec.TICK_S])
         wait_s = max(0.0, before_s + growth_s + followed * (wait_s - before_s - growth_s))
     numbers[Pool.WAIT_S] = wait_s

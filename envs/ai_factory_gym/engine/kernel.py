@@ -1,6 +1,7 @@
 """One control step of every row, in the order of a request's life: arrive, prefill, transfer, decode, be metered.
 
-A control step is cut into ticks (arrivals are grouped by tick) and a tick into segments of constant clocks, racks and cap.
+A control step is cut into ticks (arrivals are grouped by tick; a tick into slices while a decode pool is nearly full), and
+these into segments of constant clocks, racks and cap.
 Pools feed forward only, prefill to decode, so that within a segment each pool is advanced once.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.arrivals import admit_tick, most_arrivals
+from ai_factory_gym.engine.arrivals import admit, most_arrivals
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
 from ai_factory_gym.engine.draw import meter_segment, plan_segment
 from ai_factory_gym.engine.layout import (
@@ -154,6 +155,7 @@ def begin_step(params: Params, state: State, row: int) -> None:
         counters[Class.RECENT_MET] *= _RECENT_DECAY
         counters[Class.RECENT_MISSED] *= _RECENT_DECAY
     state.site_int[row, SiteInt.TICK] = 0
+    state.site_int[row, SiteInt.SLICE] = 0
 
 
 @kernel
@@ -170,8 +172,17 @@ def end_step(params: Params, state: State, row: int) -> None:
 
 
 @kernel
+def close_window(state: State, row: int) -> None:
+    """End scoring: energy, emission and arrivals freeze; fates of scored requests are still counted."""
+    state.site[row, Site.SCORING] = 0.0
+    for pool in range(state.pool.shape[1]):
+        state.pool[row, pool, Pool.G_CLOSE] = state.pool[row, pool, Pool.G]
+
+
+@kernel
 def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: float) -> float:
     """Simulate from ``begin_s`` as long as settings may stand, at most until ``end_s``; return where it stopped, s."""
+    advance_racks(params, state, row, begin_s)
     end_s = plan_segment(params, state, row, begin_s, end_s)
     pools = params.pool.shape[0]
     for pool in range(pools):
@@ -201,18 +212,22 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
         DONE, or NEEDS_SLOTS when the cohort arrays must grow before the next tick; call again after growing them.
     """
     tick_s = params.site[SiteSpec.TICK_S]
+    slices = int(params.site[SiteSpec.SLICES])
     ticks = int(math.floor(params.site[SiteSpec.CONTROL_INTERVAL_S] / tick_s + 0.5))
-    while state.site_int[row, SiteInt.TICK] < ticks:
-        begin_s = state.site[row, Site.TIME_S]
-        if state.site_int[row, SiteInt.FREE] < most_arrivals(params, state, row, begin_s, tick_s, path_start_s):
+    progress = state.site_int[row]
+    begin_s = state.site[row, Site.TIME_S] - tick_s * progress[SiteInt.SLICE] / slices
+    while progress[SiteInt.TICK] < ticks:
+        if progress[SiteInt.FREE] < most_arrivals(params, state, row, begin_s, tick_s, path_start_s):
             return NEEDS_SLOTS
-        advance_racks(params, state, row, begin_s)
-        admit_tick(params, state, row, begin_s, tick_s, path_start_s)
-        end_s = begin_s + tick_s
-        time_s = begin_s
+        progress[SiteInt.SLICE] += admit(params, state, row, begin_s, tick_s, path_start_s)
+        end_s = begin_s + tick_s * progress[SiteInt.SLICE] / slices
+        time_s = state.site[row, Site.TIME_S]
         while time_s < end_s:
             time_s = run_segment(params, state, row, time_s, end_s)
-        state.site_int[row, SiteInt.TICK] += 1
+        if progress[SiteInt.SLICE] == slices:
+            progress[SiteInt.SLICE] = 0
+            progress[SiteInt.TICK] += 1
+            begin_s = end_s
     end_step(params, state, row)
     return DONE
 

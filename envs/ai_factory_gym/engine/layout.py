@@ -30,7 +30,7 @@ SIZES = 21
 """Sizes of cohorts that are told apart in routing: powers of two, up to the largest context of a million tokens."""
 
 DAYS = 1024
-"""Days of a decode pool's calendar, each one token of its clock long; the ring is gone through again and again."""
+"""Days of a decode pool's calendar (``SiteSpec.DAYS_PER_TOKEN``); the ring is gone through again and again."""
 
 BACKLOG_BIN_S = 900.0
 """Deferrable work waits in bins of this much arrival time."""
@@ -83,6 +83,8 @@ class SiteSpec(IntEnum):
     URGENT_S = 17  # deferrable work this close to its deadline is released at once
     THIN_FRACTION = 18  # trace replay: share of the last copy that is kept
     TRACE_SPAN_S = 19
+    SLICES = 20  # slices of a tick that are entered one by one while a decode pool is nearly full
+    DAYS_PER_TOKEN = 21  # days of the calendar of finishes per token of a decode pool's clock
 
 
 class PoolSpec(IntEnum):
@@ -177,13 +179,14 @@ class Site(IntEnum):
 class SiteInt(IntEnum):
     """Columns of ``State.site_int``."""
 
-    TICK = 0  # next tick within the control step; lets a step resume after the arrays have grown
+    TICK = 0  # next tick within the control step; with SLICE it lets a step resume after the arrays have grown
     FREE = 1  # cohort slots on the free stack
     HIGH_WATER = 2  # slots ever used
     ROUTED = 3  # cohorts created, for the log
     LOGGED = 4
     SEGMENTS = 5  # segments simulated, a cost figure
     EVENTS = 6  # cohort events handled, a cost figure
+    SLICE = 7  # next slice of the tick
 
 
 class Pool(IntEnum):
@@ -236,6 +239,12 @@ class Pool(IntEnum):
     TURNED_WORK = 44  # cohort resolution: work of turned away requests that still flows in, server-seconds
     HANDED = 45  # requests handed to this decode pool since its wait was last predicted
     HANDED_TOKENS = 46  # their prompt + output tokens
+    PACED_IN_FLIGHT = (
+        47  # cohort resolution: requests in flight and KV tokens held, smoothed; iterations are timed by them
+    )
+    PACED_CONTEXT = 48
+    COMING = 49  # cohort resolution: requests per second that come in the present slice of the tick and are bound for this decode pool
+    COMING_TOKENS = 50  # their prompt + output tokens
 
 
 class PoolInt(IntEnum):
@@ -322,7 +331,7 @@ class CohortInt(IntEnum):
 
 
 class Draw(IntEnum):
-    """Columns of ``State.draw``: what a tick brings of one cell."""
+    """Columns of ``State.draw``: what a tick brings of one cell; it stays until the tick's last slice has been entered."""
 
     COUNT = 0
     PROMPT = 1

@@ -125,6 +125,21 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
 
 
 @kernel
+def next_rack_change_s(state: State, row: int, now_s: float) -> float:
+    """Return when the next rack finishes waking or draining, s; inf when none is about to."""
+    next_s = math.inf
+    for pool in range(state.transition.shape[1]):
+        ints = state.pool_int[row, pool]
+        if ints[PoolInt.WAKING] > 0 or ints[PoolInt.DRAINING] > 0:
+            for kind in (WAKE, DRAIN):
+                for entry in range(state.transition.shape[3]):
+                    done_s = state.transition[row, pool, kind, entry, Transition.DONE_S]
+                    if now_s + 1e-6 < done_s < next_s:
+                        next_s = done_s
+    return float(next_s)
+
+
+@kernel
 def _fits_without_draining(params: Params, state: State, row: int, pool: int) -> bool:
     """Tell whether the active racks alone can carry what the pool is serving."""
     ints = state.pool_int[row, pool]

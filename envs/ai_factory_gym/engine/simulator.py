@@ -101,11 +101,21 @@ class Engine:
         self._status = np.zeros(rows, dtype=np.int64)
 
     @property
+    def begun(self) -> bool:
+        """Whether any row was begun."""
+        return self._state is not None
+
+    @property
     def state(self) -> State:
         """The arrays; rows are meaningful once they were begun."""
         if self._state is None:
             raise RuntimeError("Engine.begin() has to be called before the state is read.")
         return self._state
+
+    @property
+    def path_start_s(self) -> Array:
+        """Time at which each row's rate path begins, s, float64[rows]."""
+        return self._path_start_s
 
     @property
     def tick_s(self) -> float:
@@ -204,7 +214,11 @@ class Engine:
             kernel.run_rows(tuple(self.params), tuple(self.state), rows, self._path_start_s, self._status)
             != kernel.DONE
         ):
-            self._state = grow(self.state, 2 * self.state.free.shape[1])
+            self.grow()
+
+    def grow(self) -> None:
+        """Double the cohort slots of every row."""
+        self._state = grow(self.state, 2 * self.state.free.shape[1])
 
     def open_window(self, row: int) -> None:
         """Begin scoring: totals start at zero, requests in flight stay but enter no request counter."""
@@ -241,8 +255,7 @@ class Engine:
 
     def close_window(self, row: int) -> None:
         """End scoring: energy, emission and arrivals freeze; fates of scored requests are still counted."""
-        self.state.site[row, Site.SCORING] = 0.0
-        self.state.pool[row, :, Pool.G_CLOSE] = self.state.pool[row, :, Pool.G]
+        kernel.close_window(self.state, row)
 
     def snapshot(self) -> Snapshot:
         """Return a copy of everything that changes."""

@@ -1,0 +1,231 @@
+"""One control step of one row as a whole, from action to reward, observation and info: what both environments run.
+
+Between the operator's action and what the operator sees there is no Python: at a hundred microseconds a step, handing numbers
+back and forth would cost as much as simulating them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ai_factory_gym.engine.kernel import DONE, NEEDS_SLOTS, apply_action, begin_step, close_window, run_step
+from ai_factory_gym.engine.layout import Array, Class, Params, Site, State
+from ai_factory_gym.jit import inlined_kernel, kernel
+from ai_factory_gym.levers import decide_row
+from ai_factory_gym.metrics import write_info
+from ai_factory_gym.observation import observe_row
+from ai_factory_gym.reward import reward_terms
+
+FRESH = 2
+"""Status of a row whose control step has not begun; beside DONE and NEEDS_SLOTS."""
+
+
+class Episodes(NamedTuple):
+    """What a row's episode is beside the engine's state; the first axis is the row."""
+
+    action: Array  # float64[rows, actions] the last one
+    start_s: Array  # float64[rows] local time at the start of the scored window
+    horizon_s: Array  # float64[rows]
+    price: Array  # float64[rows] of energy, good tokens per joule
+    closed: Array  # bool[rows] whether the scored window has ended
+    scored: Array  # bool[rows] whether the last step began inside it
+    terms: Array  # float64[rows, TERMS] reward terms of the last step
+
+
+class Outcome(NamedTuple):
+    """What a step gives back; the first axis is the row."""
+
+    observation: Array  # float32[rows, size]
+    reward: Array  # float64[rows]
+    terminated: Array  # bool[rows]
+    truncated: Array  # bool[rows]
+    info: Array  # float64[rows, keys] in the order of ``metrics.info_keys``
+
+
+class Constants(NamedTuple):
+    """Numbers of a task that are equal for all rows."""
+
+    clock_min: float  # lowest clock ceiling
+    scale_tokens: float  # a step's nominal output tokens
+    miss_weight: float
+    usd_per_mwh: float
+    g_per_kwh: float
+    breaker_s: float  # overdraw without a break that trips the breaker; inf where the brake prevents it
+    drain_s: float  # longest time after the horizon in which fates are waited for; 0 where they are not
+
+
+@kernel
+def outside(actions: Array) -> bool:
+    """Tell whether any number of float64[rows, actions] is not in [-1, 1]."""
+    for row in range(actions.shape[0]):
+        for place in range(actions.shape[1]):
+            if not abs(actions[row, place]) <= 1.0:
+                return True
+    return False
+
+
+@inlined_kernel
+def _truncated(state: State, row: int, horizon_s: float, drain_s: float) -> bool:
+    """Tell whether a row whose scored window has ended is over: at once, or when every scored fate is decided."""
+    if drain_s <= 0.0 or state.site[row, Site.TIME_S] >= horizon_s + drain_s:
+        return True
+    undecided = 0.0
+    for cls in range(state.cls.shape[1]):
+        counters = state.cls[row, cls]
+        undecided += counters[Class.ARRIVED] - counters[Class.MET] - counters[Class.MISSED]
+    return undecided < 0.5
+
+
+@inlined_kernel
+def _report(
+    params: Params,
+    state: State,
+    episodes: Episodes,
+    outcome: Outcome,
+    row: int,
+    scales: tuple[Array, ...],
+    seen: tuple[float, float, float, float],
+    constants: Constants,
+) -> None:
+    """Write a row's observation and info."""
+    observe_row(params, state, row, episodes.start_s[row], episodes.action[row], scales, seen, outcome.observation[row])
+    write_info(
+        params,
+        state.site[row],
+        state.cls[row],
+        episodes.terms[row],
+        episodes.scored[row],
+        constants.usd_per_mwh,
+        constants.g_per_kwh,
+        outcome.info[row],
+    )
+
+
+@kernel
+def step_rows(
+    params_arrays: tuple[Array, ...],
+    state_arrays: tuple[Array, ...],
+    episode_arrays: tuple[Array, ...],
+    decision_arrays: tuple[Array, ...],
+    outcome_arrays: tuple[Array, ...],
+    lever_arrays: tuple[Array, ...],
+    scales: tuple[Array, ...],
+    seen: tuple[float, float, float, float],
+    numbers: tuple[float, ...],
+    rows: Array,
+    path_start_s: Array,
+    status: Array,
+) -> int:
+    """Run, or resume, one control step of the given rows with the actions in ``Episodes.action``.
+
+    Tuples of arrays are handed over as plain tuples, which is cheaper than as named ones.
+
+    Args:
+        params_arrays: The arrays of ``Params``.
+        state_arrays: The arrays of ``State``.
+        episode_arrays: The arrays of ``Episodes``.
+        decision_arrays: Room for the decisions of all rows, as in ``Decision``.
+        outcome_arrays: The arrays of ``Outcome``, written.
+        lever_arrays: ``ActionLayout.arrays``.
+        scales: ``ObservationLayout.scales``.
+        seen: ``ObservationLayout.constants``.
+        numbers: ``Constants``.
+        rows: int64[n] rows to run.
+        path_start_s: Time at which each row's rate path begins, s, float64[all rows].
+        status: int64[all rows]: FRESH for a step that is to begin, NEEDS_SLOTS for one to resume; DONE rows are skipped.
+
+    Returns:
+        DONE when every row is, else NEEDS_SLOTS: call again when the cohort arrays have grown.
+    """
+    params = Params(*params_arrays)
+    state = State(*state_arrays)
+    episodes = Episodes(*episode_arrays)
+    outcome = Outcome(*outcome_arrays)
+    constants = Constants(*numbers)
+    bias, ceiling, power_limit_w, racks = decision_arrays
+    begins, pool_racks, racks_span = lever_arrays
+    result = DONE
+    for index in range(rows.shape[0]):
+        row = rows[index]
+        if status[row] == DONE:
+            continue
+        if status[row] == FRESH:
+            decide_row(
+                episodes.action[row],
+                begins,
+                pool_racks,
+                racks_span,
+                constants.clock_min,
+                bias[row],
+                ceiling[row],
+                power_limit_w[row],
+                racks[row],
+            )
+            begin_step(params, state, row)
+            apply_action(params, state, row, bias[row], ceiling[row], power_limit_w[row], racks[row])
+        status[row] = run_step(params, state, row, path_start_s[row])
+        if status[row] != DONE:
+            result = NEEDS_SLOTS
+            continue
+        site = state.site[row]
+        scored = not episodes.closed[row]
+        episodes.scored[row] = scored
+        outcome.reward[row] = reward_terms(
+            site, episodes.price[row], constants.scale_tokens, constants.miss_weight, scored, episodes.terms[row]
+        )
+        if scored and site[Site.TIME_S] >= episodes.horizon_s[row] - 1e-6:
+            episodes.closed[row] = True
+            close_window(state, row)
+        outcome.terminated[row] = site[Site.LONGEST_OVERDRAW_S] >= constants.breaker_s
+        outcome.truncated[row] = episodes.closed[row] and _truncated(
+            state, row, episodes.horizon_s[row], constants.drain_s
+        )
+        _report(params, state, episodes, outcome, row, scales, seen, constants)
+    return result
+
+
+@kernel
+def report_rows(
+    params_arrays: tuple[Array, ...],
+    state_arrays: tuple[Array, ...],
+    episode_arrays: tuple[Array, ...],
+    outcome_arrays: tuple[Array, ...],
+    scales: tuple[Array, ...],
+    seen: tuple[float, float, float, float],
+    numbers: tuple[float, ...],
+    rows: Array,
+) -> None:
+    """Write the observations and infos of rows as they are; arguments as ``step_rows``."""
+    params = Params(*params_arrays)
+    state = State(*state_arrays)
+    episodes = Episodes(*episode_arrays)
+    outcome = Outcome(*outcome_arrays)
+    constants = Constants(*numbers)
+    for index in range(rows.shape[0]):
+        _report(params, state, episodes, outcome, rows[index], scales, seen, constants)
+
+
+def new_episodes(rows: int, actions: int, terms: int) -> Episodes:
+    """Return rows without an episode."""
+    return Episodes(
+        action=np.zeros((rows, actions)),
+        start_s=np.zeros(rows),
+        horizon_s=np.zeros(rows),
+        price=np.zeros(rows),
+        closed=np.zeros(rows, dtype=np.bool_),
+        scored=np.ones(rows, dtype=np.bool_),
+        terms=np.zeros((rows, terms)),
+    )
+
+
+def new_outcome(rows: int, size: int, keys: int) -> Outcome:
+    """Return an outcome of zeros: nothing ended, nothing earned."""
+    return Outcome(
+        observation=np.zeros((rows, size), dtype=np.float32),
+        reward=np.zeros(rows),
+        terminated=np.zeros(rows, dtype=np.bool_),
+        truncated=np.zeros(rows, dtype=np.bool_),
+        info=np.zeros((rows, keys)),
+    )
