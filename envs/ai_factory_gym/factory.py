@@ -140,6 +140,7 @@ class Factory:
         self._params_arrays = tuple(self.params)
         self._status = np.zeros(rows, dtype=np.int64)
         self._episodes = new_episodes(rows, self.action_layout.size, len(TERMS))
+        self._episode_arrays = tuple(self._episodes)
         self._episodes.price[:] = energy_price_factor(task.reward) * task.energy_price
         self._begun: set[int] = set()
 
@@ -317,8 +318,8 @@ class Factory:
         return int(
             step_rows(
                 self._params_arrays,
-                tuple(self.engine.state),
-                tuple(self._episodes),
+                self.engine.arrays,
+                self._episode_arrays,
                 self._decision,
                 tuple(outcome),
                 levers,
@@ -337,8 +338,8 @@ class Factory:
         seen, numbers = self._fixed_numbers
         report_rows(
             self._params_arrays,
-            tuple(self.engine.state),
-            tuple(self._episodes),
+            self.engine.arrays,
+            self._episode_arrays,
             tuple(outcome),
             scales,
             seen,
@@ -370,4 +371,5 @@ class Factory:
             )
         self.engine.restore(saved.engine)
         self._episodes = Episodes(*(array.copy() for array in saved.episodes))
+        self._episode_arrays = tuple(self._episodes)
         self._begun = set(range(self.rows))

@@ -254,12 +254,6 @@ def _enter_cohort(
 
 
 @inlined_kernel
-def _tick(begin_s: float, tick_s: float) -> int:
-    """Return the number of a tick."""
-    return int(math.floor(begin_s / tick_s + 0.5))
-
-
-@inlined_kernel
 def _stride(cells: int) -> int:
     """Return the step between cells that come one after the other: near the golden section, and no divisor in common."""
     stride = max(1, int(0.6180339887498949 * cells))
@@ -269,14 +263,13 @@ def _stride(cells: int) -> int:
 
 
 @inlined_kernel
-def _place(index: int, begin_s: float, tick_s: float, cells: int, stride: int) -> int:
-    """Return the cell that comes ``index``-th in a tick.
+def _first_place(number: int, cells: int) -> int:
+    """Return the cell with which the ``number``-th slice begins.
 
-    Cells of a class, or of a length, lie side by side: a walk by the golden section spreads them evenly over the tick.
-    Every tick begins with another cell: in a fixed order the same cells would be sent to the same pools tick after tick.
+    Cells of a class, or of a length, lie side by side: a walk by the golden section (``_stride``) spreads them evenly over the
+    slice. Every slice begins with another cell: in a fixed order the same cells would be sent to the same pools every time.
     """
-    first = int(0.6180339887498949 * _tick(begin_s, tick_s) % 1.0 * cells)
-    return (index * stride + first) % cells
+    return int(0.6180339887498949 * number % 1.0 * cells) % cells
 
 
 @inlined_kernel
@@ -304,8 +297,11 @@ def _release(
     now_bin = int(math.floor(begin_s / BACKLOG_BIN_S))
     amount = state.released[row, cell]
     deadline_s = begin_s + spec[ClassSpec.DEADLINE_S]
+    place = now_bin % bins
     for age in range(bins):
-        place = (now_bin - age) % bins
+        place = place - 1 if age > 0 else place
+        if place < 0:
+            place = bins - 1
         waiting = state.backlog[row, cell, place]
         if waiting <= 0.0:
             continue
@@ -382,7 +378,7 @@ def _draw_request(params: Params, state: State, row: int, cls: int) -> tuple[flo
     return prompt, output
 
 
-@kernel
+@inlined_kernel
 def most_arrivals(params: Params, state: State, row: int, begin_s: float, tick_s: float, path_start_s: float) -> int:
     """Return how many cohort slots a tick can need, with overwhelming probability (ten standard deviations)."""
     if params.site[SiteSpec.RESOLUTION] == COHORT:
@@ -484,21 +480,28 @@ def _enter_cells(params: Params, state: State, row: int, tick_begin_s: float, ti
     cells = params.cell.shape[0]
     stride = _stride(cells)
     units = slices * CROWDED_PARTS
+    tick = int(math.floor(tick_begin_s / tick_s + 0.5))
     flow_s = tick_s * entered / slices
     begin_s = tick_begin_s + tick_s * first / slices
-    for index in range(parts * cells):
-        unit = first * CROWDED_PARTS + index // cells
-        _enter_cohort(
-            params,
-            state,
-            row,
-            _place(index % cells, begin_s, tick_s / slices, cells, stride),
-            begin_s + (index + 0.5) / (parts * cells) * flow_s,
-            _tick(tick_begin_s, tick_s) * units + unit,
-            unit / units,
-            (unit + 1.0) / units if parts > 1 else (first + entered) / slices,
-            flow_s,
-        )
+    start = _first_place(tick * slices + first, cells)
+    for part in range(parts):
+        unit = first * CROWDED_PARTS + part
+        place = start
+        for index in range(cells):
+            _enter_cohort(
+                params,
+                state,
+                row,
+                place,
+                begin_s + (part * cells + index + 0.5) / (parts * cells) * flow_s,
+                tick * units + unit,
+                unit / units,
+                (unit + 1.0) / units if parts > 1 else (first + entered) / slices,
+                flow_s,
+            )
+            place += stride
+            if place >= cells:
+                place -= cells
     return entered
 
 

@@ -217,15 +217,23 @@ def _stays_below(
     return facility_power_w(params, it_w) <= limit_w
 
 
-@kernel
+@inlined_kernel
 def _throttled_clock(params: Params, state: State, row: int, pool: int) -> float:
     """Return the clock the operator's throttles allow: the ceiling, or the highest whose draw obeys the power limit."""
+    if state.pool[row, pool, Pool.POWER_LIMIT_W] == math.inf:
+        return float(state.pool[row, pool, Pool.CLOCK_CEILING])
+    return _limited_clock(params, state, row, pool)
+
+
+@kernel
+def _limited_clock(params: Params, state: State, row: int, pool: int) -> float:
+    """Return the highest clock up to the ceiling at which the pool's racks obey their power limit."""
     numbers = state.pool[row, pool]
     ceiling = numbers[Pool.CLOCK_CEILING]
     limit_w = numbers[Pool.POWER_LIMIT_W]
     ints = state.pool_int[row, pool]
     awake = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
-    if limit_w == math.inf or awake == 0:
+    if awake == 0:
         return float(ceiling)
     others_w = pool_power_w(params, state, row, pool, ceiling, 0.0, 0.0, 0.0)
     power = params.power[pool]
@@ -317,7 +325,7 @@ def _brake_fit(params: Params, state: State, row: int, seconds: float, later_s: 
     site[Site.PREFILL_DUTY] = low_duty
 
 
-@kernel
+@inlined_kernel
 def _sure_s(
     params: Params, state: State, row: int, begin_s: float, end_s: float, slice_end_s: float, cap_w: float
 ) -> float:
@@ -334,7 +342,7 @@ def _sure_s(
     return min(end_s - begin_s, spec[SiteSpec.CHECK_S], max(left_s, 1e-3))
 
 
-@kernel
+@inlined_kernel
 def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: float) -> float:
     """Set every pool's clock and duty from ``begin_s`` on and return how long they may stand, at most until ``end_s``.
 
@@ -389,7 +397,7 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
     return float(end_s)
 
 
-@kernel
+@inlined_kernel
 def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s: float) -> None:
     """Book a finished segment's energy and engage the brake when draw has been above the cap for its reaction time."""
     elapsed = end_s - begin_s

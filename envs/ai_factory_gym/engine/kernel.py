@@ -29,7 +29,7 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.engine.ledger import sweep
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks
-from ai_factory_gym.jit import kernel
+from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import compute_rate
 
 DONE, NEEDS_SLOTS = 0, 1
@@ -124,7 +124,7 @@ def apply_action(
             set_routing(params, state, row, phase, group, bias[phase, group])
 
 
-@kernel
+@inlined_kernel
 def begin_step(params: Params, state: State, row: int) -> None:
     """Clear the per-step accumulators of a row."""
     site = state.site[row]
@@ -158,7 +158,7 @@ def begin_step(params: Params, state: State, row: int) -> None:
     state.site_int[row, SiteInt.SLICE] = 0
 
 
-@kernel
+@inlined_kernel
 def end_step(params: Params, state: State, row: int) -> None:
     """Decide fates that can no longer turn out well and update the arrival-rate history."""
     now_s = state.site[row, Site.TIME_S]
@@ -179,7 +179,7 @@ def close_window(state: State, row: int) -> None:
         state.pool[row, pool, Pool.G_CLOSE] = state.pool[row, pool, Pool.G]
 
 
-@kernel
+@inlined_kernel
 def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: float) -> float:
     """Simulate from ``begin_s`` as long as settings may stand, at most until ``end_s``; return where it stopped, s."""
     advance_racks(params, state, row, begin_s)

@@ -298,7 +298,7 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
     state.site_int[row, SiteInt.EVENTS] += events
 
 
-@kernel
+@inlined_kernel
 def advance_prefill(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
     """Advance a prefill pool to ``end_s`` at the site's resolution."""
     if params.site[SiteSpec.RESOLUTION] == COHORT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.layout import PREFILL, Params, Pool, PoolInt, PoolSpec, State, Transition
-from ai_factory_gym.jit import kernel
+from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
 
 WAKE, DRAIN = 0, 1
@@ -94,7 +94,7 @@ def _cancel_drains(state: State, row: int, pool: int, racks: int) -> None:
             entries[last, Transition.RACKS] = math.inf
 
 
-@kernel
+@inlined_kernel
 def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
     """Finish the wakes and drains that are due.
 
@@ -124,7 +124,7 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
             ints[PoolInt.ACTIVE] = 0
 
 
-@kernel
+@inlined_kernel
 def next_rack_change_s(state: State, row: int, now_s: float) -> float:
     """Return when the next rack finishes waking or draining, s; inf when none is about to."""
     next_s = math.inf

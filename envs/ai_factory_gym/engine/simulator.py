@@ -97,6 +97,7 @@ class Engine:
         exact = params.site[SiteSpec.RESOLUTION] == REQUEST
         self._slots = slots or (32768 if exact else 2048)
         self._state: State | None = None
+        self._arrays: tuple[Array, ...] = ()
         self._path_start_s = np.zeros(rows)
         self._status = np.zeros(rows, dtype=np.int64)
 
@@ -111,6 +112,16 @@ class Engine:
         if self._state is None:
             raise RuntimeError("Engine.begin() has to be called before the state is read.")
         return self._state
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The arrays of ``state`` as a plain tuple: what kernels are handed at every step."""
+        return self._arrays
+
+    def _replace(self, state: State) -> None:
+        """Take other arrays for the state."""
+        self._state = state
+        self._arrays = tuple(state)
 
     @property
     def path_start_s(self) -> Array:
@@ -173,11 +184,11 @@ class Engine:
                 extra = steps - self._state.cap_steps.shape[1]
                 wider["cap_steps"] = np.pad(self._state.cap_steps, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf)
             if wider:
-                self._state = self._state._replace(**wider)
+                self._replace(self._state._replace(**wider))
             return
         deadline_s = float(np.max(params.cls[:, ClassSpec.DEADLINE_S]))
         longest_s = float(np.max(params.pool[:, [PoolSpec.WAKE_S, PoolSpec.DRAIN_S]]))
-        self._state = allocate(
+        state = allocate(
             rows=self.rows,
             pools=len(params.pool),
             classes=len(params.cls),
@@ -192,6 +203,7 @@ class Engine:
             trace_requests=len(params.trace_time),
             log_lines=self._log_lines,
         )
+        self._replace(state)
 
     def step(self, rows: Array, decision: Decision) -> None:
         """Run one control step of the given rows.
@@ -218,7 +230,7 @@ class Engine:
 
     def grow(self) -> None:
         """Double the cohort slots of every row."""
-        self._state = grow(self.state, 2 * self.state.free.shape[1])
+        self._replace(grow(self.state, 2 * self.state.free.shape[1]))
 
     def open_window(self, row: int) -> None:
         """Begin scoring: totals start at zero, requests in flight stay but enter no request counter."""
@@ -263,5 +275,5 @@ class Engine:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of an engine with the same parameters and rows."""
-        self._state = State(*(array.copy() for array in snapshot.state))
+        self._replace(State(*(array.copy() for array in snapshot.state)))
         self._path_start_s = snapshot.path_start_s.copy()
