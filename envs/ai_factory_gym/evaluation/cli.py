@@ -46,7 +46,9 @@ class Arguments:
     env: tuple[str, ...] = ()
     """Further arguments of gymnasium.make as KEY=VALUE, the value in JSON or plain text: rate_scale=20"""
     jobs: int = 1
-    """Processes; the numbers do not depend on it."""
+    """Processes, or actors on Ray; the numbers do not depend on it."""
+    backend: str = "local"
+    """"local" (processes of this machine) or "ray" (the cluster that RAY_ADDRESS names, or one that is started here)."""
     csv: Path | None = None
     """New file for the rows of all episodes."""
     markdown: bool = False
@@ -109,6 +111,7 @@ def run(arguments: Arguments, resolve: Resolver) -> list[EvaluationResult]:
             horizon_s=arguments.horizon_s,
             env_kwargs=parse_env(arguments.env),
             n_jobs=arguments.jobs,
+            backend=arguments.backend,
             policy_name=name,
         )
         for scenario in arguments.scenario
