@@ -16,7 +16,7 @@ import ai_factory_baselines
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.evaluation import cli, evaluate
 from tests import fake_factory
-from tests.fake_factory import TASK, Jitter, Throttle
+from tests.fake_factory import TASK, Jitter, Throttle, make_full_throttle
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = [2_000_000, 2_000_001, 2_000_002]
@@ -27,7 +27,9 @@ def run(policy: Any = Jitter, **changes: Any) -> Any:
 
 
 @pytest.fixture
-def ray() -> Any:
+def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Ray, not connected to anything. Tests that take it stand before those that share a cluster."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return pytest.importorskip("ray", reason="needs the ray extra")
 
 
@@ -74,6 +76,18 @@ def test_a_local_cluster_gives_the_rows_of_local_processes(ray: Any) -> None:
     assert together.episodes == alone.episodes
     assert together.summary == alone.summary
     assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_one_command_starts_one_cluster(ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+    start = ray.init
+    monkeypatch.setattr(ray, "init", lambda **given: (started.append(given), start(**given)))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = ["--task", TASK, "--policies", "full", "--scenario", "diurnal", "burst", "--seeds", "2", "--jobs", "2"]
+    assert not ray.is_initialized()
+    assert cli.main(lambda name, task: {name: Jitter, "other": make_full_throttle}, [*words, "--backend", "ray"]) == 0
+    assert len(started) == 1 and not ray.is_initialized()
 
 
 def test_rows_are_the_same_for_any_number_of_actors(cluster: Any) -> None:

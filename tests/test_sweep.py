@@ -151,4 +151,4 @@ def test_ray_gives_the_table_of_local_processes(
 ) -> None:
     pytest.importorskip("ray", reason="needs the ray extra")
     trials, _, rows = swept
-    assert figures(sweep(trials[1:], tmp_path / "ray", jobs=2, backend="ray", report=quiet)) == figures(rows[1:])
+    assert figures(sweep(trials[1:], tmp_path / "ray", jobs=1, backend="ray", report=quiet)) == figures(rows[1:])

@@ -40,6 +40,44 @@ def check_backend(backend: str) -> str:
     return backend
 
 
+def check_workers(key: str, workers: int) -> int:
+    """Return a number of workers that was given under ``key``.
+
+    Raises:
+        ConfigError: When it is not a whole number of at least 1.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"{key}: {workers!r} is not allowed; must be an integer >= 1.")
+    return workers
+
+
+@contextlib.contextmanager
+def connected(backend: str, workers: int) -> Iterator[None]:
+    """Be connected to the workers of a backend; around several distributions it saves connecting for each.
+
+    On Ray that is as this process is already, or to the cluster of RAY_ADDRESS, or to one that is started on this
+    machine, with a core per worker, and ends here.
+    """
+    if backend == "local":
+        yield
+        return
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level="warning")
+    else:
+        ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level="warning")
+    try:
+        yield
+    finally:
+        # Of a cluster that was there before, this ends the connection only.
+        ray.shutdown()
+
+
 def pack(backend: str, open_worker: OpenWorker) -> bytes:
     """Return what opens a worker in the form in which it is sent to workers.
 
@@ -135,7 +173,7 @@ class _Actor:
 def _on_ray(packed: bytes, items: Sequence[Any], workers: int) -> Generator[Any]:
     import ray
 
-    with _cluster(workers):
+    with connected("ray", workers):
         # One core each, for which Ray also sets OMP_NUM_THREADS to 1.
         actors = [ray.remote(num_cpus=1)(_Actor).remote() for _ in range(workers)]
         # What each actor is doing: opening (None), or the item of an index. One that waits for a free core of the
@@ -171,23 +209,3 @@ def _get(reference: Any) -> Any:
         raise error.cause from error
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"A worker on Ray died; it may have run out of memory. Ray says: {error}") from error
-
-
-@contextlib.contextmanager
-def _cluster(workers: int) -> Iterator[None]:
-    """Be connected to Ray: as the caller is, to the cluster of RAY_ADDRESS, or to one that lives on this machine."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, logging_level="warning")
-    else:
-        ray.init(address="local", num_cpus=workers, include_dashboard=False, logging_level="warning")
-    try:
-        yield
-    finally:
-        # Of a cluster that was there before, this ends the connection only.
-        ray.shutdown()

@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 
 from ai_factory_gym.errors import ConfigError, unknown
-from ai_factory_gym.evaluation.backends import check_backend, distribute, pack
+from ai_factory_gym.evaluation.backends import check_backend, check_workers, distribute, pack
 from ai_factory_gym.evaluation.feasibility import infeasible_reason
 from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, write_csv
 from ai_factory_gym.evaluation.seeds import check_seeds
@@ -137,8 +137,7 @@ def evaluate(
     )
     check_backend(backend)
     chosen = check_seeds(seeds)
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
-        raise ConfigError(f"n_jobs: {n_jobs!r} is not allowed; must be an integer >= 1.")
+    check_workers("n_jobs", n_jobs)
     if csv_path is not None:
         check_new_file(csv_path)
     bar = _progress_bar(progress, total=len(chosen), label=f"{policy_name or job.task} {job.scenario}")
