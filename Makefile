@@ -77,7 +77,7 @@ $(VENV)/.installed-train: pyproject.toml $(VENV)/.installed-torch
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed-train
-	$(PIP) install -e '.[train,plot,dev]'
+	$(PIP) install -e '.[train,plot,ray,dev]'
 	@touch $@
 
 clean:

@@ -6,6 +6,7 @@ many requests come) is drawn from the seed alone. Registered on import as ``Fake
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -189,6 +190,15 @@ def fail_in_worker(env: gymnasium.Env[Any, Any]) -> Throttle:
 class Unlucky(Throttle):
     def predict(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
         raise ZeroDivisionError("the policy's own error")
+
+
+def die_in_worker(env: gymnasium.Env[Any, Any]) -> Throttle:
+    return Fatal()
+
+
+class Fatal(Throttle):
+    def predict(self, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
+        os._exit(1)
 
 
 gymnasium.register("Fake/Factory-v0", entry_point=FakeFactory)

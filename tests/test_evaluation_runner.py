@@ -374,7 +374,7 @@ def test_command_line_passes_environment_arguments_on():
 def test_importing_the_evaluation_imports_no_learner_and_no_rules():
     code = (
         "import sys, ai_factory_gym.evaluation, ai_factory_gym.evaluation.cli;"
-        "heavy = {'torch', 'stable_baselines3', 'scipy', 'matplotlib', 'tyro', 'tqdm',"
+        "heavy = {'torch', 'stable_baselines3', 'scipy', 'matplotlib', 'tyro', 'tqdm', 'ray',"
         " 'ai_factory_baselines', 'ai_factory_agents'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ai_factory_gym.errors import ConfigError
+from ai_factory_gym.evaluation.backends import check_backend, check_workers, connected
 from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, write_csv
 from ai_factory_gym.evaluation.runner import PolicyFactory, evaluate
 from ai_factory_gym.evaluation.seeds import EVALUATION_SEEDS
@@ -46,7 +47,9 @@ class Arguments:
     env: tuple[str, ...] = ()
     """Further arguments of gymnasium.make as KEY=VALUE, the value in JSON or plain text: rate_scale=20"""
     jobs: int = 1
-    """Processes; the numbers do not depend on it."""
+    """Processes, or actors on Ray; the numbers do not depend on it."""
+    backend: str = "local"
+    """"local" (processes of this machine) or "ray" (the cluster that RAY_ADDRESS names, or one that is started here)."""
     csv: Path | None = None
     """New file for the rows of all episodes."""
     markdown: bool = False
@@ -98,22 +101,24 @@ def run(arguments: Arguments, resolve: Resolver) -> list[EvaluationResult]:
         factories.update(resolve(name, arguments.task))
     if arguments.versus is not None and arguments.versus not in factories:
         raise ConfigError(f"versus: {arguments.versus!r} is not among the policies compared: {', '.join(factories)}.")
-    results = [
-        evaluate(
-            factory,
-            arguments.task,
-            scenario=scenario,
-            seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),
-            resolution=arguments.resolution,
-            trace=arguments.trace,
-            horizon_s=arguments.horizon_s,
-            env_kwargs=parse_env(arguments.env),
-            n_jobs=arguments.jobs,
-            policy_name=name,
-        )
-        for scenario in arguments.scenario
-        for name, factory in factories.items()
-    ]
+    with connected(check_backend(arguments.backend), check_workers("jobs", arguments.jobs)):
+        results = [
+            evaluate(
+                factory,
+                arguments.task,
+                scenario=scenario,
+                seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),
+                resolution=arguments.resolution,
+                trace=arguments.trace,
+                horizon_s=arguments.horizon_s,
+                env_kwargs=parse_env(arguments.env),
+                n_jobs=arguments.jobs,
+                backend=arguments.backend,
+                policy_name=name,
+            )
+            for scenario in arguments.scenario
+            for name, factory in factories.items()
+        ]
     if arguments.csv is not None:
         write_csv([row for result in results for row in result.episodes], arguments.csv)
     return results

@@ -1,4 +1,4 @@
-"""Runs any policy on any task over given seeds, in one process or several, with the same numbers either way."""
+"""Runs any policy on any task over given seeds, in one process or many, with the same numbers either way."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import contextlib
 import functools
 import inspect
 import math
-import multiprocessing
 import os
-import pickle
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -20,6 +16,7 @@ import gymnasium
 import numpy as np
 
 from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.evaluation.backends import check_backend, check_workers, distribute, pack
 from ai_factory_gym.evaluation.feasibility import infeasible_reason
 from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, write_csv
 from ai_factory_gym.evaluation.seeds import check_seeds
@@ -49,7 +46,6 @@ RESERVED_ENV_KWARGS = {
     "trace": "give it to evaluate(trace=...)",
     "horizon_s": "give it to evaluate(horizon_s=...)",
 }
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Policy(Protocol):
@@ -80,6 +76,7 @@ def evaluate(
     horizon_s: float | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     n_jobs: int = 1,
+    backend: str = "local",
     csv_path: str | os.PathLike[str] | None = None,
     policy_name: str | None = None,
     progress: bool | None = None,
@@ -104,7 +101,7 @@ def evaluate(
 
     Args:
         policy: Anything with ``predict(observation, state=None, episode_start=None, deterministic=True) -> (action,
-            state)``, or a callable from the environment to such a thing, called once per process. ``state`` is passed
+            state)``, or a callable from the environment to such a thing, called once per worker. ``state`` is passed
             from step to step and is None at the start of an episode, where ``episode_start`` is ``[True]``. A policy
             with a ``reset`` method has it called before each episode, with ``seed=`` where the method takes one. A
             policy that carries anything else from one episode to the next makes its rows depend on ``n_jobs``.
@@ -115,8 +112,12 @@ def evaluate(
         trace: Path of a trace to replay, or None.
         horizon_s: Length of an episode in s; None is the environment's default (a day, or the length of the trace).
         env_kwargs: Further arguments of ``gymnasium.make``.
-        n_jobs: Number of processes; with more than one, ``policy`` and ``env_kwargs`` must be picklable, and a script
-            must call this under ``if __name__ == "__main__":``. The rows are the same for any number.
+        n_jobs: Number of workers. The rows are the same for any number. With more than one, and on Ray with any,
+            ``policy`` and ``env_kwargs`` must be picklable.
+        backend: ``local``: workers are processes of this machine (for one worker, this process), and a script must
+            call this under ``if __name__ == "__main__":`` to have more than one. ``ray``: they are actors of one core
+            each on Ray: where this process is connected to it already, else on the cluster that RAY_ADDRESS names,
+            else on a cluster on this machine that lives as long as the call. A cluster must have this package.
         csv_path: Where to write the rows when all are done; never overwrites.
         policy_name: Name for the rows; None takes the policy's ``name``, or else that of its class.
         progress: Show a bar; None shows one when ``tqdm`` is installed and standard error is a terminal.
@@ -134,13 +135,17 @@ def evaluate(
         env_kwargs=_check_env_kwargs(env_kwargs),
         policy_name=policy_name,
     )
+    check_backend(backend)
     chosen = check_seeds(seeds)
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or n_jobs < 1:
-        raise ConfigError(f"n_jobs: {n_jobs!r} is not allowed; must be an integer >= 1.")
+    check_workers("n_jobs", n_jobs)
     if csv_path is not None:
         check_new_file(csv_path)
     bar = _progress_bar(progress, total=len(chosen), label=f"{policy_name or job.task} {job.scenario}")
-    rows = _run_parallel(job, chosen, n_jobs, bar) if min(n_jobs, len(chosen)) > 1 else _run_here(job, chosen, bar)
+    workers = min(n_jobs, len(chosen))
+    if backend == "local" and workers == 1:
+        rows = _run_here(job, chosen, bar)
+    else:
+        rows = _run_elsewhere(job, chosen, bar, backend, workers)
     result = EvaluationResult(rows)
     if csv_path is not None:
         write_csv(result.episodes, csv_path)
@@ -149,7 +154,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything a process needs to run episodes."""
+    """Everything a worker needs to run episodes."""
 
     policy: Any
     task: str
@@ -163,7 +168,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Bench:
-    """One process's environment and the policy that acts in it."""
+    """One worker's environment and the policy that acts in it."""
 
     job: _Job
     env: gymnasium.Env[Any, Any]
@@ -193,60 +198,25 @@ def _run_here(job: _Job, seeds: list[int], bar: Callable[[Iterable[Any]], Iterab
         return [_run_episode(bench, seed) for seed in bar(seeds)]
 
 
-def _run_parallel(
-    job: _Job, seeds: list[int], n_jobs: int, bar: Callable[[Iterable[Any]], Iterable[Any]]
+def _run_elsewhere(
+    job: _Job, seeds: list[int], bar: Callable[[Iterable[Any]], Iterable[Any]], backend: str, workers: int
 ) -> list[dict[str, Any]]:
     try:
-        payload = pickle.dumps(job)
+        packed = pack(backend, functools.partial(_open_worker, job))
     except Exception as error:
         raise ConfigError(
-            f"policy: cannot be sent to other processes ({error}); with n_jobs > 1 the policy (or the callable that "
-            "makes it from the environment) and env_kwargs must be picklable: use a function or class of a module, or "
-            "n_jobs=1."
+            f"policy: cannot be sent to other processes ({error}); with n_jobs > 1 or on Ray the policy (or the "
+            "callable that makes it from the environment) and env_kwargs must be picklable: use a function or class of "
+            "a module, or n_jobs=1."
         ) from error
-    # Refuse bad input here, once and with a plain traceback, rather than in every process.
+    # Refuse bad input here, once and with a plain traceback, rather than in every worker.
     _open_bench(job).env.close()
-    workers = min(n_jobs, len(seeds))
-    with _single_threaded_children():
-        executor = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(payload,)
-        )
-        try:
-            rows = list(bar(executor.map(_run_in_worker, seeds)))
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "An evaluation process died: its own error is printed above. If it asks for the 'main' idiom, call "
-                "evaluate() under `if __name__ == '__main__':`; if there is none, it may have run out of memory."
-            ) from error
-        finally:
-            executor.shutdown(cancel_futures=True)
-    return rows
+    with contextlib.closing(distribute(backend, packed, seeds, workers)) as rows:
+        return list(bar(rows))
 
 
-_WORKER: dict[str, Any] = {}
-
-
-def _start_worker(payload: bytes) -> None:
-    _WORKER["payload"] = payload
-
-
-def _run_in_worker(seed: int) -> dict[str, Any]:
-    # Opened by the first episode rather than by the initializer, whose exceptions reach the caller as a dead pool only.
-    if "bench" not in _WORKER:
-        _WORKER["bench"] = _open_bench(pickle.loads(_WORKER["payload"]))
-    return _run_episode(_WORKER["bench"], seed)
-
-
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Have processes started meanwhile use one thread each: n_jobs of them already fill the cores they are meant to."""
-    added = [name for name in _THREAD_VARIABLES if name not in os.environ]
-    os.environ.update(dict.fromkeys(added, "1"))
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+def _open_worker(job: _Job) -> Callable[[int], dict[str, Any]]:
+    return functools.partial(_run_episode, _open_bench(job))
 
 
 def _run_episode(bench: _Bench, seed: int) -> dict[str, Any]:
