@@ -105,47 +105,6 @@ def test_two_processes_are_bit_equal():
     assert len(runs) == 1 and len(runs.pop()) > 100
 
 
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_vector_row_equals_single_env(mode):
-    rows, steps = 3, 7
-    settings = {"horizon_s": 180.0, "warmup_s": 60.0}
-    vector = AIFactoryVectorEnv(rows, autoreset_mode=mode, site="edge", **settings)
-    singles = [gymnasium.make(EDGE, **settings) for _ in range(rows)]
-    observations, infos = vector.reset(seed=11)
-    for row, env in enumerate(singles):
-        observation, info = env.reset(seed=11 + row)
-        assert np.array_equal(observation, observations[row])
-        assert info["energy_j"] == infos["energy_j"][row]
-    actions = (
-        np.random.default_rng(1).uniform(-1, 1, (steps, rows, *vector.single_action_space.shape)).astype(np.float32)
-    )
-    done = np.zeros(rows, dtype=bool)
-    for action in actions:
-        if mode is AutoresetMode.DISABLED and done.any():
-            observations, _ = vector.reset(options={"reset_mask": done})
-            for row in np.flatnonzero(done):
-                assert np.array_equal(singles[row].reset()[0], observations[row])
-            done[:] = False
-        observations, rewards, terminations, truncations, infos = vector.step(action)
-        for row, env in enumerate(singles):
-            if mode is AutoresetMode.NEXT_STEP and done[row]:
-                assert np.array_equal(env.reset()[0], observations[row]) and rewards[row] == 0.0
-                continue
-            observation, reward, terminated, truncated, info = env.step(action[row])
-            assert (reward, terminated, truncated) == (rewards[row], terminations[row], truncations[row])
-            if mode is AutoresetMode.SAME_STEP and (terminated or truncated):
-                assert np.array_equal(infos["final_obs"][row], observation)
-                assert infos["final_info"]["good_tokens"][row] == info["good_tokens"]
-                observation, info = env.reset()
-            assert np.array_equal(observation, observations[row])
-            assert info["good_tokens"] == infos["good_tokens"][row]
-        done = terminations | truncations
-        if mode is AutoresetMode.NEXT_STEP:
-            done = truncations.copy()
-        if mode is AutoresetMode.SAME_STEP:
-            done[:] = False
-
-
 def test_make_vec_and_returned_arrays_are_not_shared():
     envs = gymnasium.make_vec(EDGE, num_envs=2, vectorization_mode="vector_entry_point", **SHORT)
     first, _ = envs.reset(seed=1)

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from ai_factory_gym.control_step import Outcome
 from ai_factory_gym.engine.layout import Array
 from ai_factory_gym.errors import ConfigError, unknown
-from ai_factory_gym.factory import check_options
+from ai_factory_gym.factory import Factory, check_options
 from ai_factory_gym.fleet import Fleet
 from ai_factory_gym.levers import ActionLayout
 from ai_factory_gym.observation import LIMIT, ObservationLayout
@@ -76,29 +76,34 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._all = np.arange(self.num_envs)
 
     @property
+    def factory(self) -> Factory:
+        """The factory of the first row: layouts, pools and classes are those of all, constants may differ by row."""
+        return self.fleet.first
+
+    @property
     def task(self) -> Task:
         """The task of the first row."""
-        return self.fleet.first.task
+        return self.factory.task
 
     @property
     def action_layout(self) -> ActionLayout:
         """Where each lever lies in a row's action."""
-        return self.fleet.first.action_layout
+        return self.factory.action_layout
 
     @property
     def observation_layout(self) -> ObservationLayout:
         """Where each block lies in a row's observation, and its scale."""
-        return self.fleet.first.observation_layout
+        return self.factory.observation_layout
 
     @property
     def pools(self) -> tuple[PoolConfig, ...]:
         """The pools, in the order of pool blocks and levers."""
-        return self.fleet.first.pools
+        return self.factory.pools
 
     @property
     def classes(self) -> tuple[RequestClass, ...]:
         """The request classes, in the order of class blocks."""
-        return self.fleet.first.classes
+        return self.factory.classes
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -166,7 +171,7 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Returns:
             Observations, rewards, terminations, truncations and infos.
         """
-        checked = self.fleet.first.check(actions, (self.num_envs, self.action_layout.size))
+        checked = self.factory.check(actions, (self.num_envs, self.action_layout.size))
         if self.autoreset_mode is AutoresetMode.DISABLED and self._done.any():
             raise ConfigError(
                 f"step: rows {np.flatnonzero(self._done).tolist()} are done and autoreset is disabled; "
@@ -205,7 +210,7 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _infos(self, outcome: Outcome, mask: Array) -> dict[str, Any]:
         """Return the infos of the rows in ``mask`` as one array per key."""
-        keys = self.fleet.first.info_keys
+        keys = self.factory.info_keys
         values = np.where(mask[:, None], outcome.info, 0.0).T.copy()
         masks = np.repeat(mask[None], len(keys), axis=0)
         infos: dict[str, Any] = {}
