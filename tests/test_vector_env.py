@@ -11,7 +11,6 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from ai_factory_gym import TASKS
-from ai_factory_gym.engine.layout import SiteInt
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
@@ -98,17 +97,21 @@ def test_rows_end_one_by_one_when_their_horizons_differ() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_nothing_while_arrays_grow(threads: int) -> None:
-    # A crowded site cuts its cohorts small: the arrays have to grow, in the middle of a step.
-    settings = dict(SHORT, warmup_s=600.0, demand_scale=4.0, start_time_s=50_000.0, levers=("clock",))
+    # Few slots to begin with, and clocks that let requests pile up: the arrays have to grow in the middle of a step.
+    settings = dict(SHORT, resolution="request", demand_scale=FEW_REQUESTS[EDGE])
     envs = vector(4, threads=threads, **settings)
-    first, _ = envs.reset(seed=3)
-    slots = envs.fleet.first.engine.state.free.shape[1]
-    actions = drawn(envs, 3)
-    seen = np.array([first] + [envs.step(action)[0] for action in actions])
+    envs.factory.engine._slots = 700
+    seen = [envs.reset(seed=3)[0]]
+    slots = [envs.factory.engine.state.free.shape[1]]
+    lowest = -np.ones(envs.action_space.shape, np.float32)  # type: ignore[arg-type]
+    for _ in range(3):
+        seen.append(envs.step(lowest)[0])
+        slots.append(envs.factory.engine.state.free.shape[1])
+    assert slots[-1] > slots[0] > 700
     alone = vector(4, **settings)
-    expected = np.array([alone.reset(seed=3)[0]] + [alone.step(action)[0] for action in actions])
+    expected = [alone.reset(seed=3)[0]] + [alone.step(lowest)[0] for _ in range(3)]
+    assert alone.factory.engine.state.free.shape[1] == 32768
     assert np.array_equal(seen, expected)
-    assert slots > 2048 and (envs.fleet.first.engine.state.site_int[:, SiteInt.HIGH_WATER] > 2048).any()
     envs.close()
 
 
@@ -193,7 +196,7 @@ def test_a_copy_goes_on_equally_with_its_own_threads() -> None:
         ({"row_settings": [{}]}, ["row_settings", "1 given for 3 rows"]),
         ({"row_settings": [{}, {}, 5]}, ["row_settings", "5"]),
         ({"row_settings": [{}, {}, {"scenario": "brust"}]}, ["scenario", "Did you mean 'burst'"]),
-        ({"row_settings": [{}, {}, {"levers": ("clock",)}]}, ["row_settings", "actions", "differ"]),
+        ({"row_settings": [{}, {}, {"levers": ("clock",)}]}, ["row_settings", "observations", "differ"]),
         ({"row_settings": [{}, {}, {"site": "enterprise"}]}, ["row_settings", "differ"]),
     ],
 )
@@ -207,10 +210,10 @@ def test_bad_rows_and_threads_are_refused(settings: dict[str, Any], words: list[
 def test_an_action_that_is_out_of_range_steps_no_row() -> None:
     envs = vector(**SHORT)
     envs.reset(seed=0)
-    before = envs.fleet.first.engine.snapshot()
+    before = envs.factory.engine.snapshot()
     bad = np.zeros(envs.action_space.shape)  # type: ignore[arg-type]
     bad[2, 1] = np.nan
     with pytest.raises(ConfigError, match="nan at index"):
         envs.step(bad)
-    after = envs.fleet.first.engine.snapshot()
+    after = envs.factory.engine.snapshot()
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before.state, after.state, strict=True))
