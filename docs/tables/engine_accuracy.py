@@ -47,19 +47,24 @@ way, but the engine works it out every 50 ms only.
 GROUPED = """
 ## Grouping into cohorts against request resolution
 
-`cohort` is the shipped default, `coarse` the fastest resolution. Rows of the edge site draw their demand from the same
-intensities in every resolution; the row at load 1.05 and those of the small sites replay the very same requests. Load is
-the mean arrival rate over what the tighter phase can serve. The cap is out of reach: the power brake would hide what is
-compared.
+`cohort` is the shipped default: arrivals are grouped by half a minute, prompts and outputs of every class are cut into three. `coarse`,
+the fastest, groups by a minute and cuts prompts in two. While a decode pool is nearly full both let cohorts enter ten seconds at a time, cut
+in six. The time of an iteration follows batch and KV as they are on the mean of some seconds: a cohort joins at once where its requests
+would join one by one, and the swings that causes are not the requests'.
+
+Rows of the edge site draw their demand from the same intensities in every resolution; the row at load 1.05 and those of the small sites
+replay the very same requests. Load is the mean arrival rate over what the tighter phase can serve. The cap is out of reach: the power
+brake would hide what is compared.
 
 Bounds (`cohort`): attainment 2 points, up to load 0.9 also of every class, counted in prompt tokens too; TTFT p90 and mean TTFT of the
-slowest tenth 10 % or 100 ms; energy 1 %. On small sites they hold for the draw of the middle of three, the table shows the first. One
-rack overloaded is bounded in tokens only. Three limits of grouping:
+slowest tenth 10 % or 100 ms; energy 1 %; TPOT 2 %. On small sites and at load 1.05 they hold for the draw of the middle of three; of small
+sites the table shows the first. One rack overloaded is bounded in tokens only. Bounds (`coarse`, rows of the edge site up to load 0.9):
+the same for attainment and TTFT, energy 2 %, TPOT 5 %. Three limits of grouping:
 
 * Overload is sensitive: classes of cheap requests are turned away first, so that half a per cent of tokens served is several
-  per cent of the requests. The tested row at load 1.05 scores the six minutes after the eight in which the site fills; rows
-  marked *not tested* show other draws, the onset alone, and a heavier load.
-* A rack sheds by the request what it must shed by the token: at load 1.05 the same tokens are served within 1.3 points, and 4 to 10 % of the
+  per cent of the requests. The rows at load 1.05 score the six minutes after the eight in which the site fills; rows
+  marked *not tested* show the onset alone, and a heavier load. `coarse` is not for overload.
+* A rack sheds by the request what it must shed by the token: at load 1.05 the same tokens are served within a point, and 4 to 10 % of the
   requests, those of a hundred tokens, are turned away more often than one by one. Near saturation a single draw hangs on when a few
   long prompts come (row at load 0.9).
 * The fluid queue of a prefill pool has no waiting from chance within a tick. From about 16 lanes on that is below
@@ -76,16 +81,16 @@ RANKED = f"""
 misses and by time under the brake. Arrivals are drawn anew at each resolution, from the same intensities.
 """
 
-UNTESTED = {
+MORE = {
     f"edge_105_{name}": dataclasses.replace(SETUPS["edge_105"](), **changes)
     for name, changes in {
-        "draw_6": {"name": "edge, load 1.05, second draw, *not tested*", "seed": 6},
-        "draw_7": {"name": "edge, load 1.05, third draw, *not tested*", "seed": 7},
+        "draw_6": {"name": "edge, load 1.05, second draw", "seed": 6},
+        "draw_7": {"name": "edge, load 1.05, third draw", "seed": 7},
         "onset": {"name": "edge, load 1.05, the first two minutes, *not tested*", "minutes": 2},
         "heavy": {"name": "edge, load 1.3 at once, *not tested*", "load": 1.3, "warm_minutes": 2, "minutes": 4},
     }.items()
 }
-"""Rows beyond what the tests bound."""
+"""Further rows: the other draws of the tested one, and what no test bounds."""
 
 
 def versus(case_name: str) -> list[str]:
@@ -118,7 +123,7 @@ def _deviation(engine: Outcome, other: Outcome) -> str:
 
 def grouped(name: str) -> list[str]:
     """Return the table rows of one setup."""
-    setup = SETUPS[name]() if name in SETUPS else UNTESTED[name]
+    setup = SETUPS[name]() if name in SETUPS else MORE[name]
     demand = draw_demand(setup)
     exact = run(setup, "request", demand)
     rows = [
@@ -186,7 +191,7 @@ def lines(only: list[str]) -> Iterator[str]:
     yield GROUPED
     yield "| setting | resolution | attainment % | TTFT p50 / p90 / p99 ms | TPOT ms | energy MJ | cohorts a minute |"
     yield "|---|---|---|---|---|---|---|"
-    for name in [*SETUPS, *UNTESTED]:
+    for name in [*SETUPS, *MORE]:
         if not only or name in only:
             yield from grouped(name)
     yield RANKED

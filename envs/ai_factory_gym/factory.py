@@ -150,7 +150,7 @@ class Factory:
         parts = [np.ascontiguousarray(array).tobytes() for array in self.params]
         return hashlib.sha256(b"".join(parts) + repr((self.task.levers, self.rows)).encode()).hexdigest()
 
-    def _need_episodes(self) -> None:
+    def need_episodes(self) -> None:
         """Refuse to go on before every row was reset (ResetNeeded)."""
         if len(self._begun) < self.rows:
             raise ResetNeeded("reset() has to be called first, for every row.")
@@ -190,21 +190,41 @@ class Factory:
         Raises:
             ConfigError: On an option that cannot be used.
         """
+        self.prepare(rows, generators, options)
+        index = np.asarray(rows, dtype=np.int64)
+        outcome = self.new_outcome()
+        for _ in range(self.warmup_steps):
+            self.put(index, 0.0)
+            while self.run(index, outcome) != DONE:
+                self.engine.grow()
+        self.open(rows)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Control steps before the scored window."""
+        return round(self.task.warmup_s / self.task.control_interval_s)
+
+    def prepare(
+        self,
+        rows: Sequence[int],
+        generators: Sequence[np.random.Generator],
+        options: Sequence[Mapping[str, Any] | None],
+    ) -> None:
+        """Draw the episodes of rows and empty their sites; ``warmup_steps`` with the neutral action and ``open`` come next."""
         for chosen in options:
             check_options(chosen)
         for row, generator, chosen in zip(rows, generators, options, strict=True):
             self.engine.begin(row, self._draw_episode(row, generator, dict(chosen or {})))
-            self._episodes.action[row] = 0.0
             self._episodes.closed[row] = False
-            self._episodes.scored[row] = True
-            self._begun.add(row)
-        index = np.asarray(rows, dtype=np.int64)
-        neutral = self.action_layout.decide(np.zeros((len(index), self.action_layout.size)))
-        for _ in range(round(self.task.warmup_s / self.task.control_interval_s)):
-            self.engine.step(index, neutral)
+
+    def open(self, rows: Sequence[int]) -> None:
+        """Begin the scored windows of rows."""
         for row in rows:
             self.engine.open_window(row)
+            self._episodes.action[row] = 0.0
+            self._episodes.scored[row] = True
             self._episodes.terms[row] = 0.0
+            self._begun.add(row)
 
     def _draw_episode(self, row: int, generator: np.random.Generator, options: dict[str, Any]) -> Episode:
         """Draw everything an episode meets; nothing here depends on what the operator will do."""
@@ -297,14 +317,13 @@ class Factory:
             actions: float64[n, actions], checked.
             outcome: What the step gives back, written for these rows.
         """
+        self.need_episodes()
         self.put(rows, actions)
         while self.run(rows, outcome) != DONE:
             self.engine.grow()
 
-    def put(self, rows: Array, actions: Array) -> None:
+    def put(self, rows: Array, actions: Array | float) -> None:
         """Take the actions with which ``run`` is to begin a control step of rows."""
-        if len(self._begun) < self.rows:
-            self._need_episodes()
         self._episodes.action[rows] = actions
         self._status[rows] = FRESH
 
@@ -355,7 +374,7 @@ class Factory:
 
     def snapshot(self) -> FactorySnapshot:
         """Return everything that changes as one value."""
-        self._need_episodes()
+        self.need_episodes()
         mine = Episodes(*(array.copy() for array in self._episodes))
         return FactorySnapshot(self.digest, self.engine.snapshot(), mine)
 

@@ -104,8 +104,14 @@ class Fleet:
         options: Sequence[Mapping[str, Any] | None],
     ) -> None:
         """Start episodes in rows; see ``Factory.begin``."""
-        for factory, places, at in self._by_factory(rows):
-            factory.begin(places.tolist(), [generators[k] for k in at], [options[k] for k in at])
+        for part in self._by_factory(rows):
+            factory, places, at = part
+            factory.prepare(places.tolist(), [generators[k] for k in at], [options[k] for k in at])
+            unseen = self.new_outcome()
+            for _ in range(factory.warmup_steps):
+                factory.put(places, 0.0)
+                self._each([part], unseen, rows, Factory.run)
+            factory.open(places.tolist())
 
     def step(self, rows: Array, actions: Array, outcome: Outcome) -> None:
         """Run one control step of rows.
@@ -117,13 +123,14 @@ class Fleet:
         """
         parts = self._by_factory(rows)
         for factory, places, at in parts:
+            factory.need_episodes()
             factory.put(places, actions[at])
         self._each(parts, outcome, rows, Factory.run)
 
     def report(self, rows: Array, outcome: Outcome) -> None:
         """Write the observations and infos of rows as they are."""
         begun = [part for part in self._by_factory(rows) if part[0].engine.begun]
-        self._each(begun, outcome, rows, Factory.report)
+        self._each(begun, outcome, rows, Factory.report, ("observation", "info"))
 
     def _each(
         self,
@@ -131,8 +138,9 @@ class Fleet:
         outcome: Outcome,
         rows: Array,
         call: Callable[[Factory, Array, Outcome], int | None],
+        fields: Sequence[str] = Outcome._fields,
     ) -> None:
-        """Call every factory until it is done, rows divided among the threads, and gather what it gives back."""
+        """Call every factory until it is done, rows divided among the threads, and gather the fields it writes."""
         alone = len(self.factories) == 1
         given = [outcome if alone else factory.new_outcome() for factory, _, _ in parts]
         shares = max(1, self._threads // len(parts))
@@ -149,8 +157,8 @@ class Fleet:
                 factory.engine.grow()
         if not alone:
             for (_, places, at), its in zip(parts, given, strict=True):
-                for whole, part in zip(outcome, its, strict=True):
-                    whole[rows[at]] = part[places]
+                for field in fields:
+                    getattr(outcome, field)[rows[at]] = getattr(its, field)[places]
 
     def _map(self, function: Callable[[Any], Any], jobs: list[Any]) -> list[Any]:
         if self._threads == 1 or len(jobs) == 1:
