@@ -11,7 +11,7 @@ import pytest
 
 import ai_factory_gym
 from ai_factory_gym.describe import figures, task_site
-from ai_factory_gym.engine.layout import Class, ClassSpec, Pool, PoolSpec
+from ai_factory_gym.engine.layout import Class, ClassSpec, Pool, PoolSpec, SiteInt
 from ai_factory_gym.evaluation import infeasible_reason
 from ai_factory_gym.operating_point import SteadySite
 
@@ -255,3 +255,31 @@ def test_waiting_for_the_last_fates_costs_nothing(resolution: str) -> None:
     assert late >= 2
     price, scale_tokens = core._episodes.price[0], core._constants.scale_tokens
     assert energy == pytest.approx(-price * info["energy_j"] / scale_tokens, rel=1e-9)
+
+
+@pytest.mark.parametrize(("interval_s", "share"), [(5.0, 0.05), (30.0, 0.01)])
+def test_a_segment_the_brake_did_not_look_at_stays_below_the_cap(interval_s: float, share: float) -> None:
+    # Busy hours, clocks and racks that wander: a step of one segment was trusted from its beginning to its end.
+    trusted = []
+    steps = 0
+    for seed in range(6):
+        env = gymnasium.make(
+            EDGE,
+            control_interval_s=interval_s,
+            start_time_s=(9.0 + 2.0 * seed) * 3600.0,
+            horizon_s=1800.0,
+            warmup_s=300.0,
+        ).unwrapped
+        env.reset(seed=seed)
+        rng = np.random.default_rng(seed)
+        chosen = rng.uniform(-0.3, 0.9, env.action_space.shape)
+        for _ in range(round(1800.0 / interval_s)):
+            chosen = np.clip(chosen + rng.normal(0.0, 0.05, chosen.shape), -1.0, 1.0)
+            before = env.factory.engine.state.site_int[0, SiteInt.SEGMENTS]
+            info = env.step(chosen.astype(np.float32))[4]
+            steps += 1
+            if env.factory.engine.state.site_int[0, SiteInt.SEGMENTS] == before + 1 and info["brake_s"] == 0.0:
+                trusted.append(info["facility_power_w"] / info["cap_w"])
+    assert len(trusted) > share * steps
+    assert max(trusted) <= 1.0
+    assert max(trusted) > 0.85

@@ -31,8 +31,8 @@ _BISECTIONS = 24
 _LOWEST_CLOCK = 0.2
 
 _SURE = 0.99
-"""Share of the cap up to which a predicted draw is trusted for a whole tick. The bound takes the mix of contexts in a decode batch
-as it is; over 250 random episodes (8,193 segments) a single pool drew up to 0.53 % more than bounded, a site never."""
+"""Share of the cap up to which a predicted draw is trusted for a whole segment. The bound takes the mix of contexts in a decode batch
+as it is, and arrivals of a tick as even; a test looks for segments that were trusted and drew more than the cap."""
 
 _FIT_S = 5.0
 """Segment that is tried where draw may exceed the cap by the end of a longer one, s."""
