@@ -1,6 +1,7 @@
 # Every target creates the virtual environment and installs what it needs on first use; after that it starts at once.
 #
 #   make train                      train an agent and compare it with every rule     (ARGS="--algo sac" passes options on)
+#   make bench ARGS=--quick         a quick look at speed; --write puts the figures into docs/performance.md
 #   make test                       run the tests                                      (ARGS="-k levers" passes options on)
 #   make train TORCH=torch          let pip choose the build of torch (a CUDA one on most Linux machines)
 #   make test PYTHON=python3.12     choose the interpreter of a new virtual environment
@@ -28,7 +29,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make lint         ruff check, ruff format --check, mypy"
 	@echo "make format       let ruff format and sort the sources"
-	@echo "make bench        measure the speed of engine and environment beside CartPole"
+	@echo "make bench        measure speed and memory beside CartPole"
 	@echo "make docs-tables  regenerate every table that the documentation shows"
 	@echo "make install      install the package, editable, with all extras into $(VENV)"
 	@echo "make clean        remove the virtual environment and the caches"
@@ -51,7 +52,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install-train
-	$(BIN)/python benchmarks/speed.py $(ARGS)
+	$(BIN)/python benchmarks/performance.py $(ARGS)
 
 # Each script in docs/tables writes one table of the documentation.
 docs-tables: install
@@ -82,4 +83,4 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed-train
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find envs agents baselines tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find envs agents baselines benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

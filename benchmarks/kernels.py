@@ -1,0 +1,68 @@
+"""Loops over single kernels: called one by one from Python, the call would be all that is measured."""
+
+from __future__ import annotations
+
+from ai_factory_gym.engine.calendar import find_next, schedule, take_next
+from ai_factory_gym.engine.draw import pool_power_w
+from ai_factory_gym.engine.heap import pop, push
+from ai_factory_gym.engine.layout import Array, Params, State
+from ai_factory_gym.engine.rng import poisson
+from ai_factory_gym.jit import kernel
+from ai_factory_gym.physics.performance import decode_iteration_s
+
+
+@kernel
+def heap_through(keys: Array, slots: Array, values: Array) -> int:
+    """Push every value and pop them all; returns the slot of the largest."""
+    count = values.shape[0]
+    for slot in range(count):
+        push(keys, slots, slot, values[slot], slot)
+    last = -1
+    for size in range(count, 0, -1):
+        last = pop(keys, slots, size)
+    return last
+
+
+@kernel
+def calendar_through(
+    params_arrays: tuple[Array, ...], state_arrays: tuple[Array, ...], pool: int, finishes: Array
+) -> int:
+    """Enter cohorts that finish at these token clocks and take them out in order; returns the last one's slot."""
+    params = Params(*params_arrays)
+    state = State(*state_arrays)
+    for slot in range(finishes.shape[0]):
+        schedule(params, state, 0, pool, slot, finishes[slot])
+    last = -1
+    for _ in range(finishes.shape[0]):
+        find_next(params, state, 0, pool)
+        last = take_next(state, 0, pool)
+    return last
+
+
+@kernel
+def poisson_sum(stream: Array, mean: float, count: int) -> int:
+    """Draw counts of one mean and return their sum."""
+    total = 0
+    for _ in range(count):
+        total += poisson(stream, mean)
+    return total
+
+
+@kernel
+def iterations_sum(coef: Array, batches: Array, context: float, clock: float) -> float:
+    """Return the sum of the iteration times at these batches, s."""
+    total = 0.0
+    for index in range(batches.shape[0]):
+        total += decode_iteration_s(coef, batches[index], context, clock)[0]
+    return total
+
+
+@kernel
+def power_sum(params_arrays: tuple[Array, ...], state_arrays: tuple[Array, ...], pool: int, clocks: Array) -> float:
+    """Return the sum of a pool's power at these clocks, half busy, W."""
+    params = Params(*params_arrays)
+    state = State(*state_arrays)
+    total = 0.0
+    for index in range(clocks.shape[0]):
+        total += pool_power_w(params, state, 0, pool, clocks[index], 0.5, 0.2, 0.3)
+    return total
