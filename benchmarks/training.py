@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from ai_factory_agents.hyperparameters import load_hyperparameters
-from ai_factory_agents.training import Settings, _build, make_rule, make_training_env
+from ai_factory_agents.policies.residual import make_rule
+from ai_factory_agents.training import Settings, _build, make_training_env
 
 GAINS = (0.005, 0.01)
 """Thresholds of ``--runs``: gain in tokens per joule over the rule alone, feasible on every tuning day."""
