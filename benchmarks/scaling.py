@@ -144,8 +144,12 @@ def _sites(effort: Effort) -> dict[str, dict[str, AIFactoryEnv]]:
     served = {}
     for count in (1, 2, 4, len(names)) if effort.full else (1, len(names)):
         env = make(site=with_classes(names[:count]), **STEADY)
-        served[f"{count} ({', '.join(names[:count])}): {len(env.factory.params.cell)} cells"] = env
-    return {"requests per second, the same site larger": sizes, "pools, the same racks": pools, "classes": served}
+        served[f"{count}, down to `{names[count - 1]}`: {len(env.factory.params.cell)} cells"] = env
+    return {
+        "requests per second, the same site larger": sizes,
+        "pools, the same racks": pools,
+        "classes, by share of requests": served,
+    }
 
 
 def _table(

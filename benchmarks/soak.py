@@ -156,7 +156,9 @@ def find_lost_end(returned: Mapping[str, Any]) -> str | None:
     rows = np.flatnonzero(done != restarted)
     if not len(rows):
         return None
-    return f"rows {rows.tolist()} restarted without a flag of their end, or ended without restarting"
+    return (
+        f"{len(rows)} rows ({rows[:3].tolist()} ...) restarted without a flag of their end, or ended without restarting"
+    )
 
 
 def find_growth(memory_mb: Sequence[float], warm_share: float, bound_mb: float) -> str | None:

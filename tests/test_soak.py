@@ -98,8 +98,8 @@ def test_ends_without_a_flag_are_found() -> None:
     off, on = np.array([False, False]), np.array([False, True])
     assert soak.find_lost_end({"terminated": off, "truncated": off}) is None
     assert soak.find_lost_end({"terminated": off, "truncated": on, "_final_obs": on}) is None
-    assert "rows [1]" in str(soak.find_lost_end({"terminated": off, "truncated": off, "_final_obs": on}))
-    assert "rows [1]" in str(soak.find_lost_end({"terminated": on, "truncated": off}))
+    assert "1 rows ([1]" in str(soak.find_lost_end({"terminated": off, "truncated": off, "_final_obs": on}))
+    assert "1 rows ([1]" in str(soak.find_lost_end({"terminated": on, "truncated": off}))
 
 
 class Spoilt(soak.Run):
