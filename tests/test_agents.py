@@ -32,30 +32,9 @@ from ai_factory_agents.policies import TrainedPolicy, residual_action  # noqa: E
 from ai_factory_agents.run_directory import RunDirectory  # noqa: E402
 from ai_factory_agents.training import Settings, train, training_seed  # noqa: E402
 from ai_factory_agents.vec_env import FactoryVecEnv, ResidualVecEnv, draw_windows, rule_rewards  # noqa: E402
+from tests.tiny import TINY  # noqa: E402
 
 TASK = "ai_factory/Edge-v0"
-TINY = {
-    "ppo": {
-        "n_envs": 2,
-        "n_timesteps": 64,
-        "normalize": True,
-        "policy": "MlpPolicy",
-        "n_steps": 16,
-        "batch_size": 32,
-        "n_epochs": 2,
-        "policy_kwargs": {"net_arch": [8]},
-    },
-    "sac": {
-        "n_envs": 2,
-        "n_timesteps": 64,
-        "normalize": True,
-        "policy": "MlpPolicy",
-        "learning_starts": 16,
-        "batch_size": 16,
-        "buffer_size": 256,
-        "policy_kwargs": {"net_arch": [8]},
-    },
-}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -20,18 +20,9 @@ pytest.importorskip("stable_baselines3")
 from ai_factory_agents.run_directory import RunDirectory  # noqa: E402
 from ai_factory_agents.sweep import Trial, combinations, main, sweep, table  # noqa: E402
 from ai_factory_agents.training import train  # noqa: E402
+from tests.tiny import TINY  # noqa: E402
 
 TASK = "ai_factory/Edge-v0"
-TINY = {
-    "n_envs": 2,
-    "n_timesteps": 64,
-    "normalize": True,
-    "policy": "MlpPolicy",
-    "n_steps": 16,
-    "batch_size": 32,
-    "n_epochs": 2,
-    "policy_kwargs": {"net_arch": [8]},
-}
 OPTIONS = (
     "--residual-of none --window-hours 0.1 0.2 --windows 6 --eval-every 32 --eval-seeds 1 --eval-hours 0.1".split()
 )
@@ -40,7 +31,7 @@ OPTIONS = (
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     path = tmp_path_factory.mktemp("hyperparams") / "tiny.yml"
-    path.write_text(yaml.safe_dump({TASK: TINY}))
+    path.write_text(yaml.safe_dump({TASK: TINY["ppo"]}))
     return [*OPTIONS, "--hyperparams", str(path)]
 
 
@@ -130,7 +121,7 @@ def test_a_sweep_makes_the_runs_of_train_and_survives_one_that_fails(
         assert row["tokens_per_joule"] == best["tokens_per_joule"] and row["best_steps"] == best["steps"]
     # The same settings by themselves.
     changed = tmp_path / "changed.yml"
-    changed.write_text(yaml.safe_dump({TASK: {**TINY, "learning_rate": 0.001}}))
+    changed.write_text(yaml.safe_dump({TASK: {**TINY["ppo"], "learning_rate": 0.001}}))
     settings = combinations([1], [], [*options, "--hyperparams", str(changed)])[0].settings
     alone = train(dataclasses.replace(settings, run_dir=tmp_path / "alone"), quiet)
     assert alone.read_metrics()[-1]["return"] == run.read_metrics()[-1]["return"]

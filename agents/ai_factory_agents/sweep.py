@@ -36,9 +36,9 @@ from ai_factory_agents.callbacks import score
 from ai_factory_agents.hyperparameters import ZOO_KEYS, load_hyperparameters
 from ai_factory_agents.run_directory import RunDirectory
 from ai_factory_agents.training import CLASSES, Settings, check_settings, train
-from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.errors import ConfigError, check_count, unknown
 from ai_factory_gym.evaluation import write_csv
-from ai_factory_gym.evaluation.backends import check_backend, check_workers, distribute, pack
+from ai_factory_gym.evaluation.backends import check_backend, distribute, pack
 from ai_factory_gym.evaluation.table import render
 
 OWN = {
@@ -153,7 +153,7 @@ def sweep(
         ConfigError: For input that cannot be used; before anything is written.
     """
     check_backend(backend)
-    check_workers("jobs", jobs)
+    check_count("jobs", jobs)
     if not trials:
         raise ConfigError("trials: none given; at least one is needed.")
     _check_once("trials", [trial.name for trial in trials])

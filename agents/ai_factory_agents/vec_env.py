@@ -114,10 +114,9 @@ class FactoryVecEnv(VecEnv):
         return self._start([window.seed for window in drawn], [{"horizon_s": window.horizon_s} for window in drawn])
 
     def _start(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> Array:
-        observations, _ = self.env.reset(seed=list(seeds), options=_by_key(options))
-        outcome = self.env.fleet.new_outcome()
-        self.env.fleet.report(self._all, outcome)
-        self.reset_infos = [dict(self.env.fleet.info(outcome, row)) for row in range(self.num_envs)]
+        observations, infos = self.env.reset(seed=list(seeds), options=_by_key(options))
+        keys = self.env.factory.info_keys
+        self.reset_infos = [{key: infos[key].item(row) for key in keys} for row in range(self.num_envs)]
         self.elapsed[:] = 0
         return observations
 
@@ -141,16 +140,14 @@ class FactoryVecEnv(VecEnv):
                     "terminal_observation": outcome.observation[row].copy(),
                     "TimeLimit.truncated": not bool(outcome.terminated[row]),
                 }
-            self._begin_again(done)
-            fleet.report(ended, outcome)
+            outcome.observation[ended] = self._begin_again(done)[ended]
         return outcome.observation, outcome.reward.astype(np.float32), done, infos
 
-    def _begin_again(self, done: Array) -> None:
-        """Start rows again."""
+    def _begin_again(self, done: Array) -> Array:
+        """Start rows again and return the observations of all."""
         self.elapsed[done] = 0
         if self.windows is None:
-            self.env.reset(options={"reset_mask": done})
-            return
+            return self.env.reset(options={"reset_mask": done})[0]
         seeds: list[int | None] = [None] * len(done)
         # Rows that go on need some value in the list; it is not used.
         horizons = [self.env.task.horizon_s] * len(done)
@@ -158,7 +155,7 @@ class FactoryVecEnv(VecEnv):
             index = self._draw(int(row))
             self.window[row] = index
             seeds[row], horizons[row] = self.windows[index]
-        self.env.reset(seed=seeds, options={"reset_mask": done, "horizon_s": horizons})
+        return self.env.reset(seed=seeds, options={"reset_mask": done, "horizon_s": horizons})[0]
 
     def _draw(self, row: int) -> int:
         """Draw a row's next window."""

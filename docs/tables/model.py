@@ -107,6 +107,7 @@ CONSTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
         ("_BISECTIONS", "1", "Halvings of the interval of clocks (numerics)."),
         ("_SURE", "1", ""),
+        ("_UNEVEN_S", "s", ""),
         ("_FIT_S", "s", ""),
     ),
     "engine.arrivals": (("CROWDED_PARTS", "1", ""),),

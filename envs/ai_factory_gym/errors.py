@@ -73,6 +73,17 @@ def check_flag(key: str, value: Any) -> bool:
     return value
 
 
+def check_count(key: str, value: Any) -> int:
+    """Return ``value`` as an int when it is a whole number of at least 1, else refuse it; those of numpy are whole numbers too.
+
+    Raises:
+        ConfigError: Otherwise.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ConfigError(f"{key}: {value!r} is not allowed; must be a whole number of at least 1.")
+    return int(value)
+
+
 def check_range(key: str, value: Any, low: float, high: float, unit: str = "") -> float:
     """Return ``value`` as a float when ``low <= value <= high``, else refuse it (NaN included).
 

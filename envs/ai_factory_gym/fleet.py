@@ -12,21 +12,10 @@ import numpy as np
 from ai_factory_gym.control_step import Outcome, new_outcome
 from ai_factory_gym.engine.kernel import DONE
 from ai_factory_gym.engine.layout import Array
-from ai_factory_gym.errors import ConfigError
+from ai_factory_gym.errors import ConfigError, check_count
 from ai_factory_gym.factory import Factory
 from ai_factory_gym.metrics import Info
 from ai_factory_gym.task import Task
-
-
-def check_threads(threads: Any) -> int:
-    """Return the number of threads when it is a whole number of at least 1.
-
-    Raises:
-        ConfigError: Otherwise.
-    """
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
-        raise ConfigError(f"threads: {threads!r} is not allowed; must be a whole number of at least 1.")
-    return int(threads)
 
 
 class Fleet:
@@ -56,7 +45,7 @@ class Fleet:
             self._place[mine] = np.arange(int(mine.sum()))
             self.factories.append(Factory(task, rows=int(mine.sum())))
             self._check_alike(self.factories[0], self.factories[-1])
-        self._threads = check_threads(threads)
+        self._threads = check_count("threads", threads)
         self._executor: ThreadPoolExecutor | None = None
 
     @staticmethod

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from ai_factory_gym.control_step import Outcome
 from ai_factory_gym.engine.layout import Array
-from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.errors import ConfigError, check_count, unknown
 from ai_factory_gym.factory import Factory, check_options
 from ai_factory_gym.fleet import Fleet
 from ai_factory_gym.levers import ActionLayout
@@ -54,8 +54,7 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         **settings: Any,
     ) -> None:
         """Build all rows."""
-        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
-            raise ConfigError(f"num_envs: {num_envs!r} is not allowed; must be a whole number of at least 1.")
+        self.num_envs = check_count("num_envs", num_envs)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise unknown("render_mode", render_mode, self.metadata["render_modes"])
         try:
@@ -63,7 +62,6 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         except ValueError:
             raise unknown("autoreset_mode", autoreset_mode, [mode.value for mode in self._modes]) from None
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.num_envs = int(num_envs)
         self.render_mode = render_mode
         distinct, which = _distinct_settings(settings, row_settings, self.num_envs)
         self.fleet = Fleet([task_from(chosen) for chosen in distinct], which, threads)

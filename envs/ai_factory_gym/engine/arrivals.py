@@ -297,11 +297,9 @@ def _release(
     now_bin = int(math.floor(begin_s / BACKLOG_BIN_S))
     amount = state.released[row, cell]
     deadline_s = begin_s + spec[ClassSpec.DEADLINE_S]
-    place = now_bin % bins
+    newest = now_bin % bins
     for age in range(bins):
-        place = place - 1 if age > 0 else place
-        if place < 0:
-            place = bins - 1
+        place = newest - age if age <= newest else newest - age + bins
         waiting = state.backlog[row, cell, place]
         if waiting <= 0.0:
             continue

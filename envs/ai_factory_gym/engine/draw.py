@@ -34,6 +34,9 @@ _SURE = 0.99
 """Share of the cap up to which a predicted draw is trusted for a whole segment. The bound takes the mix of contexts in a decode batch
 as it is, and arrivals of a tick as even; a test looks for segments that were trusted and drew more than the cap."""
 
+_UNEVEN_S = 1.0
+"""Arrivals that the bound counts beyond those of its time, s: cohorts come one after the other, a handful a second, not evenly."""
+
 _FIT_S = 5.0
 """Segment that is tried where draw may exceed the cap by the end of a longer one, s."""
 
@@ -211,7 +214,7 @@ def _stays_below(
     for pool in range(params.pool.shape[0]):
         clock = min(_throttled_clock(params, state, row, pool), clock_limit)
         duty = prefill_duty if params.pool[pool, PoolSpec.PHASE] == PREFILL else decode_duty
-        it_w += _most_power_w(params, state, row, pool, seconds, max(0.0, later_s - 1.0), clock, duty)
+        it_w += _most_power_w(params, state, row, pool, seconds, max(0.0, later_s - _UNEVEN_S), clock, duty)
         if it_w > limit_w:
             return False
     return facility_power_w(params, it_w) <= limit_w
@@ -326,20 +329,20 @@ def _brake_fit(params: Params, state: State, row: int, seconds: float, later_s: 
 
 
 @inlined_kernel
-def _sure_s(
+def _sure_until_s(
     params: Params, state: State, row: int, begin_s: float, end_s: float, slice_end_s: float, cap_w: float
 ) -> float:
-    """Return for how long from ``begin_s`` the brake need not look at the draw, s: until ``end_s``, for some seconds, or not at all."""
+    """Return until when the brake need not look at the draw: until ``end_s``, for some seconds, or no longer than it takes to react."""
     spec = params.site
     limit_w = _SURE * cap_w
     if _stays_below(params, state, row, end_s - begin_s, slice_end_s - end_s, 1.0, 1.0, 1.0, limit_w):
-        return end_s - begin_s
+        return end_s
     soon_s = begin_s + _FIT_S
     if soon_s < end_s and _stays_below(params, state, row, _FIT_S, slice_end_s - soon_s, 1.0, 1.0, 1.0, limit_w):
-        return _FIT_S
+        return soon_s
     # Stop exactly when the brake would have to act.
     left_s = spec[SiteSpec.BRAKE_REACTION_S] - state.site[row, Site.OVERDRAW_S]
-    return min(end_s - begin_s, spec[SiteSpec.CHECK_S], max(left_s, 1e-3))
+    return float(min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, 1e-3))))
 
 
 @inlined_kernel
@@ -382,7 +385,7 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
             prefill_duty = site[Site.PREFILL_DUTY]
             decode_duty = site[Site.DECODE_DUTY]
     if site[Site.BRAKED] == 0.0:
-        end_s = begin_s + _sure_s(params, state, row, begin_s, end_s, slice_end_s, cap_w)
+        end_s = _sure_until_s(params, state, row, begin_s, end_s, slice_end_s, cap_w)
     for pool in range(params.pool.shape[0]):
         if params.pool[pool, PoolSpec.PHASE] != PREFILL and nearly_full(params, state, row, pool):
             congested_s = _CONGESTED_COHORTS_S if spec[SiteSpec.RESOLUTION] == COHORT else _CONGESTED_REQUESTS_S

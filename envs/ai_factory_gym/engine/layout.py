@@ -239,12 +239,10 @@ class Pool(IntEnum):
     TURNED_WORK = 44  # cohort resolution: work of turned away requests that still flows in, server-seconds
     HANDED = 45  # requests handed to this decode pool since its wait was last predicted
     HANDED_TOKENS = 46  # their prompt + output tokens
-    PACED_IN_FLIGHT = (
-        47  # cohort resolution: requests in flight and KV tokens held, smoothed; iterations are timed by them
-    )
-    PACED_CONTEXT = 48
-    COMING = 49  # cohort resolution: requests per second that come in the present slice of the tick and are bound for this decode pool
-    COMING_TOKENS = 50  # their prompt + output tokens
+    PACED_IN_FLIGHT = 47  # requests in flight by which iterations are timed: smoothed at cohort resolution
+    PACED_CONTEXT = 48  # KV tokens held, likewise
+    COMING = 49  # cohort resolution: requests/s bound for this decode pool that come in the present slice of the tick
+    COMING_TOKENS = 50  # their prompt + output tokens, tokens/s
 
 
 class PoolInt(IntEnum):

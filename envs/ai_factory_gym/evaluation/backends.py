@@ -40,17 +40,6 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def check_workers(key: str, workers: int) -> int:
-    """Return a number of workers that was given under ``key``.
-
-    Raises:
-        ConfigError: When it is not a whole number of at least 1.
-    """
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"{key}: {workers!r} is not allowed; must be an integer >= 1.")
-    return workers
-
-
 @contextlib.contextmanager
 def connected(backend: str, workers: int) -> Iterator[None]:
     """Be connected to the workers of a backend; around several distributions it saves connecting for each.

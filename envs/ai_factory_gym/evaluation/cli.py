@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ai_factory_gym.errors import ConfigError
-from ai_factory_gym.evaluation.backends import check_backend, check_workers, connected
+from ai_factory_gym.errors import ConfigError, check_count
+from ai_factory_gym.evaluation.backends import check_backend, connected
 from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, write_csv
 from ai_factory_gym.evaluation.runner import PolicyFactory, evaluate
 from ai_factory_gym.evaluation.seeds import EVALUATION_SEEDS
@@ -101,7 +101,7 @@ def run(arguments: Arguments, resolve: Resolver) -> list[EvaluationResult]:
         factories.update(resolve(name, arguments.task))
     if arguments.versus is not None and arguments.versus not in factories:
         raise ConfigError(f"versus: {arguments.versus!r} is not among the policies compared: {', '.join(factories)}.")
-    with connected(check_backend(arguments.backend), check_workers("jobs", arguments.jobs)):
+    with connected(check_backend(arguments.backend), check_count("jobs", arguments.jobs)):
         results = [
             evaluate(
                 factory,

@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 import gymnasium
 import numpy as np
 
-from ai_factory_gym.errors import ConfigError, unknown
-from ai_factory_gym.evaluation.backends import check_backend, check_workers, distribute, pack
+from ai_factory_gym.errors import ConfigError, check_count, unknown
+from ai_factory_gym.evaluation.backends import check_backend, distribute, pack
 from ai_factory_gym.evaluation.feasibility import infeasible_reason
 from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, write_csv
 from ai_factory_gym.evaluation.seeds import check_seeds
@@ -137,7 +137,7 @@ def evaluate(
     )
     check_backend(backend)
     chosen = check_seeds(seeds)
-    check_workers("n_jobs", n_jobs)
+    check_count("n_jobs", n_jobs)
     if csv_path is not None:
         check_new_file(csv_path)
     bar = _progress_bar(progress, total=len(chosen), label=f"{policy_name or job.task} {job.scenario}")

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from ai_factory_gym.catalogue import PRECISIONS, Architecture, Group, Model, Rack
 from ai_factory_gym.catalogue import model as find_model
 from ai_factory_gym.catalogue import rack as find_rack
-from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.errors import ConfigError, check_count, unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 
 MEMORY_KNEE_CLOCK = 0.35
@@ -251,13 +251,6 @@ def _moe_latency_s(architecture: Architecture, precision: str) -> float:
     return architecture.layer_latency_moe_fp4_s if precision == "fp4" else architecture.layer_latency_moe_s
 
 
-def _degree(name: str, value: int) -> int:
-    """Return a parallel degree when it is a whole number of at least 1, else refuse it."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ConfigError(f"{name}: {value!r} is not allowed; must be a whole number of at least 1.")
-    return int(value)
-
-
 def _check_layout(model: Model, tp: int, pp: int) -> None:
     """Refuse layouts that cannot be: heads are shared out evenly, and a stage has a layer at least."""
     if model.heads % tp != 0:
@@ -372,9 +365,9 @@ def prefill_coefficients(
     group = rack.group("prefill")
     architecture = group.architecture
     _check_precision(model, group, precision, kv_precision)
-    tp, dp, pp = _degree("tp", tp), _degree("dp", dp), _degree("pp", pp)
+    tp, dp, pp = check_count("tp", tp), check_count("dp", dp), check_count("pp", pp)
     _check_layout(model, tp, pp)
-    chunk_tokens = _degree("chunk_tokens", chunk_tokens)
+    chunk_tokens = check_count("chunk_tokens", chunk_tokens)
     _free_bytes_per_gpu(rack, group, model, precision, tp, dp, pp)
     gpus = tp * dp * pp
     scale = group.profile(profile).compute_scale
@@ -460,10 +453,10 @@ def decode_coefficients(
     group = rack.group("decode")
     architecture = group.architecture
     _check_precision(model, group, precision, kv_precision)
-    tp, dp = _degree("tp", tp), _degree("dp", dp)
+    tp, dp = check_count("tp", tp), check_count("dp", dp)
     _check_layout(model, tp, 1)
     gpus = tp * dp
-    if ep is not None and gpus % _degree("ep", ep) != 0:
+    if ep is not None and gpus % check_count("ep", ep) != 0:
         raise ConfigError(f"ep: {ep} is not allowed; must divide the worker's {gpus} GPUs (tp {tp} x dp {dp}).")
     free_bytes = _free_bytes_per_gpu(rack, group, model, precision, tp, dp, 1)
     scale = group.profile(profile).compute_scale
