@@ -8,8 +8,8 @@ threshold of finished runs of ``train.py`` instead: tokens per joule on tuning d
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,9 @@ import torch
 
 from ai_factory_agents.hyperparameters import load_hyperparameters
 from ai_factory_agents.policies.residual import make_rule
+from ai_factory_agents.run_directory import RunDirectory
 from ai_factory_agents.training import Settings, _build, make_training_env
+from ai_factory_gym.errors import ConfigError, check_count
 
 GAINS = (0.005, 0.01)
 """Thresholds of ``--runs``: gain in tokens per joule over the rule alone, feasible on every tuning day."""
@@ -78,8 +80,7 @@ def shares(settings: Settings, rollouts: int) -> None:
 
 def time_to(run: Path) -> str:
     """Return the line of a run: seconds until each threshold was kept, and the best figure."""
-    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    rows = RunDirectory.open(run).read_metrics()
     start = rows[0]["tokens_per_joule"]
     cells = []
     for gain in GAINS:
@@ -91,8 +92,8 @@ def time_to(run: Path) -> str:
     return f"{run.name}: {'; '.join(cells)}; best {best / start - 1.0:+.2%} of {rows[-1]['wall_s']:.0f} s"
 
 
-def main() -> None:
-    """Run the command line."""
+def main() -> int:
+    """Run the command line; return 0, or 2 for input that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default=Settings.task)
     parser.add_argument("--rollouts", type=int, default=6, help="rollouts that are timed, after one that is not")
@@ -100,12 +101,17 @@ def main() -> None:
         "--runs", nargs="+", type=Path, metavar="DIRECTORY", help="finished runs: print time to threshold"
     )
     chosen = parser.parse_args()
-    if chosen.runs:
-        for run in chosen.runs:
-            print(time_to(run))
-    else:
-        shares(Settings(task=chosen.task, rollout_threads=1), chosen.rollouts)
+    try:
+        if chosen.runs:
+            for run in chosen.runs:
+                print(time_to(run))
+        else:
+            shares(Settings(task=chosen.task, rollout_threads=1), check_count("rollouts", chosen.rollouts))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -192,6 +192,7 @@ def test_a_copy_goes_on_equally_with_its_own_threads() -> None:
         ({"threads": 0}, ["threads", "0", "at least 1"]),
         ({"threads": 1.5}, ["threads", "1.5"]),
         ({"threads": True}, ["threads", "True"]),
+        ({"thread": 2}, ["'thread'", "Did you mean 'threads'"]),
         ({"row_settings": {"scenario": "burst"}}, ["row_settings", "one dict per row"]),
         ({"row_settings": [{}]}, ["row_settings", "1 given for 3 rows"]),
         ({"row_settings": [{}, {}, 5]}, ["row_settings", "5"]),

@@ -68,7 +68,7 @@ class RunDirectory:
             ConfigError: When it is none.
         """
         if not (path / "config.json").is_file():
-            raise ConfigError(f"resume: {str(path)!r} is not the directory of a run: it has no config.json.")
+            raise ConfigError(f"run: {str(path)!r} is not the directory of a run: it has no config.json.")
         return cls(path)
 
     @property

@@ -212,14 +212,20 @@ def _trace_rule(rule: Any, site: SiteConfig) -> TraceRule:
     return rule if isinstance(rule, str) else tuple(checked)
 
 
-def task_from(settings: Mapping[str, Any]) -> Task:
+def task_from(settings: Mapping[str, Any], beside: Sequence[str] = ()) -> Task:
     """Build a task from the keyword arguments of an environment; see ``build_task``.
+
+    Args:
+        settings: The arguments.
+        beside: Arguments of the environment that are none of the task's, for the error that lists what there is.
 
     Raises:
         ConfigError: On an argument that does not exist, with the nearest that does, or a value that cannot be used.
     """
     known = inspect.signature(build_task).parameters
-    check_keys("arguments", settings, required=("site",), optional=[name for name in known if name != "site"])
+    check_keys(
+        "arguments", settings, required=("site",), optional=[*(name for name in known if name != "site"), *beside]
+    )
     return build_task(**settings)
 
 

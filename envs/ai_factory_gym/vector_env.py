@@ -42,6 +42,7 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "autoreset_mode": AutoresetMode.NEXT_STEP}
     _modes: ClassVar[tuple[AutoresetMode, ...]] = tuple(AutoresetMode)
+    _arguments: ClassVar[tuple[str, ...]] = ("autoreset_mode", "threads", "row_settings", "render_mode")
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
         distinct, which = _distinct_settings(settings, row_settings, self.num_envs)
-        self.fleet = Fleet([task_from(chosen) for chosen in distinct], which, threads)
+        self.fleet = Fleet([task_from(chosen, self._arguments) for chosen in distinct], which, threads)
         self.single_action_space = spaces.Box(-1.0, 1.0, (self.action_layout.size,), np.float32)
         self.single_observation_space = spaces.Box(-LIMIT, LIMIT, (self.observation_layout.size,), np.float32)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
