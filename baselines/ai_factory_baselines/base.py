@@ -335,18 +335,21 @@ class Levers(NamedTuple):
         racks_span: Racks between the centre and -1, at the centre, and between the centre and 1, float64[3, pools].
         least: Fewest racks awake, float64[pools].
         clock_min: Lowest clock ceiling.
+        capacity: ``Facts.capacity``, which routing factors are relative to.
     """
 
     begins: Array
     racks_span: Array
     least: Array
     clock_min: float
+    capacity: tuple[Array, Array]
 
     @classmethod
     def of(cls, facts: Facts) -> Levers:
         """Return the levers of a site."""
         begins, _, racks_span = facts.action.arrays
-        return cls(begins, racks_span, facts.params.pool[:, PoolSpec.MIN_ACTIVE].copy(), facts.action.clock_min)
+        least = facts.params.pool[:, PoolSpec.MIN_ACTIVE].copy()
+        return cls(begins, racks_span, least, facts.action.clock_min, facts.capacity)
 
 
 @inlined_kernel

@@ -169,14 +169,9 @@ class Model(NamedTuple):
         phases: Prefill and decode.
         tilts: Tilts that ``dispatch`` tries, float64[T, P].
         members: Pools of the phase, int64[P].
-        total: Racks, float64[P].
-        capacity: Capacity of a rack per group, float64[G, P].
         racks: Racks of each pool, float64[pools].
         power: Power coefficients of each pool, float64[pools, 12].
         site: Constants of the site.
-        moments: Load of one request per second of each class, float64[C, G, 6].
-        reversion: Share of a deviation from the usual rate that is left one step later, float64[C].
-        least_rate: Rates that are assumed at least, float64[C].
         tpot_s: TPOT limits of the decode pools, float64[1 + R, P]: the tightest, then those of ``relaxed``.
         isolated: ``per_rack`` of prefill with the longest groups in one pool, float64[G - 1, G, P], see ``isolated``.
     """
@@ -184,14 +179,9 @@ class Model(NamedTuple):
     phases: tuple[Phase, Phase]
     tilts: tuple[Array, Array]
     members: tuple[Array, Array]
-    total: tuple[Array, Array]
-    capacity: tuple[Array, Array]
     racks: Array
     power: Array
     site: Array
-    moments: Array
-    reversion: Array
-    least_rate: Array
     tpot_s: Array
     isolated: Array
 
@@ -244,12 +234,11 @@ def scaled_load(load: Array, factor: float, out: Array) -> None:
 
 
 @inlined_kernel
-def load_of(moments: Array, rate: Array, out: Array) -> None:
-    """Write the load of arrivals per second of each class, float64[C, G, 6]."""
-    for cls in range(moments.shape[0]):
-        for group in range(moments.shape[1]):
-            for column in range(LOAD_COLUMNS):
-                out[cls, group, column] = rate[cls] * moments[cls, group, column]
+def load_of(moments: Array, rate: float, out: Array) -> None:
+    """Write the load of a class's arrivals per second, float64[G, 6]."""
+    for group in range(moments.shape[0]):
+        for column in range(LOAD_COLUMNS):
+            out[group, column] = rate * moments[group, column]
 
 
 @inlined_kernel
@@ -697,7 +686,8 @@ def facility_watts(site: Array, it_w: float) -> float:
 
 @inlined_kernel
 def expected_watts(
-    model: Model,
+    phases: tuple[Phase, Phase],
+    site: Array,
     load: Array,
     share: tuple[Array, Array],
     racks: tuple[Array, Array],
@@ -711,7 +701,8 @@ def expected_watts(
     """Return facility power when decode gets what prefill can serve of a load, W.
 
     Args:
-        model: The site.
+        phases: Prefill and decode.
+        site: Constants of the site.
         load: Load, float64[C, G, 6].
         share: By phase, as the next three: as in ``phase_watts``.
         racks: Racks awake.
@@ -722,14 +713,14 @@ def expected_watts(
         emitted: Scratch, float64[C, G, 6].
         one: Scratch, float64[6].
     """
-    prefill, decode = model.phases
+    prefill, decode = phases
     served = served_share(prefill, load, share[PREFILL], racks[PREFILL], clock[PREFILL], sigmas, one)
     scaled_load(load, served, emitted)
     it_w = resting_w + phase_watts(
         prefill, load, share[PREFILL], racks[PREFILL], clock[PREFILL], least[PREFILL], sigmas, one
     )
     it_w += phase_watts(decode, emitted, share[DECODE], racks[DECODE], clock[DECODE], least[DECODE], sigmas, one)
-    return facility_watts(model.site, it_w)
+    return facility_watts(site, it_w)
 
 
 @kernel
@@ -1082,22 +1073,17 @@ class Plant:
             out.append(decode._replace(tpot_s=np.full(len(capacity), limits[1])))
         return out
 
-    def model(self, least_share: float) -> Model:
-        """Return the site for kernels; rates are assumed to be at least this share of mean demand."""
-        facts, phases = self.facts, self.phases
-        limits = [phases[DECODE].tpot_s, *(phase.tpot_s for phase in self.relaxed())]
+    def model(self) -> Model:
+        """Return the site for kernels."""
+        facts = self.facts
+        limits = [self.phases[DECODE].tpot_s, *(phase.tpot_s for phase in self.relaxed())]
         return Model(
-            phases=phases,
+            phases=self.phases,
             tilts=self.tilts,
             members=facts.members,
-            total=self.total,
-            capacity=facts.capacity,
             racks=facts.racks,
             power=facts.params.power,
             site=facts.params.site,
-            moments=self.moments,
-            reversion=self.reversion,
-            least_rate=least_share * facts.observation.class_rate,
             tpot_s=np.array(limits),
             isolated=self.isolated(),
         )

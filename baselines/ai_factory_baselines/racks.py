@@ -6,11 +6,27 @@ import math
 from typing import NamedTuple
 
 from ai_factory_baselines.base import ACTIVE, DRAINING, WAKING
-from ai_factory_baselines.plant import OVERLOAD_W, Model, dispatch, facility_watts, load_level
+from ai_factory_baselines.plant import (
+    OVERLOAD_W,
+    Limits,
+    Model,
+    Phase,
+    Work,
+    dispatch,
+    facility_watts,
+    load_level,
+)
 from ai_factory_baselines.serve import (
+    ANSWER,
     BEFORE,
     FAST,
+    FRESH,
+    LEAST,
     NOW,
+    OWN_CLOCK,
+    RISING,
+    TOTAL,
+    WANTED,
     Margins,
     Outlook,
     Room,
@@ -18,7 +34,7 @@ from ai_factory_baselines.serve import (
     resting_watts,
     target_watts,
 )
-from ai_factory_gym.engine.layout import Array
+from ai_factory_gym.engine.layout import PREFILL, Array
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W
 
@@ -114,32 +130,48 @@ def _follow_plan(
 
 
 @kernel
-def plan_racks(
-    model: Model, margins: Margins, pace: Pace, plan: RackPlan, kind: int, trend: Array, low_steps: Array, room: Room
+def wanted_racks(
+    phase: Phase,
+    limits: Limits,
+    tilts: Array,
+    plan: RackPlan,
+    pace: Pace,
+    members: Array,
+    places: Array,
+    loads: Array,
+    work: Work,
+    share: Array,
+    trend: Array,
+    low_steps: Array,
+    racks: Array,
 ) -> None:
-    """Write the racks wanted awake in the pools of a phase to ``room.racks``.
+    """Write the racks wanted awake in the pools of a phase.
 
     The plan is read at the slow load, brought forward by its own lag and by the time a rack takes to wake. Only when the
     racks awake cannot serve the fast load within the planned clock is it read at that.
 
     Args:
-        model: The site.
-        margins: How close to its limits it is run.
-        pace: How racks follow the load.
+        phase: The phase.
+        limits: How close to its limits it is run.
+        tilts: Tilts to try, float64[T, P].
         plan: The plan of the phase.
-        kind: The phase.
+        pace: How racks follow the load.
+        members: Pools of the phase, int64[P].
+        places: Numbers of its pools, as in ``Room``.
+        loads: As in ``Room``.
+        work: Scratch.
+        share: Scratch, float64[G, P].
         trend: Updated: change of the level per step, by phase, float64[2].
         low_steps: Updated: for how many steps the load has been low, float64[pools].
-        room: Scratch: holds the loads and the racks of the observation.
+        racks: Written: racks wanted, float64[pools].
     """
-    phase, total, work = model.phases[kind], model.total[kind], room.work[kind]
-    awake, fast = room.rising[kind], room.loads[FAST]
-    level = load_level(phase, room.loads[NOW], total, work)
-    change = level - load_level(phase, room.loads[BEFORE], total, work)
-    trend[kind] += TREND_GAIN * (change - trend[kind])
-    expected = max(0.0, level + pace.lead * trend[kind] * plan.lead_steps) * (1.0 + pace.wake_margin)
-    share, clock = room.other.share[kind], room.clock[kind]
-    watts = dispatch(phase, margins.comfortable[kind], fast, awake, model.tilts[kind], work, share, clock)
+    total, awake, clock = places[TOTAL], places[RISING], places[OWN_CLOCK]
+    now, before, fast = loads[NOW], loads[BEFORE], loads[FAST]
+    level = load_level(phase, now, total, work)
+    change = level - load_level(phase, before, total, work)
+    trend[phase.kind] += TREND_GAIN * (change - trend[phase.kind])
+    expected = max(0.0, level + pace.lead * trend[phase.kind] * plan.lead_steps) * (1.0 + pace.wake_margin)
+    watts = dispatch(phase, limits, fast, awake, tilts, work, share, clock)
     highest = 0.0
     for place in range(awake.shape[0]):
         if awake[place] > 0.0:
@@ -147,12 +179,12 @@ def plan_racks(
     urgent = 0.0
     if watts >= OVERLOAD_W or highest > pace.highest_clock:
         urgent = load_level(phase, fast, total, work) * (1.0 + pace.wake_margin)
-    _follow_plan(plan, pace, expected, urgent, model.members[kind], awake, low_steps, room.racks)
+    _follow_plan(plan, pace, expected, urgent, members, awake, low_steps, racks)
 
 
 @kernel
 def keep_affordable(model: Model, margins: Margins, load: Array, braked: float, room: Room) -> None:
-    """Wake no more racks at a time than the cap has room for while they wake: lower ``room.racks``.
+    """Wake no more racks at a time than the cap has room for while they wake: lower those wanted.
 
     Args:
         model: The site.
@@ -161,7 +193,7 @@ def keep_affordable(model: Model, margins: Margins, load: Array, braked: float, 
         braked: How often the brake was on lately.
         room: Scratch: holds the observation, the racks wanted, and the comfortable answer to the load.
     """
-    pools, racks, fresh = room.seen.pools, room.racks, room.fresh
+    pools, racks, fresh = room.seen.pools, room.pools[WANTED], room.pools[FRESH]
     some = False
     for pool in range(racks.shape[0]):
         there = racks[pool] - pools[ACTIVE, pool] - pools[WAKING, pool] - pools[DRAINING, pool]
@@ -169,9 +201,11 @@ def keep_affordable(model: Model, margins: Margins, load: Array, braked: float, 
         some |= fresh[pool] > 0.0
     if not some:
         return
-    outlook = Outlook(load, room.least, resting_watts(model, pools, pools[WAKING]), 0.0, False)
-    now_w = predicted_watts(model, margins.power_sigmas, outlook, room.answer.share, room.answer.clock, room)
-    room_w = max(0.0, target_watts(model, margins, room.seen, braked) - now_w)
+    resting_w = resting_watts(model.racks, model.power, pools, pools[WAKING])
+    outlook = Outlook(load, LEAST, resting_w, 0.0, False, margins.power_sigmas)
+    now_w = predicted_watts(model, outlook, ANSWER, room.clock[ANSWER], room)
+    target_w = target_watts(room.places[PREFILL], room.seen.site, margins.control_interval_s, braked)
+    room_w = max(0.0, target_w - now_w)
     facility_share = facility_watts(model.site, 1e6) / 1e6
     # Decode first: a rack there serves more.
     for back in range(racks.shape[0]):
@@ -182,4 +216,4 @@ def keep_affordable(model: Model, margins: Margins, load: Array, braked: float, 
         room_w -= afford * extra_w
 
 
-__all__ = ["CLOCK_SLACK", "Pace", "RackPlan", "keep_affordable", "plan_racks"]
+__all__ = ["CLOCK_SLACK", "Pace", "RackPlan", "keep_affordable", "wanted_racks"]

@@ -42,22 +42,25 @@ from ai_factory_baselines.base import (
     write_routing,
 )
 from ai_factory_baselines.plant import Limits, Model, Plant, load_of
-from ai_factory_baselines.racks import CLOCK_SLACK, Pace, RackPlan, keep_affordable, plan_racks
+from ai_factory_baselines.racks import CLOCK_SLACK, Pace, RackPlan, keep_affordable, wanted_racks
 from ai_factory_baselines.serve import (
+    ANSWER,
     BEFORE,
     CAREFUL_STEPS,
     FAST,
     NEXT,
     NOW,
+    OTHER,
+    WANTED,
     Margins,
     Room,
+    arrange,
     gather,
     serve,
-    serve_comfortably,
 )
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
-from ai_factory_gym.jit import kernel
+from ai_factory_gym.jit import inlined_kernel, kernel
 
 TUNED_PATH = Path(__file__).with_name("tuned.toml")
 
@@ -75,6 +78,8 @@ LEAST_RATE = 1e-3
 """Demand assumed at least, as a share of the mean (status: design choice)."""
 
 DAY_S = 86400.0
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is tuned. Every margin is a factor minus one.
@@ -177,49 +182,48 @@ class Tuning(NamedTuple):
     shed_tilts: Array
 
 
-@kernel
-def _decide(model: Model, tuning: Tuning, memory: Array, room: Room) -> None:
-    """Write ``racks`` and ``answer`` for the observation in ``room.seen``.
+class Demand(NamedTuple):
+    """What a site knows of its demand.
 
-    Memory (float64): whether the episode has begun, steps since the last braked one counted down, how often the brake was
-    on lately, a fast and a slow smoothed rate per class, trend of the slow load level per phase, and for each pool the
-    steps its load has been low.
+    Attributes:
+        moments: Load of one request per second of each class, float64[C, G, 6].
+        reversion: Share of a deviation from the usual rate that is left one step later, float64[C].
+        least_rate: Rates that are assumed at least, float64[C].
     """
-    rate, least_rate = room.seen.classes[RATE], model.least_rate
-    classes = rate.shape[0]
-    smooth, slow = memory[3 : 3 + classes], memory[3 + classes : 3 + 2 * classes]
-    trend, low_steps = memory[3 + 2 * classes : 5 + 2 * classes], memory[5 + 2 * classes :]
-    braked = room.seen.site[BRAKED] > 0.0
-    memory[2] = memory[2] * tuning.fading + (1.0 if braked else 0.0)
-    if memory[0] == 0.0:
-        memory[0] = 1.0
-        for cls in range(classes):
-            smooth[cls] = slow[cls] = rate[cls]
-    now, before, fast, load = room.loads[NOW], room.loads[BEFORE], room.loads[FAST], room.loads[NEXT]
-    load_of(model.moments, slow, before)
-    for cls in range(classes):
+
+    moments: Array
+    reversion: Array
+    least_rate: Array
+
+
+@inlined_kernel
+def _write_loads(demand: Demand, tuning: Tuning, rate: Array, smooth: Array, slow: Array, loads: Array) -> None:
+    """Smooth the rates and write the loads that follow from them.
+
+    Args:
+        demand: What the site knows of its demand.
+        tuning: Settings.
+        rate: Rates seen, float64[C].
+        smooth: Updated: fast smoothed rates, float64[C].
+        slow: Updated: slow smoothed rates, float64[C].
+        loads: Written: ``NOW`` to ``NEXT``, float64[7, C, G, 6].
+    """
+    moments, least_rate = demand.moments, demand.least_rate
+    for cls in range(rate.shape[0]):
+        load_of(moments[cls], slow[cls], loads[BEFORE, cls])
         smooth[cls] += tuning.smoothing * (rate[cls] - smooth[cls])
         slow[cls] += tuning.slow_smoothing * (rate[cls] - slow[cls])
-        room.rate[cls] = max(smooth[cls], least_rate[cls])
-    load_of(model.moments, slow, now)
-    load_of(model.moments, room.rate, fast)
-    gather(model, room)
-    for kind in (PREFILL, DECODE):
-        plan_racks(model, tuning.margins, tuning.pace, tuning.plans[kind], kind, trend, low_steps, room)
-    for cls in range(classes):
         # Deviations from the usual rate fade as fast as the class's demand forgets them.
-        next_rate = smooth[cls] + model.reversion[cls] * (rate[cls] - smooth[cls])
-        room.rate[cls] = max(next_rate, least_rate[cls])
-    load_of(model.moments, room.rate, load)
-    suffices = serve_comfortably(model, tuning.margins, load, room)
-    keep_affordable(model, tuning.margins, load, memory[2], room)
-    serve(model, tuning.margins, tuning.shed_tilts, load, suffices, memory[1], memory[2], room)
-    memory[1] = CAREFUL_STEPS if braked else max(0.0, memory[1] - 1.0)
+        next_rate = smooth[cls] + demand.reversion[cls] * (rate[cls] - smooth[cls])
+        load_of(moments[cls], slow[cls], loads[NOW, cls])
+        load_of(moments[cls], max(smooth[cls], least_rate[cls]), loads[FAST, cls])
+        load_of(moments[cls], max(next_rate, least_rate[cls]), loads[NEXT, cls])
 
 
 @kernel
 def _decide_rows(
     model: Model,
+    demand: Demand,
     tuning: Tuning,
     reading: Reading,
     levers: Levers,
@@ -228,23 +232,55 @@ def _decide_rows(
     memory: Array,
     actions: Array,
 ) -> None:
-    """Write the action of each row; see ``Rule.decide``."""
-    pools, answer = room.seen.pools, room.answer
+    """Write the action of each row; see ``Rule.decide``.
+
+    Memory of a row: whether the episode has begun, steps since the last braked one counted down, how often the brake was
+    on lately, a fast and a slow smoothed rate per class, trend of the slow load level per phase, and for each pool the
+    steps its load has been low.
+    """
+    seen, loads, racks, clock = room.seen, room.loads, room.pools[WANTED], room.clock[ANSWER]
+    margins, classes = tuning.margins, demand.moments.shape[0]
     for row in range(observations.shape[0]):
-        read(reading, observations[row], room.seen)
-        _decide(model, tuning, memory[row], room)
-        write_levers(levers, answer.clock, room.racks, actions[row])
+        read(reading, observations[row], seen)
+        braked, kept = seen.site[BRAKED], memory[row]
+        smooth, slow = kept[3 : 3 + classes], kept[3 + classes : 3 + 2 * classes]
+        trend, low_steps = kept[3 + 2 * classes : 5 + 2 * classes], kept[5 + 2 * classes :]
+        kept[2] = kept[2] * tuning.fading + braked
+        if kept[0] == 0.0:
+            kept[0] = 1.0
+            for cls in range(classes):
+                smooth[cls] = slow[cls] = seen.classes[RATE, cls]
+        _write_loads(demand, tuning, seen.classes[RATE], smooth, slow, loads)
+        suffices = True
         for kind in (PREFILL, DECODE):
-            factors = room.work[kind].share
+            phase, limits, tilts = model.phases[kind], margins.comfortable[kind], model.tilts[kind]
+            members, places, work, share = model.members[kind], room.places[kind], room.work[kind], room.share[kind]
+            gather(kind, members, seen.pools, places)
+            wanted_racks(
+                phase,
+                limits,
+                tilts,
+                tuning.plans[kind],
+                tuning.pace,
+                members,
+                places,
+                loads,
+                work,
+                share[OTHER],
+                trend,
+                low_steps,
+                racks,
+            )
+            suffices &= arrange(phase, limits, loads[NEXT], tilts, members, places, work, share[ANSWER], clock)
+        keep_affordable(model, margins, loads[NEXT], kept[2], room)
+        serve(model, margins, tuning.shed_tilts, loads[NEXT], suffices, kept[1], kept[2], room)
+        kept[1] = CAREFUL_STEPS if braked > 0.0 else max(0.0, kept[1] - 1.0)
+        write_levers(levers, clock, racks, actions[row])
+        for kind in (PREFILL, DECODE):
+            share, factors = room.share[kind][ANSWER], room.work[kind].share
             clocked = kind == PREFILL
             write_factors(
-                model.capacity[kind],
-                answer.share[kind],
-                model.members[kind],
-                pools[ACTIVE],
-                answer.clock,
-                clocked,
-                factors,
+                levers.capacity[kind], share, model.members[kind], seen.pools[ACTIVE], clock, clocked, factors
             )
             write_routing(levers, kind, factors, actions[row])
 
@@ -269,7 +305,9 @@ class Reactive(Rule):
             settings = Settings() if isinstance(env, Facts) else tuned_settings(inner.task.site.name)
         self.settings = settings
         self.plant = Plant(self.facts)
-        self._model = self.plant.model(LEAST_RATE)
+        self._model = self.plant.model()
+        least_rate = LEAST_RATE * self.facts.observation.class_rate
+        self._demand = Demand(self.plant.moments, self.plant.reversion, least_rate)
         self._levers = Levers.of(self.facts)
         self._room = Room.of(self.facts, self.plant.mean.shape)
         self._tuning = self._tune()
@@ -306,14 +344,22 @@ class Reactive(Rule):
 
     @property
     def memory_size(self) -> int:
-        """Numbers remembered; ``_decide`` says which."""
+        """Numbers remembered; ``_decide_rows`` says which."""
         return 3 + 2 * len(self.facts.observation.class_rate) + len(PHASES) + len(self.facts.racks)
 
     def decide(self, observations: Array, memory: Array, actions: Array) -> None:
         """Write the actions for observations."""
         numbers = np.ascontiguousarray(observations, dtype=np.float64)
         _decide_rows(
-            self._model, self._tuning, self.facts.reading, self._levers, self._room, numbers, memory, actions
+            self._model,
+            self._demand,
+            self._tuning,
+            self.facts.reading,
+            self._levers,
+            self._room,
+            numbers,
+            memory,
+            actions,
         )
 
 

@@ -113,110 +113,60 @@ class Margins(NamedTuple):
     control_interval_s: float
 
 
-class Arrangement(NamedTuple):
-    """Who serves what at which clock.
+SERVING, AWAKE, RISING, TOTAL, LEAST, SETTLED, OWN_CLOCK = range(7)
+"""Numbers of the pools of a phase: racks active, active or draining, active or waking, all; what ``pool_watts`` is to assume
+at least after a step behind the load, and in a settled state (zero); clocks."""
 
-    Attributes:
-        share: By phase: share of each group per pool, float64[G, P].
-        clock: Clock ceilings, float64[pools].
-    """
+WANTED, FRESH, RESTLESS, HIGH, LOWEST = range(5)
+"""Numbers of all pools: racks wanted awake, racks to be woken, racks that will be waking, highest and lowest clocks."""
 
-    share: tuple[Array, Array]
-    clock: Array
-
-    @classmethod
-    def of(cls, facts: Facts) -> Arrangement:
-        """Return room for one."""
-        shapes = [facts.capacity[kind].shape for kind in (PREFILL, DECODE)]
-        return cls((np.zeros(shapes[PREFILL]), np.zeros(shapes[DECODE])), np.zeros(len(facts.racks)))
+ANSWER, OTHER, FALLBACK, FOUND, CHOSEN, WAYS = range(6)
+"""Arrangements, shares and clocks: the answer, first with all margins, in the end the decision; one that is tried; the best
+one that does not fit the power; how to turn requests away, with one tilt of prefill and with any; and from ``WAYS`` on
+prefill without margins in each of the ``_ways``."""
 
 
 class Room(NamedTuple):
-    """Scratch arrays of a decision; what is a pair is by phase.
+    """Scratch arrays of a decision, few because every kernel is handed all of them; what is a pair is by phase.
 
     Attributes:
         seen: The observation.
         work: As the model's kernels want it.
-        clock: Clocks of a phase, float64[P].
-        active: Racks active, float64[P].
-        awake: Racks active or draining, float64[P].
-        rising: Racks active or waking, float64[P].
-        least: What ``pool_watts`` is to assume at least, float64[P].
-        none: Zeros, float64[P].
+        places: Numbers of the pools of a phase, ``SERVING`` to ``OWN_CLOCK``, float64[7, P].
+        pools: Numbers of all pools, ``WANTED`` to ``LOWEST``, float64[5, pools].
+        share: Share of each group per pool in each arrangement, ``ANSWER`` to the last way, float64[A, G, P].
+        clock: Clock ceilings in each, float64[A, pools].
         loads: Loads, ``NOW`` to ``SERVED``, float64[7, C, G, 6].
-        total: Load of the site, float64[6].
-        rate: A rate of each class, float64[C].
-        racks: Racks wanted awake, float64[pools].
-        fresh: Racks to be woken, float64[pools].
-        waking: Racks that will be waking, float64[pools].
-        high: Highest clocks of a search, float64[pools].
-        lowest: Lowest clocks, float64[pools].
-        answer: Who serves what: first with all margins, in the end the decision.
-        other: Another arrangement that is tried.
-        fallback: The best one that does not fit the power.
-        found: The best one found that turns requests away, with one tilt of prefill.
-        chosen: With any.
-        prompts: Shares and clocks of prefill without margins, in each of the ``_ways``, float64[G, G, P] and
-            float64[G, pools].
-        sufficient: Whether these keep the limits, bool[G].
+        sufficient: Whether each of the ``_ways`` keeps the limits, bool[G].
     """
 
     seen: Seen
     work: tuple[Work, Work]
-    clock: tuple[Array, Array]
-    active: tuple[Array, Array]
-    awake: tuple[Array, Array]
-    rising: tuple[Array, Array]
-    least: tuple[Array, Array]
-    none: tuple[Array, Array]
+    places: tuple[Array, Array]
+    pools: Array
+    share: tuple[Array, Array]
+    clock: Array
     loads: Array
-    total: Array
-    rate: Array
-    racks: Array
-    fresh: Array
-    waking: Array
-    high: Array
-    lowest: Array
-    answer: Arrangement
-    other: Arrangement
-    fallback: Arrangement
-    found: Arrangement
-    chosen: Arrangement
-    prompts: tuple[Array, Array]
     sufficient: Array
 
     @classmethod
     def of(cls, facts: Facts, load_shape: tuple[int, ...]) -> Room:
         """Return room for decisions on a site whose loads have a shape."""
         groups, pools = load_shape[1], len(facts.racks)
-        first, second = (len(members) for members in facts.members)
-
-        def pair() -> tuple[Array, Array]:
-            return np.zeros(first), np.zeros(second)
-
+        prefill, decode = (len(members) for members in facts.members)
+        places = np.zeros((OWN_CLOCK + 1, prefill)), np.zeros((OWN_CLOCK + 1, decode))
+        for numbers, members in zip(places, facts.members, strict=True):
+            numbers[TOTAL] = facts.racks[members]
+        numbers = np.zeros((LOWEST + 1, pools))
+        numbers[LOWEST] = facts.clock_min
         return cls(
             seen=Seen.of(facts),
-            work=(Work.of(groups, first), Work.of(groups, second)),
-            clock=pair(),
-            active=pair(),
-            awake=pair(),
-            rising=pair(),
-            least=pair(),
-            none=pair(),
+            work=(Work.of(groups, prefill), Work.of(groups, decode)),
+            places=places,
+            pools=numbers,
+            share=(np.zeros((WAYS + groups, groups, prefill)), np.zeros((WAYS + groups, groups, decode))),
+            clock=np.zeros((WAYS + groups, pools)),
             loads=np.zeros((SERVED + 1, *load_shape)),
-            total=np.zeros(load_shape[2]),
-            rate=np.zeros(load_shape[0]),
-            racks=np.zeros(pools),
-            fresh=np.zeros(pools),
-            waking=np.zeros(pools),
-            high=np.zeros(pools),
-            lowest=np.full(pools, facts.clock_min),
-            answer=Arrangement.of(facts),
-            other=Arrangement.of(facts),
-            fallback=Arrangement.of(facts),
-            found=Arrangement.of(facts),
-            chosen=Arrangement.of(facts),
-            prompts=(np.zeros((groups, groups, first)), np.zeros((groups, pools))),
             sufficient=np.zeros(groups, np.bool_),
         )
 
@@ -226,17 +176,19 @@ class Outlook(NamedTuple):
 
     Attributes:
         load: Load of the next step, float64[C, G, 6].
-        least: By phase: what ``pool_watts`` is to assume at least, float64[P].
+        least: What ``pool_watts`` is to assume at least: ``LEAST`` or ``SETTLED``.
         resting_w: IT power of the racks that are waking and asleep, W.
-        extra: Requests that may join the batch of each decode replica.
+        joining: Requests that may join the batch of each decode replica.
         most: Whether the most the site may draw is wanted, as the brake sees it, not what is expected.
+        sigmas: Standard deviations by which every pool's load is taken to be higher.
     """
 
     load: Array
-    least: tuple[Array, Array]
+    least: int
     resting_w: float
-    extra: float
+    joining: float
     most: bool
+    sigmas: float
 
 
 @inlined_kernel
@@ -247,160 +199,178 @@ def _copy(source: Array, target: Array) -> None:
 
 
 @inlined_kernel
-def _copy_rows(source: Array, target: Array) -> None:
-    """Copy a table, float64[n, m]."""
-    for row in range(source.shape[0]):
-        _copy(source[row], target[row])
+def _copy_share(share: Array, source: int, target: int) -> None:
+    """Copy the shares of one arrangement, within float64[A, G, P], to another."""
+    for group in range(share.shape[1]):
+        for pool in range(share.shape[2]):
+            share[target, group, pool] = share[source, group, pool]
 
 
 @inlined_kernel
-def copy_arrangement(source: Arrangement, target: Arrangement) -> None:
-    """Copy an arrangement."""
-    _copy_rows(source.share[PREFILL], target.share[PREFILL])
-    _copy_rows(source.share[DECODE], target.share[DECODE])
-    _copy(source.clock, target.clock)
+def _copy_arrangement(share: tuple[Array, Array], clock: Array, source: int, target: int) -> None:
+    """Copy an arrangement to another."""
+    _copy_share(share[PREFILL], source, target)
+    _copy_share(share[DECODE], source, target)
+    _copy(clock[source], clock[target])
 
 
 @inlined_kernel
-def gather(model: Model, room: Room) -> None:
-    """Write the racks of each phase and what its pools are busy with at least."""
-    pools = room.seen.pools
-    for kind in (PREFILL, DECODE):
-        for place in range(model.members[kind].shape[0]):
-            pool = model.members[kind][place]
-            room.active[kind][place] = pools[ACTIVE, pool]
-            room.awake[kind][place] = pools[ACTIVE, pool] + pools[DRAINING, pool]
-            room.rising[kind][place] = pools[ACTIVE, pool] + pools[WAKING, pool]
-            # Servers with a queue are busy all the time, and a batch that has grown does not shrink at once.
-            if kind == PREFILL:
-                room.least[kind][place] = 1.0 if pools[WAIT, pool] > BEHIND_S else 0.0
-            else:
-                room.least[kind][place] = pools[BATCH, pool]
+def gather(kind: int, members: Array, pools: Array, places: Array) -> None:
+    """Write the numbers of a phase's pools that follow from those seen."""
+    for place in range(members.shape[0]):
+        pool = members[place]
+        places[SERVING, place] = pools[ACTIVE, pool]
+        places[AWAKE, place] = pools[ACTIVE, pool] + pools[DRAINING, pool]
+        places[RISING, place] = pools[ACTIVE, pool] + pools[WAKING, pool]
+        # Servers with a queue are busy all the time, and a batch that has grown does not shrink at once.
+        places[LEAST, place] = pools[BATCH, pool]
+        if kind == PREFILL:
+            places[LEAST, place] = 1.0 if pools[WAIT, pool] > BEHIND_S else 0.0
 
 
 @inlined_kernel
-def _behind(model: Model, seen: Seen) -> bool:
+def _behind(prefill: Array) -> bool:
     """Tell whether some prefill pool has a queue that keeps its servers busy all the time."""
-    longest = 0.0
-    for place in range(model.members[PREFILL].shape[0]):
-        longest = max(longest, seen.pools[WAIT, model.members[PREFILL][place]])
-    return longest > BEHIND_S
+    behind = False
+    for place in range(prefill.shape[1]):
+        behind |= prefill[LEAST, place] > 0.0
+    return behind
 
 
 @inlined_kernel
-def _cap_w(margins: Margins, seen: Seen) -> float:
+def _cap_w(site: Array, control_interval_s: float) -> float:
     """Return the lowest cap in force in the next step, W."""
     # Observations are rounded: a change at the very end of the step counts.
-    if seen.site[NEXT_CAP_S] <= 1.01 * margins.control_interval_s:
-        return min(seen.site[CAP_W], seen.site[NEXT_CAP_W])
-    return float(seen.site[CAP_W])
+    if site[NEXT_CAP_S] <= 1.01 * control_interval_s:
+        return min(site[CAP_W], site[NEXT_CAP_W])
+    return float(site[CAP_W])
 
 
 @inlined_kernel
-def target_watts(model: Model, margins: Margins, seen: Seen, braked: float) -> float:
+def target_watts(prefill: Array, site: Array, control_interval_s: float, braked: float) -> float:
     """Return the facility power to stay below in the next step, W: less, the more of the brake's allowance is used."""
     spared = BRAKED_MARGIN * min(braked, MOST_BRAKED)
-    return ((QUEUED_TARGET if _behind(model, seen) else CAP_TARGET) - spared) * _cap_w(margins, seen)
+    return ((QUEUED_TARGET if _behind(prefill) else CAP_TARGET) - spared) * _cap_w(site, control_interval_s)
 
 
 @inlined_kernel
-def resting_watts(model: Model, pools: Array, waking: Array) -> float:
+def resting_watts(racks: Array, power: Array, pools: Array, waking: Array) -> float:
     """Return the IT power of the racks that are waking, float64[pools], and of those asleep then, W."""
     waking_w = 0.0
     asleep_w = 0.0
     for pool in range(waking.shape[0]):
-        asleep = max(0.0, model.racks[pool] - (pools[ACTIVE, pool] + pools[DRAINING, pool]) - waking[pool])
-        waking_w += waking[pool] * model.power[pool, POWER_WAKE_RACK_W]
-        asleep_w += asleep * model.power[pool, POWER_SLEEP_RACK_W]
+        asleep = max(0.0, racks[pool] - (pools[ACTIVE, pool] + pools[DRAINING, pool]) - waking[pool])
+        waking_w += waking[pool] * power[pool, POWER_WAKE_RACK_W]
+        asleep_w += asleep * power[pool, POWER_SLEEP_RACK_W]
     return waking_w + asleep_w
 
 
 @inlined_kernel
-def _joining(model: Model, room: Room) -> float:
+def _joining(classes: Array, decode: Array, units: Array) -> float:
     """Return the requests that may join the batch of each decode replica."""
     queued = 0.0
-    for cls in range(room.seen.classes.shape[1]):
-        queued += room.seen.classes[QUEUED, cls]
+    for cls in range(classes.shape[1]):
+        queued += classes[QUEUED, cls]
     replicas = 0.0
-    for place in range(room.awake[DECODE].shape[0]):
-        replicas += room.awake[DECODE][place] * model.phases[DECODE].units[place]
+    for place in range(units.shape[0]):
+        replicas += decode[AWAKE, place] * units[place]
     return queued / max(1.0, replicas)
 
 
 @kernel
-def predicted_watts(
-    model: Model, power_sigmas: float, outlook: Outlook, share: tuple[Array, Array], clock: Array, room: Room
-) -> float:
-    """Return facility power in the next step with shares and clocks (float64[pools]), W."""
+def predicted_watts(model: Model, outlook: Outlook, arrangement: int, clock: Array, room: Room) -> float:
+    """Return facility power in the next step with the shares of an arrangement and clocks (float64[pools]), W."""
+    prefill, decode = room.places
     for kind in (PREFILL, DECODE):
         for place in range(model.members[kind].shape[0]):
-            room.clock[kind][place] = clock[model.members[kind][place]]
+            room.places[kind][OWN_CLOCK, place] = clock[model.members[kind][place]]
+    one = room.work[DECODE].loads[0]
     if not outlook.most:
         return expected_watts(
-            model,
+            model.phases,
+            model.site,
             outlook.load,
-            share,
-            room.awake,
-            room.clock,
-            outlook.least,
+            (room.share[PREFILL][arrangement], room.share[DECODE][arrangement]),
+            (prefill[AWAKE], decode[AWAKE]),
+            (prefill[OWN_CLOCK], decode[OWN_CLOCK]),
+            (prefill[outlook.least], decode[outlook.least]),
             outlook.resting_w,
-            power_sigmas,
+            outlook.sigmas,
             room.loads[SERVED],
-            room.work[DECODE].loads[0],
+            one,
         )
-    total = room.total
-    total[:] = 0.0
+    one[:] = 0.0
     for cls in range(outlook.load.shape[0]):
         for group in range(outlook.load.shape[1]):
-            for column in range(total.shape[0]):
-                total[column] += outlook.load[cls, group, column]
+            for column in range(one.shape[0]):
+                one[column] += outlook.load[cls, group, column]
     watts = 0.0
     for kind in (PREFILL, DECODE):
-        for place in range(model.members[kind].shape[0]):
-            low = outlook.least[kind][place]
-            racks, top = room.awake[kind][place], room.clock[kind][place]
-            watts += most_watts(model.phases[kind], place, total, racks, top, low, low + outlook.extra)
+        places = room.places[kind]
+        for place in range(places.shape[1]):
+            low, high = places[outlook.least, place], places[outlook.least, place] + outlook.joining
+            racks, top = places[AWAKE, place], places[OWN_CLOCK, place]
+            watts += most_watts(model.phases[kind], place, one, racks, top, low, high)
     return facility_watts(model.site, outlook.resting_w + watts)
 
 
 @kernel
 def arrange(
-    model: Model, phase: Phase, limits: Limits, load: Array, tilts: Array, room: Room, share: Array, clock: Array
+    phase: Phase,
+    limits: Limits,
+    load: Array,
+    tilts: Array,
+    members: Array,
+    places: Array,
+    work: Work,
+    share: Array,
+    clock: Array,
 ) -> bool:
-    """Write shares (float64[G, P]) and clocks (float64[pools]) of a phase; tell whether its active racks suffice."""
-    kind = phase.kind
-    found = room.clock[kind]
-    watts = dispatch(phase, limits, load, room.active[kind], tilts, room.work[kind], share, found)
-    for place in range(found.shape[0]):
-        clock[model.members[kind][place]] = found[place]
+    """Write shares (float64[G, P]) and clocks (float64[pools]) of a phase; tell whether its active racks suffice.
+
+    Args:
+        phase: The phase.
+        limits: How close to its limits it is run.
+        load: Load, float64[C, G, 6].
+        tilts: Tilts to try, float64[T, P].
+        members: Pools of the phase, int64[P].
+        places: Numbers of the pools, as in ``Room``.
+        work: Scratch.
+        share: Written, float64[G, P].
+        clock: Written in the pools of the phase, float64[pools].
+    """
+    watts = dispatch(phase, limits, load, places[SERVING], tilts, work, share, places[OWN_CLOCK])
+    for place in range(members.shape[0]):
+        clock[members[place]] = places[OWN_CLOCK, place]
     return watts < OVERLOAD_W
 
 
 @inlined_kernel
-def _clear_queues(model: Model, seen: Seen, clock: Array) -> None:
+def _clear_queues(members: Array, pools: Array, clock: Array) -> None:
     """Raise the prefill clocks, float64[pools], by the utilisation that clearing a queue adds."""
-    for place in range(model.members[PREFILL].shape[0]):
-        pool = model.members[PREFILL][place]
-        wait_s = seen.pools[WAIT, pool]
-        extra = wait_s * max(seen.pools[CLOCK, pool], 0.1) / CLEAR_S if wait_s > QUEUE_S else 0.0
+    for place in range(members.shape[0]):
+        pool = members[place]
+        extra = 0.0
+        if pools[WAIT, pool] > QUEUE_S:
+            extra = pools[WAIT, pool] * max(pools[CLOCK, pool], 0.1) / CLEAR_S
         clock[pool] = min(1.0, clock[pool] + extra)
 
 
 @inlined_kernel
-def _catch_up(model: Model, limits: Limits, seen: Seen, clock: Array) -> None:
-    """Raise the decode clocks, float64[pools], where a token takes longer than it may."""
-    for place in range(model.members[DECODE].shape[0]):
-        pool = model.members[DECODE][place]
-        late = seen.pools[TPOT, pool] / (limits.tpot_share * model.phases[DECODE].tpot_s[place])
+def _catch_up(members: Array, pools: Array, tpot_share: float, tpot_s: Array, clock: Array) -> None:
+    """Raise the decode clocks, float64[pools], where a token takes longer than a share of its limit (float64[P])."""
+    for place in range(members.shape[0]):
+        pool = members[place]
+        late = pools[TPOT, pool] / (tpot_share * tpot_s[place])
         if late > 1.0:
-            clock[pool] = min(1.0, max(clock[pool], seen.pools[CLOCK, pool] * late))
+            clock[pool] = min(1.0, max(clock[pool], pools[CLOCK, pool] * late))
 
 
 @kernel
-def _between(model: Model, power_sigmas: float, outlook: Outlook, low: Array, target_w: float, room: Room) -> None:
-    """Give ``answer`` the highest clocks on the line from ``low`` to ``room.high`` whose predicted power fits."""
-    share, clock, high = room.answer.share, room.answer.clock, room.high
-    if predicted_watts(model, power_sigmas, outlook, share, high, room) <= target_w:
+def _between(model: Model, outlook: Outlook, low: Array, target_w: float, room: Room) -> None:
+    """Give the answer the highest clocks on the line from ``low`` to ``HIGH`` whose predicted power fits."""
+    clock, high = room.clock[ANSWER], room.pools[HIGH]
+    if predicted_watts(model, outlook, ANSWER, high, room) <= target_w:
         _copy(high, clock)
         return
     least, most = 0.0, 1.0
@@ -408,7 +378,7 @@ def _between(model: Model, power_sigmas: float, outlook: Outlook, low: Array, ta
         middle = 0.5 * (least + most)
         for pool in range(clock.shape[0]):
             clock[pool] = low[pool] + middle * (high[pool] - low[pool])
-        if predicted_watts(model, power_sigmas, outlook, share, clock, room) <= target_w:
+        if predicted_watts(model, outlook, ANSWER, clock, room) <= target_w:
             least = middle
         else:
             most = middle
@@ -430,44 +400,12 @@ def _output_tokens(load: Array) -> float:
     """Return the output tokens of a load, float64[C, G, 6], added in eight lanes as numpy does."""
     size = load.shape[0] * load.shape[1]
     whole = size - size % 8
-    pairs = (_lane(load, 0, whole) + _lane(load, 1, whole)) + (_lane(load, 2, whole) + _lane(load, 3, whole))
-    others = (_lane(load, 4, whole) + _lane(load, 5, whole)) + (_lane(load, 6, whole) + _lane(load, 7, whole))
-    total = pairs + others
+    first = (_lane(load, 0, whole) + _lane(load, 1, whole)) + (_lane(load, 2, whole) + _lane(load, 3, whole))
+    second = (_lane(load, 4, whole) + _lane(load, 5, whole)) + (_lane(load, 6, whole) + _lane(load, 7, whole))
+    total = first + second
     for index in range(whole, size):
         total += load[index // load.shape[1], index % load.shape[1], OUTPUT]
     return total
-
-
-@kernel
-def _shed_with(model: Model, margins: Margins, tilts: Array, outlook: Outlook, braked: float, room: Room) -> float:
-    """Write what ``_shed`` does with prefill tilted so to ``found``; return how crowded its queue is, inf for no way out."""
-    other, found, load = room.other, room.found, outlook.load
-    prefill, decode = model.phases
-    kept, emitted = room.loads[KEPT], room.loads[EMITTED]
-    target_w = (CAP_TARGET - BRAKED_MARGIN * min(braked, MOST_BRAKED)) * _cap_w(margins, room.seen)
-    boost = 1.0 + LATE_BOOST * _late(model, room.seen)
-    least, most, crowded = 0.0, MOST_SHED, math.inf
-    for _ in range(SHED_STEPS):
-        part = 0.5 * (least + most) if crowded < math.inf else most
-        _scale_groups(load, 0, 1, 1.0 - part, kept)
-        fits = arrange(model, prefill, margins.shedding, kept, tilts, room, other.share[PREFILL], other.clock)
-        # Who is turned away is not quite in proportion: routing must not depend on it.
-        scaled_load(load, boost * _output_tokens(kept) / _output_tokens(load), emitted)
-        if fits:
-            even = model.tilts[DECODE]
-            fits = arrange(model, decode, margins.shedding, emitted, even, room, other.share[DECODE], other.clock)
-        if fits:
-            settled = Outlook(kept, room.none, outlook.resting_w, 0.0, False)
-            fits = predicted_watts(model, margins.power_sigmas, settled, other.share, other.clock, room) <= target_w
-        if not fits:
-            if crowded == math.inf:
-                break
-            least = part
-            continue
-        most = part
-        copy_arrangement(other, found)
-        crowded = _queue_up(prefill, room.active[PREFILL], part, found.share[PREFILL])
-    return crowded
 
 
 @inlined_kernel
@@ -481,33 +419,72 @@ def _scale_groups(load: Array, begin: int, end: int, factor: float, out: Array) 
 
 
 @inlined_kernel
-def _late(model: Model, seen: Seen) -> bool:
+def _late(decode: Phase, members: Array, pools: Array) -> bool:
     """Tell whether the batch of some decode pool is above its limit."""
-    decode = model.phases[DECODE]
     late = False
-    for place in range(decode.units.shape[0]):
-        pool = model.members[DECODE][place]
-        late |= seen.pools[TPOT, pool] > decode.tpot_s[place]
-        late |= seen.pools[BATCH, pool] > FULL_BATCH * decode.most_batch[place]
+    for place in range(members.shape[0]):
+        pool = members[place]
+        late |= pools[TPOT, pool] > decode.tpot_s[place]
+        late |= pools[BATCH, pool] > FULL_BATCH * decode.most_batch[place]
     return late
 
 
 @inlined_kernel
-def _queue_up(prefill: Phase, active: Array, part: float, share: Array) -> float:
+def _queue_up(active: Array, per_rack: Array, part: float, share: Array) -> float:
     """Send a part of the shortest prompts to the open pool that has the fewest; return the share it has then."""
     queue = -1
     for pool in range(share.shape[1]):
         share[0, pool] *= 1.0 - part
-        open_to = active[pool] > 0.0 and prefill.per_rack[0, pool] < math.inf
-        if open_to and (queue < 0 or share[0, pool] < share[0, queue]):
-            queue = pool
+        if active[pool] > 0.0 and per_rack[0, pool] < math.inf:
+            if queue < 0 or share[0, pool] < share[0, queue]:
+                queue = pool
     share[0, queue] += part
     return float(share[0, queue])
 
 
 @kernel
-def _shed(model: Model, margins: Margins, shed_tilts: Array, outlook: Outlook, braked: float, room: Room) -> bool:
-    """Write to ``chosen`` how requests are turned away evenly, as few as need be; false when that is no way out.
+def _shed_with(model: Model, shedding: Limits, tilts: Array, outlook: Outlook, target_w: float, room: Room) -> float:
+    """Write what ``_shed`` does with prefill tilted so to ``FOUND``; return how crowded its queue is, inf for no way out."""
+    load, share, clock = outlook.load, room.share, room.clock
+    prefill, decode = model.phases
+    kept, emitted = room.loads[KEPT], room.loads[EMITTED]
+    boost = 1.0 + LATE_BOOST * _late(decode, model.members[DECODE], room.seen.pools)
+    least, most, crowded = 0.0, MOST_SHED, math.inf
+    for _ in range(SHED_STEPS):
+        part = 0.5 * (least + most) if crowded < math.inf else most
+        _scale_groups(load, 0, 1, 1.0 - part, kept)
+        # Who is turned away is not quite in proportion: routing must not depend on it.
+        scaled_load(load, boost * _output_tokens(kept) / _output_tokens(load), emitted)
+        fits = True
+        for kind in (PREFILL, DECODE):
+            fits = fits and arrange(
+                model.phases[kind],
+                shedding,
+                kept if kind == PREFILL else emitted,
+                tilts if kind == PREFILL else model.tilts[DECODE],
+                model.members[kind],
+                room.places[kind],
+                room.work[kind],
+                share[kind][OTHER],
+                clock[OTHER],
+            )
+        if fits:
+            settled = Outlook(kept, SETTLED, outlook.resting_w, 0.0, False, outlook.sigmas)
+            fits = predicted_watts(model, settled, OTHER, clock[OTHER], room) <= target_w
+        if not fits:
+            if crowded == math.inf:
+                break
+            least = part
+            continue
+        most = part
+        _copy_arrangement(share, clock, OTHER, FOUND)
+        crowded = _queue_up(room.places[PREFILL][SERVING], prefill.per_rack, part, share[PREFILL][FOUND])
+    return crowded
+
+
+@inlined_kernel
+def _shed(model: Model, shedding: Limits, shed_tilts: Array, outlook: Outlook, target_w: float, room: Room) -> bool:
+    """Write to ``CHOSEN`` how requests are turned away evenly, as few as need be; false when that is no way out.
 
     A queue in every pool turns away first all those of the least patient class, and makes them late anyway. Here the
     excess of the shortest prompts is sent, in one part with all classes, to a single pool, whose queue turns it away:
@@ -517,125 +494,124 @@ def _shed(model: Model, margins: Margins, shed_tilts: Array, outlook: Outlook, b
     any_found = False
     for trial in range(1 + shed_tilts.shape[0]):
         tilts = model.tilts[PREFILL] if trial == 0 else shed_tilts[trial - 1]
-        crowded = _shed_with(model, margins, tilts, outlook, braked, room)
+        crowded = _shed_with(model, shedding, tilts, outlook, target_w, room)
         if crowded <= least_crowded:
-            copy_arrangement(room.found, room.chosen)
+            _copy_arrangement(room.share, room.clock, FOUND, CHOSEN)
             least_crowded = crowded
             any_found = True
     return any_found
 
 
 @inlined_kernel
-def _ways(model: Model, room: Room) -> int:
+def _ways(active: Array, apart: int, isolated: int) -> int:
     """Return the ways to serve prompts without margins: 1, or more when long ones can have a pool of their own."""
-    active = room.active[PREFILL]
-    apart = model.phases[PREFILL].order[0]
     others = False
     for pool in range(active.shape[0]):
         others |= pool != apart and active[pool] > 0.0
-    return 1 + model.isolated.shape[0] if others and active[apart] > 0.0 else 1
-
-
-@inlined_kernel
-def _serve_prompts(model: Model, bare: Limits, load: Array, way: int, room: Room) -> None:
-    """Serve prompts without margins in one of the ``_ways``: all in every pool, or the longest in a pool of their own."""
-    prefill, tilts = model.phases[PREFILL], model.tilts[PREFILL]
-    share, clock = room.prompts
-    if way == 0:
-        room.sufficient[way] = arrange(model, prefill, bare, load, tilts, room, share[way], clock[way])
-        return
-    # The queue takes what comes; only the others' share is to be settled.
-    groups = load.shape[1]
-    _scale_groups(load, groups - way, groups, 1e-9, room.loads[KEPT])
-    isolated = with_per_rack(prefill, model.isolated[way - 1])
-    shorter = room.loads[KEPT]
-    room.sufficient[way] = arrange(model, isolated, bare, shorter, tilts, room, share[way], clock[way])
+    return 1 + isolated if others and active[apart] > 0.0 else 1
 
 
 @kernel
-def _serve_bare(model: Model, margins: Margins, outlook: Outlook, target_w: float, room: Room) -> bool:
-    """Serve a load without margins; when no way fits the power, leave the best to ``fallback`` and return false."""
-    answer, other, bare, load = room.answer, room.other, margins.bare, outlook.load
-    share, clock = room.prompts
-    ways = _ways(model, room)
+def _serve_bare(model: Model, bare: Limits, outlook: Outlook, target_w: float, room: Room) -> bool:
+    """Serve a load without margins; when no way fits the power, leave the best to ``FALLBACK`` and return false.
+
+    Prompts are served by every pool or, in the other ways, the longest by a pool of their own: its queue takes what comes,
+    and only the others' share is settled.
+    """
+    load, share, clock = outlook.load, room.share, room.clock
+    prefill, decode = model.phases
+    groups = load.shape[1]
+    even = model.tilts[PREFILL]
+    ways = _ways(room.places[PREFILL][SERVING], prefill.order[0], model.isolated.shape[0])
+    for way in range(ways):
+        settled = room.loads[KEPT]
+        _scale_groups(load, groups - way, groups, 1e-9, settled)
+        phase = with_per_rack(prefill, model.isolated[way - 1] if way > 0 else prefill.per_rack)
+        room.sufficient[way] = arrange(
+            phase,
+            bare,
+            settled,
+            even,
+            model.members[PREFILL],
+            room.places[PREFILL],
+            room.work[PREFILL],
+            share[PREFILL][WAYS + way],
+            clock[WAYS + way],
+        )
     for limits in range(model.tpot_s.shape[0]):
-        decode = with_tpot(model.phases[DECODE], model.tpot_s[limits])
-        even = model.tilts[DECODE]
-        suffices = arrange(model, decode, bare, load, even, room, other.share[DECODE], other.clock)
+        suffices = arrange(
+            with_tpot(decode, model.tpot_s[limits]),
+            bare,
+            load,
+            model.tilts[DECODE],
+            model.members[DECODE],
+            room.places[DECODE],
+            room.work[DECODE],
+            share[DECODE][OTHER],
+            clock[OTHER],
+        )
         for way in range(ways):
-            if limits == 0:
-                _serve_prompts(model, bare, load, way, room)
-            _copy_rows(share[way], other.share[PREFILL])
             for place in range(model.members[PREFILL].shape[0]):
                 pool = model.members[PREFILL][place]
-                other.clock[pool] = clock[way, pool]
+                clock[OTHER, pool] = clock[WAYS + way, pool]
+            _copy_share(share[PREFILL], WAYS + way, OTHER)
             fits = suffices and room.sufficient[way]
-            if fits and predicted_watts(model, margins.power_sigmas, outlook, other.share, other.clock, room) <= target_w:
-                for pool in range(other.clock.shape[0]):
-                    room.high[pool] = max(answer.clock[pool], other.clock[pool])
-                copy_arrangement(other, answer)
-                _between(model, margins.power_sigmas, outlook, other.clock, target_w, room)
+            if fits and predicted_watts(model, outlook, OTHER, clock[OTHER], room) <= target_w:
+                for pool in range(clock.shape[1]):
+                    room.pools[HIGH, pool] = max(clock[ANSWER, pool], clock[OTHER, pool])
+                _copy_arrangement(share, clock, OTHER, ANSWER)
+                _between(model, outlook, clock[OTHER], target_w, room)
                 return True
             if fits or (limits == 0 and way == 0):
-                copy_arrangement(other, room.fallback)
+                _copy_arrangement(share, clock, OTHER, FALLBACK)
     return False
 
 
 @kernel
 def _serve_part(
-    model: Model, margins: Margins, shed_tilts: Array, outlook: Outlook, target_w: float, braked: float, room: Room
+    model: Model,
+    margins: Margins,
+    shed_tilts: Array,
+    outlook: Outlook,
+    target_w: float,
+    shed_target_w: float,
+    room: Room,
 ) -> None:
     """Serve what fits the power: with part of the requests turned away, or with all clocks lowered."""
-    answer, sigmas = room.answer, margins.power_sigmas
-    copy_arrangement(room.fallback, answer)
-    if predicted_watts(model, sigmas, outlook, answer.share, answer.clock, room) > target_w:
-        if _shed(model, margins, shed_tilts, outlook, braked, room):
-            chosen = room.chosen
-            copy_arrangement(chosen, answer)
-            if predicted_watts(model, sigmas, outlook, answer.share, answer.clock, room) <= target_w:
-                _copy(chosen.clock, room.high)
-                _catch_up(model, margins.comfortable[DECODE], room.seen, room.high)
-                for pool in range(room.high.shape[0]):
-                    room.high[pool] = max(chosen.clock[pool], room.high[pool])
-                _between(model, sigmas, outlook, chosen.clock, target_w, room)
-                return
-    for pool in range(room.high.shape[0]):
-        room.high[pool] = max(answer.clock[pool], margins.bare.lowest)
-    _between(model, sigmas, outlook, room.lowest, target_w, room)
+    clock, high = room.clock, room.pools[HIGH]
+    _copy_arrangement(room.share, clock, FALLBACK, ANSWER)
+    if predicted_watts(model, outlook, ANSWER, clock[ANSWER], room) > target_w and _shed(
+        model, margins.shedding, shed_tilts, outlook, shed_target_w, room
+    ):
+        _copy_arrangement(room.share, clock, CHOSEN, ANSWER)
+        if predicted_watts(model, outlook, ANSWER, clock[ANSWER], room) <= target_w:
+            decode = model.members[DECODE]
+            _copy(clock[CHOSEN], high)
+            tpot_share = margins.comfortable[DECODE].tpot_share
+            _catch_up(decode, room.seen.pools, tpot_share, model.phases[DECODE].tpot_s, high)
+            _between(model, outlook, clock[CHOSEN], target_w, room)
+            return
+    for pool in range(high.shape[0]):
+        high[pool] = max(clock[ANSWER, pool], room.pools[LOWEST, pool])
+    _between(model, outlook, room.pools[LOWEST], target_w, room)
 
 
 @inlined_kernel
-def _release(model: Model, margins: Margins, outlook: Outlook, careful: float, room: Room) -> None:
-    """Lower the clocks while the brake is engaged.
+def _release(pools: Array, careful: float, clock: Array, lowest: Array, high: Array) -> None:
+    """Write the highest clocks to ask for while the brake is engaged, all float64[pools].
 
     Whatever is asked for, the brake's clock holds until its own bound fits: get rid of it first. At its clock that bound
     does fit, else it would have set a lower one.
     """
-    pools = room.seen.pools
     braked_at = 0.0
-    for pool in range(pools.shape[1]):
+    for pool in range(clock.shape[0]):
         braked_at = max(braked_at, pools[CLOCK, pool])
-    for pool in range(pools.shape[1]):
-        top = room.answer.clock[pool]
-        if careful == CAREFUL_STEPS:
-            top = min(top, braked_at)
-        room.high[pool] = max(top, margins.bare.lowest)
-    target_w = RELEASE_TARGET * _cap_w(margins, room.seen)
-    _between(model, margins.power_sigmas, outlook, room.lowest, target_w, room)
+    for pool in range(clock.shape[0]):
+        top = min(clock[pool], braked_at) if careful == CAREFUL_STEPS else clock[pool]
+        high[pool] = max(top, lowest[pool])
 
 
 @kernel
-def serve_comfortably(model: Model, margins: Margins, load: Array, room: Room) -> bool:
-    """Write to ``answer`` how a load is served with all margins; tell whether the active racks suffice."""
-    answer = room.answer
-    suffices = True
-    for kind in (PREFILL, DECODE):
-        phase, limits, tilts = model.phases[kind], margins.comfortable[kind], model.tilts[kind]
-        suffices &= arrange(model, phase, limits, load, tilts, room, answer.share[kind], answer.clock)
-    return suffices
-
-
-@inlined_kernel
 def serve(
     model: Model,
     margins: Margins,
@@ -646,36 +622,41 @@ def serve(
     braked: float,
     room: Room,
 ) -> None:
-    """Turn the comfortable ``answer`` into one that fits the cap: see the module.
+    """Turn the answer with all margins into one that fits the cap: see the module.
 
     Args:
         model: The site.
         margins: How close to its limits it is run.
         shed_tilts: Tilts of prefill, beside the usual ones, while requests are turned away, float64[S, 1, P].
         load: Load of the next step, float64[C, G, 6].
-        suffices: Whether the active racks suffice for the comfortable answer.
+        suffices: Whether the active racks suffice for the answer.
         careful: Steps still to be careful for after a braked one.
         braked: How often the brake was on lately.
         room: Scratch: holds the observation, the racks wanted awake and the answer.
     """
-    pools, answer = room.seen.pools, room.answer
-    for pool in range(room.waking.shape[0]):
-        fresh = room.racks[pool] - pools[ACTIVE, pool] - pools[DRAINING, pool]
-        room.waking[pool] = max(pools[WAKING, pool], fresh)
-    _clear_queues(model, room.seen, answer.clock)
-    _catch_up(model, margins.comfortable[DECODE], room.seen, answer.clock)
-    engaged = room.seen.site[BRAKED] > 0.0
-    most = engaged or (careful > 0.0 and _behind(model, room.seen))
-    resting_w = resting_watts(model, pools, room.waking)
-    outlook = Outlook(load, room.least, resting_w, _joining(model, room), most)
+    pools, site, clock, waking = room.seen.pools, room.seen.site, room.clock[ANSWER], room.pools[RESTLESS]
+    for pool in range(waking.shape[0]):
+        fresh = room.pools[WANTED, pool] - pools[ACTIVE, pool] - pools[DRAINING, pool]
+        waking[pool] = max(pools[WAKING, pool], fresh)
+    decode = model.phases[DECODE]
+    _clear_queues(model.members[PREFILL], pools, clock)
+    _catch_up(model.members[DECODE], pools, margins.comfortable[DECODE].tpot_share, decode.tpot_s, clock)
+    engaged = site[BRAKED] > 0.0
+    most = engaged or (careful > 0.0 and _behind(room.places[PREFILL]))
+    resting_w = resting_watts(model.racks, model.power, pools, waking)
+    joining = _joining(room.seen.classes, room.places[DECODE], decode.units)
+    outlook = Outlook(load, LEAST, resting_w, joining, most, margins.power_sigmas)
+    cap_w = _cap_w(site, margins.control_interval_s)
     if engaged:
-        _release(model, margins, outlook, careful, room)
+        _release(pools, careful, clock, room.pools[LOWEST], room.pools[HIGH])
+        _between(model, outlook, room.pools[LOWEST], RELEASE_TARGET * cap_w, room)
         return
-    target_w = target_watts(model, margins, room.seen, braked)
-    if suffices and predicted_watts(model, margins.power_sigmas, outlook, answer.share, answer.clock, room) <= target_w:
+    target_w = target_watts(room.places[PREFILL], site, margins.control_interval_s, braked)
+    if suffices and predicted_watts(model, outlook, ANSWER, clock, room) <= target_w:
         return
-    if not _serve_bare(model, margins, outlook, target_w, room):
-        _serve_part(model, margins, shed_tilts, outlook, target_w, braked, room)
+    if not _serve_bare(model, margins.bare, outlook, target_w, room):
+        shed_target_w = (CAP_TARGET - BRAKED_MARGIN * min(braked, MOST_BRAKED)) * cap_w
+        _serve_part(model, margins, shed_tilts, outlook, target_w, shed_target_w, room)
 
 
-__all__ = ["Arrangement", "Margins", "Room", "serve", "serve_comfortably"]
+__all__ = ["Margins", "Outlook", "Room", "arrange", "gather", "predicted_watts", "serve"]
