@@ -34,7 +34,7 @@ from ai_factory_baselines.serve import (
     resting_watts,
     target_watts,
 )
-from ai_factory_gym.engine.layout import PREFILL, Array
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W
 
@@ -198,12 +198,13 @@ def keep_affordable(model: Model, margins: Margins, load: Array, braked: float, 
     for pool in range(racks.shape[0]):
         there = racks[pool] - pools[ACTIVE, pool] - pools[WAKING, pool] - pools[DRAINING, pool]
         fresh[pool] = max(0.0, there)
-        some |= fresh[pool] > 0.0
+        some = some or fresh[pool] > 0.0
     if not some:
         return
     resting_w = resting_watts(model.racks, model.power, pools, pools[WAKING])
     outlook = Outlook(load, LEAST, resting_w, 0.0, False, margins.power_sigmas)
-    now_w = predicted_watts(model, outlook, ANSWER, room.clock[ANSWER], room)
+    prompts, tokens = room.share[PREFILL][ANSWER], room.share[DECODE][ANSWER]
+    now_w = predicted_watts(model, outlook, prompts, tokens, room.clock[ANSWER], room)
     target_w = target_watts(room.places[PREFILL], room.seen.site, margins.control_interval_s, braked)
     room_w = max(0.0, target_w - now_w)
     facility_share = facility_watts(model.site, 1e6) / 1e6

@@ -251,7 +251,7 @@ def _decide_rows(
             for cls in range(classes):
                 smooth[cls] = slow[cls] = seen.classes[RATE, cls]
         _write_loads(demand, tuning, seen.classes[RATE], smooth, slow, loads)
-        suffices = True
+        overloaded = 0
         for kind in (PREFILL, DECODE):
             phase, limits, tilts = model.phases[kind], margins.comfortable[kind], model.tilts[kind]
             members, places, work, share = model.members[kind], room.places[kind], room.work[kind], room.share[kind]
@@ -271,9 +271,10 @@ def _decide_rows(
                 low_steps,
                 racks,
             )
-            suffices &= arrange(phase, limits, loads[NEXT], tilts, members, places, work, share[ANSWER], clock)
+            if not arrange(phase, limits, loads[NEXT], tilts, members, places, work, share[ANSWER], clock):
+                overloaded += 1
         keep_affordable(model, margins, loads[NEXT], kept[2], room)
-        serve(model, margins, tuning.shed_tilts, loads[NEXT], suffices, kept[1], kept[2], room)
+        serve(model, margins, tuning.shed_tilts, loads[NEXT], overloaded == 0, kept[1], kept[2], room)
         kept[1] = CAREFUL_STEPS if braked > 0.0 else max(0.0, kept[1] - 1.0)
         write_levers(levers, clock, racks, actions[row])
         for kind in (PREFILL, DECODE):

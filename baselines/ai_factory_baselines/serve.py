@@ -199,19 +199,20 @@ def _copy(source: Array, target: Array) -> None:
 
 
 @inlined_kernel
-def _copy_share(share: Array, source: int, target: int) -> None:
-    """Copy the shares of one arrangement, within float64[A, G, P], to another."""
-    for group in range(share.shape[1]):
-        for pool in range(share.shape[2]):
-            share[target, group, pool] = share[source, group, pool]
+def _copy_share(source: Array, target: Array) -> None:
+    """Copy shares, float64[G, P]."""
+    for group in range(source.shape[0]):
+        _copy(source[group], target[group])
 
 
 @inlined_kernel
-def _copy_arrangement(share: tuple[Array, Array], clock: Array, source: int, target: int) -> None:
-    """Copy an arrangement to another."""
-    _copy_share(share[PREFILL], source, target)
-    _copy_share(share[DECODE], source, target)
-    _copy(clock[source], clock[target])
+def _copy_arrangement(
+    prefill: Array, decode: Array, clock: Array, to_prefill: Array, to_decode: Array, to_clock: Array
+) -> None:
+    """Copy the shares of both phases, float64[G, P], and clocks, float64[pools]."""
+    _copy_share(prefill, to_prefill)
+    _copy_share(decode, to_decode)
+    _copy(clock, to_clock)
 
 
 @inlined_kernel
@@ -233,7 +234,7 @@ def _behind(prefill: Array) -> bool:
     """Tell whether some prefill pool has a queue that keeps its servers busy all the time."""
     behind = False
     for place in range(prefill.shape[1]):
-        behind |= prefill[LEAST, place] > 0.0
+        behind = behind or prefill[LEAST, place] > 0.0
     return behind
 
 
@@ -278,8 +279,8 @@ def _joining(classes: Array, decode: Array, units: Array) -> float:
 
 
 @kernel
-def predicted_watts(model: Model, outlook: Outlook, arrangement: int, clock: Array, room: Room) -> float:
-    """Return facility power in the next step with the shares of an arrangement and clocks (float64[pools]), W."""
+def predicted_watts(model: Model, outlook: Outlook, prompts: Array, tokens: Array, clock: Array, room: Room) -> float:
+    """Return facility power in the next step with shares of prefill and decode (float64[G, P]) and clocks, W."""
     prefill, decode = room.places
     for kind in (PREFILL, DECODE):
         for place in range(model.members[kind].shape[0]):
@@ -290,7 +291,7 @@ def predicted_watts(model: Model, outlook: Outlook, arrangement: int, clock: Arr
             model.phases,
             model.site,
             outlook.load,
-            (room.share[PREFILL][arrangement], room.share[DECODE][arrangement]),
+            (prompts, tokens),
             (prefill[AWAKE], decode[AWAKE]),
             (prefill[OWN_CLOCK], decode[OWN_CLOCK]),
             (prefill[outlook.least], decode[outlook.least]),
@@ -370,7 +371,8 @@ def _catch_up(members: Array, pools: Array, tpot_share: float, tpot_s: Array, cl
 def _between(model: Model, outlook: Outlook, low: Array, target_w: float, room: Room) -> None:
     """Give the answer the highest clocks on the line from ``low`` to ``HIGH`` whose predicted power fits."""
     clock, high = room.clock[ANSWER], room.pools[HIGH]
-    if predicted_watts(model, outlook, ANSWER, high, room) <= target_w:
+    prompts, tokens = room.share[PREFILL][ANSWER], room.share[DECODE][ANSWER]
+    if predicted_watts(model, outlook, prompts, tokens, high, room) <= target_w:
         _copy(high, clock)
         return
     least, most = 0.0, 1.0
@@ -378,7 +380,7 @@ def _between(model: Model, outlook: Outlook, low: Array, target_w: float, room: 
         middle = 0.5 * (least + most)
         for pool in range(clock.shape[0]):
             clock[pool] = low[pool] + middle * (high[pool] - low[pool])
-        if predicted_watts(model, outlook, ANSWER, clock, room) <= target_w:
+        if predicted_watts(model, outlook, prompts, tokens, clock, room) <= target_w:
             least = middle
         else:
             most = middle
@@ -400,9 +402,12 @@ def _output_tokens(load: Array) -> float:
     """Return the output tokens of a load, float64[C, G, 6], added in eight lanes as numpy does."""
     size = load.shape[0] * load.shape[1]
     whole = size - size % 8
-    first = (_lane(load, 0, whole) + _lane(load, 1, whole)) + (_lane(load, 2, whole) + _lane(load, 3, whole))
-    second = (_lane(load, 4, whole) + _lane(load, 5, whole)) + (_lane(load, 6, whole) + _lane(load, 7, whole))
-    total = first + second
+    total = 0.0
+    for half in range(0, 8, 4):
+        part = 0.0
+        for lane in range(half, half + 4, 2):
+            part += _lane(load, lane, whole) + _lane(load, lane + 1, whole)
+        total += part
     for index in range(whole, size):
         total += load[index // load.shape[1], index % load.shape[1], OUTPUT]
     return total
@@ -424,8 +429,8 @@ def _late(decode: Phase, members: Array, pools: Array) -> bool:
     late = False
     for place in range(members.shape[0]):
         pool = members[place]
-        late |= pools[TPOT, pool] > decode.tpot_s[place]
-        late |= pools[BATCH, pool] > FULL_BATCH * decode.most_batch[place]
+        late = late or pools[TPOT, pool] > decode.tpot_s[place]
+        late = late or pools[BATCH, pool] > FULL_BATCH * decode.most_batch[place]
     return late
 
 
@@ -443,60 +448,59 @@ def _queue_up(active: Array, per_rack: Array, part: float, share: Array) -> floa
 
 
 @kernel
-def _shed_with(model: Model, shedding: Limits, tilts: Array, outlook: Outlook, target_w: float, room: Room) -> float:
-    """Write what ``_shed`` does with prefill tilted so to ``FOUND``; return how crowded its queue is, inf for no way out."""
-    load, share, clock = outlook.load, room.share, room.clock
-    prefill, decode = model.phases
-    kept, emitted = room.loads[KEPT], room.loads[EMITTED]
-    boost = 1.0 + LATE_BOOST * _late(decode, model.members[DECODE], room.seen.pools)
-    least, most, crowded = 0.0, MOST_SHED, math.inf
-    for _ in range(SHED_STEPS):
-        part = 0.5 * (least + most) if crowded < math.inf else most
-        _scale_groups(load, 0, 1, 1.0 - part, kept)
-        # Who is turned away is not quite in proportion: routing must not depend on it.
-        scaled_load(load, boost * _output_tokens(kept) / _output_tokens(load), emitted)
-        fits = True
-        for kind in (PREFILL, DECODE):
-            fits = fits and arrange(
-                model.phases[kind],
-                shedding,
-                kept if kind == PREFILL else emitted,
-                tilts if kind == PREFILL else model.tilts[DECODE],
-                model.members[kind],
-                room.places[kind],
-                room.work[kind],
-                share[kind][OTHER],
-                clock[OTHER],
-            )
-        if fits:
-            settled = Outlook(kept, SETTLED, outlook.resting_w, 0.0, False, outlook.sigmas)
-            fits = predicted_watts(model, settled, OTHER, clock[OTHER], room) <= target_w
-        if not fits:
-            if crowded == math.inf:
-                break
-            least = part
-            continue
-        most = part
-        _copy_arrangement(share, clock, OTHER, FOUND)
-        crowded = _queue_up(room.places[PREFILL][SERVING], prefill.per_rack, part, share[PREFILL][FOUND])
-    return crowded
-
-
-@inlined_kernel
 def _shed(model: Model, shedding: Limits, shed_tilts: Array, outlook: Outlook, target_w: float, room: Room) -> bool:
     """Write to ``CHOSEN`` how requests are turned away evenly, as few as need be; false when that is no way out.
 
     A queue in every pool turns away first all those of the least patient class, and makes them late anyway. Here the
     excess of the shortest prompts is sent, in one part with all classes, to a single pool, whose queue turns it away:
-    the others stay in time.
+    the others stay in time. The pool is the one that is least crowded then, over the tilts of prefill.
     """
+    load, clock, pools = outlook.load, room.clock, room.seen.pools
+    prompts, tokens = room.share
+    kept, emitted = room.loads[KEPT], room.loads[EMITTED]
+    boost = 1.0 + LATE_BOOST * _late(model.phases[DECODE], model.members[DECODE], pools)
     least_crowded = CROWDED
     any_found = False
     for trial in range(1 + shed_tilts.shape[0]):
         tilts = model.tilts[PREFILL] if trial == 0 else shed_tilts[trial - 1]
-        crowded = _shed_with(model, shedding, tilts, outlook, target_w, room)
+        least, most, crowded = 0.0, MOST_SHED, math.inf
+        for _ in range(SHED_STEPS):
+            part = 0.5 * (least + most) if crowded < math.inf else most
+            _scale_groups(load, 0, 1, 1.0 - part, kept)
+            # Who is turned away is not quite in proportion: routing must not depend on it.
+            scaled_load(load, boost * _output_tokens(kept) / _output_tokens(load), emitted)
+            fits = True
+            for kind in (PREFILL, DECODE):
+                fits = fits and arrange(
+                    model.phases[kind],
+                    shedding,
+                    kept if kind == PREFILL else emitted,
+                    tilts if kind == PREFILL else model.tilts[DECODE],
+                    model.members[kind],
+                    room.places[kind],
+                    room.work[kind],
+                    room.share[kind][OTHER],
+                    clock[OTHER],
+                )
+            if fits:
+                settled = Outlook(kept, SETTLED, outlook.resting_w, 0.0, False, outlook.sigmas)
+                watts = predicted_watts(model, settled, prompts[OTHER], tokens[OTHER], clock[OTHER], room)
+                fits = watts <= target_w
+            if fits:
+                most = part
+                _copy_arrangement(
+                    prompts[OTHER], tokens[OTHER], clock[OTHER], prompts[FOUND], tokens[FOUND], clock[FOUND]
+                )
+                active, per_rack = room.places[PREFILL][SERVING], model.phases[PREFILL].per_rack
+                crowded = _queue_up(active, per_rack, part, prompts[FOUND])
+            elif crowded == math.inf:
+                break
+            else:
+                least = part
         if crowded <= least_crowded:
-            _copy_arrangement(room.share, room.clock, FOUND, CHOSEN)
+            _copy_arrangement(
+                prompts[FOUND], tokens[FOUND], clock[FOUND], prompts[CHOSEN], tokens[CHOSEN], clock[CHOSEN]
+            )
             least_crowded = crowded
             any_found = True
     return any_found
@@ -507,7 +511,7 @@ def _ways(active: Array, apart: int, isolated: int) -> int:
     """Return the ways to serve prompts without margins: 1, or more when long ones can have a pool of their own."""
     others = False
     for pool in range(active.shape[0]):
-        others |= pool != apart and active[pool] > 0.0
+        others = others or (pool != apart and active[pool] > 0.0)
     return 1 + isolated if others and active[apart] > 0.0 else 1
 
 
@@ -518,7 +522,8 @@ def _serve_bare(model: Model, bare: Limits, outlook: Outlook, target_w: float, r
     Prompts are served by every pool or, in the other ways, the longest by a pool of their own: its queue takes what comes,
     and only the others' share is settled.
     """
-    load, share, clock = outlook.load, room.share, room.clock
+    load, clock = outlook.load, room.clock
+    prompts, tokens = room.share
     prefill, decode = model.phases
     groups = load.shape[1]
     even = model.tilts[PREFILL]
@@ -535,7 +540,7 @@ def _serve_bare(model: Model, bare: Limits, outlook: Outlook, target_w: float, r
             model.members[PREFILL],
             room.places[PREFILL],
             room.work[PREFILL],
-            share[PREFILL][WAYS + way],
+            prompts[WAYS + way],
             clock[WAYS + way],
         )
     for limits in range(model.tpot_s.shape[0]):
@@ -547,23 +552,27 @@ def _serve_bare(model: Model, bare: Limits, outlook: Outlook, target_w: float, r
             model.members[DECODE],
             room.places[DECODE],
             room.work[DECODE],
-            share[DECODE][OTHER],
+            tokens[OTHER],
             clock[OTHER],
         )
         for way in range(ways):
             for place in range(model.members[PREFILL].shape[0]):
                 pool = model.members[PREFILL][place]
                 clock[OTHER, pool] = clock[WAYS + way, pool]
-            _copy_share(share[PREFILL], WAYS + way, OTHER)
+            _copy_share(prompts[WAYS + way], prompts[OTHER])
             fits = suffices and room.sufficient[way]
-            if fits and predicted_watts(model, outlook, OTHER, clock[OTHER], room) <= target_w:
+            if fits and predicted_watts(model, outlook, prompts[OTHER], tokens[OTHER], clock[OTHER], room) <= target_w:
                 for pool in range(clock.shape[1]):
                     room.pools[HIGH, pool] = max(clock[ANSWER, pool], clock[OTHER, pool])
-                _copy_arrangement(share, clock, OTHER, ANSWER)
+                _copy_arrangement(
+                    prompts[OTHER], tokens[OTHER], clock[OTHER], prompts[ANSWER], tokens[ANSWER], clock[ANSWER]
+                )
                 _between(model, outlook, clock[OTHER], target_w, room)
                 return True
             if fits or (limits == 0 and way == 0):
-                _copy_arrangement(share, clock, OTHER, FALLBACK)
+                _copy_arrangement(
+                    prompts[OTHER], tokens[OTHER], clock[OTHER], prompts[FALLBACK], tokens[FALLBACK], clock[FALLBACK]
+                )
     return False
 
 
@@ -579,12 +588,17 @@ def _serve_part(
 ) -> None:
     """Serve what fits the power: with part of the requests turned away, or with all clocks lowered."""
     clock, high = room.clock, room.pools[HIGH]
-    _copy_arrangement(room.share, clock, FALLBACK, ANSWER)
-    if predicted_watts(model, outlook, ANSWER, clock[ANSWER], room) > target_w and _shed(
+    prompts, tokens = room.share
+    _copy_arrangement(
+        prompts[FALLBACK], tokens[FALLBACK], clock[FALLBACK], prompts[ANSWER], tokens[ANSWER], clock[ANSWER]
+    )
+    if predicted_watts(model, outlook, prompts[ANSWER], tokens[ANSWER], clock[ANSWER], room) > target_w and _shed(
         model, margins.shedding, shed_tilts, outlook, shed_target_w, room
     ):
-        _copy_arrangement(room.share, clock, CHOSEN, ANSWER)
-        if predicted_watts(model, outlook, ANSWER, clock[ANSWER], room) <= target_w:
+        _copy_arrangement(
+            prompts[CHOSEN], tokens[CHOSEN], clock[CHOSEN], prompts[ANSWER], tokens[ANSWER], clock[ANSWER]
+        )
+        if predicted_watts(model, outlook, prompts[ANSWER], tokens[ANSWER], clock[ANSWER], room) <= target_w:
             decode = model.members[DECODE]
             _copy(clock[CHOSEN], high)
             tpot_share = margins.comfortable[DECODE].tpot_share
@@ -652,7 +666,8 @@ def serve(
         _between(model, outlook, room.pools[LOWEST], RELEASE_TARGET * cap_w, room)
         return
     target_w = target_watts(room.places[PREFILL], site, margins.control_interval_s, braked)
-    if suffices and predicted_watts(model, outlook, ANSWER, clock, room) <= target_w:
+    prompts, tokens = room.share[PREFILL][ANSWER], room.share[DECODE][ANSWER]
+    if suffices and predicted_watts(model, outlook, prompts, tokens, clock, room) <= target_w:
         return
     if not _serve_bare(model, margins.bare, outlook, target_w, room):
         shed_target_w = (CAP_TARGET - BRAKED_MARGIN * min(braked, MOST_BRAKED)) * cap_w
