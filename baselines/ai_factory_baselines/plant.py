@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -184,6 +184,12 @@ class Model(NamedTuple):
     site: Array
     tpot_s: Array
     isolated: Array
+
+
+@inlined_kernel
+def named_model(parts: Any) -> Model:
+    """Name the parts of a model, from ``unnamed``, again."""
+    return Model((Phase(*parts[0][0]), Phase(*parts[0][1])), *parts[1:])
 
 
 @inlined_kernel
@@ -1110,4 +1116,4 @@ class Plant:
         return float(facility_watts(self.facts.params.site, it_w))
 
 
-__all__ = ["BARE_LIMITS", "Limits", "Model", "Phase", "Plant", "Work", "fill"]
+__all__ = ["BARE_LIMITS", "Limits", "Model", "Phase", "Plant", "Work", "fill", "named_model"]

@@ -37,11 +37,12 @@ from ai_factory_baselines.base import (
     Reading,
     Rule,
     read,
+    unnamed,
     write_factors,
     write_levers,
     write_routing,
 )
-from ai_factory_baselines.plant import Limits, Model, Plant, load_of
+from ai_factory_baselines.plant import Limits, Plant, load_of, named_model
 from ai_factory_baselines.racks import CLOCK_SLACK, Pace, RackPlan, keep_affordable, wanted_racks
 from ai_factory_baselines.serve import (
     ANSWER,
@@ -56,6 +57,8 @@ from ai_factory_baselines.serve import (
     Room,
     arrange,
     gather,
+    named_margins,
+    named_room,
     serve,
 )
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
@@ -220,24 +223,23 @@ def _write_loads(demand: Demand, tuning: Tuning, rate: Array, smooth: Array, slo
         load_of(moments[cls], max(next_rate, least_rate[cls]), loads[NEXT, cls])
 
 
+@inlined_kernel
+def _named_tuning(parts: Any) -> Tuning:
+    """Name the parts of ``Tuning``, from ``unnamed``, again."""
+    plans = RackPlan(*parts[1][0]), RackPlan(*parts[1][1])
+    return Tuning(named_margins(parts[0]), plans, Pace(*parts[2]), *parts[3:])
+
+
 @kernel
-def _decide_rows(
-    model: Model,
-    demand: Demand,
-    tuning: Tuning,
-    reading: Reading,
-    levers: Levers,
-    room: Room,
-    observations: Array,
-    memory: Array,
-    actions: Array,
-) -> None:
-    """Write the action of each row; see ``Rule.decide``.
+def _decide_rows(parts: Any, observations: Array, memory: Array, actions: Array) -> None:
+    """Write the action of each row; see ``Rule.decide``. ``parts`` are model, demand, tuning, reading, levers and room, unnamed.
 
     Memory of a row: whether the episode has begun, steps since the last braked one counted down, how often the brake was
     on lately, a fast and a slow smoothed rate per class, trend of the slow load level per phase, and for each pool the
     steps its load has been low.
     """
+    model, demand, tuning = named_model(parts[0]), Demand(*parts[1]), _named_tuning(parts[2])
+    reading, levers, room = Reading(*parts[3]), Levers(*parts[4]), named_room(parts[5])
     seen, loads, racks, clock = room.seen, room.loads, room.pools[WANTED], room.clock[ANSWER]
     margins, classes = tuning.margins, demand.moments.shape[0]
     for row in range(observations.shape[0]):
@@ -306,12 +308,10 @@ class Reactive(Rule):
             settings = Settings() if isinstance(env, Facts) else tuned_settings(inner.task.site.name)
         self.settings = settings
         self.plant = Plant(self.facts)
-        self._model = self.plant.model()
         least_rate = LEAST_RATE * self.facts.observation.class_rate
-        self._demand = Demand(self.plant.moments, self.plant.reversion, least_rate)
-        self._levers = Levers.of(self.facts)
-        self._room = Room.of(self.facts, self.plant.mean.shape)
-        self._tuning = self._tune()
+        demand = Demand(self.plant.moments, self.plant.reversion, least_rate)
+        levers, room = Levers.of(self.facts), Room.of(self.facts, self.plant.mean.shape)
+        self._parts = unnamed((self.plant.model(), demand, self._tune(), self.facts.reading, levers, room))
 
     def _tune(self) -> Tuning:
         facts, chosen = self.facts, self.settings
@@ -351,17 +351,7 @@ class Reactive(Rule):
     def decide(self, observations: Array, memory: Array, actions: Array) -> None:
         """Write the actions for observations."""
         numbers = np.ascontiguousarray(observations, dtype=np.float64)
-        _decide_rows(
-            self._model,
-            self._demand,
-            self._tuning,
-            self.facts.reading,
-            self._levers,
-            self._room,
-            numbers,
-            memory,
-            actions,
-        )
+        _decide_rows(self._parts, numbers, memory, actions)
 
 
 __all__ = ["RANGES", "Reactive", "Settings", "settings_from_table", "tuned_settings"]

@@ -8,7 +8,7 @@ tightest limit, in some decode pools; with part of the requests turned away; wit
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -169,6 +169,18 @@ class Room(NamedTuple):
             loads=np.zeros((SERVED + 1, *load_shape)),
             sufficient=np.zeros(groups, np.bool_),
         )
+
+
+@inlined_kernel
+def named_room(parts: Any) -> Room:
+    """Name the parts of a room, from ``unnamed``, again."""
+    return Room(Seen(*parts[0]), (Work(*parts[1][0]), Work(*parts[1][1])), *parts[2:])
+
+
+@inlined_kernel
+def named_margins(parts: Any) -> Margins:
+    """Name the parts of margins, from ``unnamed``, again."""
+    return Margins((Limits(*parts[0][0]), Limits(*parts[0][1])), Limits(*parts[1]), Limits(*parts[2]), *parts[3:])
 
 
 class Outlook(NamedTuple):
@@ -674,4 +686,14 @@ def serve(
         _serve_part(model, margins, shed_tilts, outlook, target_w, shed_target_w, room)
 
 
-__all__ = ["Margins", "Outlook", "Room", "arrange", "gather", "predicted_watts", "serve"]
+__all__ = [
+    "Margins",
+    "Outlook",
+    "Room",
+    "arrange",
+    "gather",
+    "named_margins",
+    "named_room",
+    "predicted_watts",
+    "serve",
+]
