@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 import ai_factory_baselines
 import ai_factory_gym  # noqa: F401 - registers the tasks
 from ai_factory_baselines import freeze, tune
-from ai_factory_baselines.base import PHASES, Facts, routing_factors, view
+from ai_factory_baselines.base import PHASES, Facts, Levers, routing_factors, view, write_levers, write_routing
 from ai_factory_baselines.plant import BARE_LIMITS, CONTEXT, OUTPUT, Plant, fill, keeps_limits, lowest_clock, strain
 from ai_factory_baselines.reactive import RANGES, Reactive, Settings, settings_from_table, tuned_settings
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Cell
@@ -100,6 +103,86 @@ def test_a_new_episode_forgets_the_last_in_its_row_only(env: Any) -> None:
     _, fresh = rule.predict(observation)
     np.testing.assert_array_equal(after[0], fresh[0])
     assert not np.array_equal(after[1], fresh[0])
+
+
+def varied(env: Any, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return observations of every kind the rule tells apart, and memories to go with them."""
+    rule = Reactive(env)
+    blocks = rule.facts.observation.slices
+    racks = rule.facts.racks
+    generator = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed)
+    observations, memories = [], []
+    state = None
+    for _ in range(count):
+        action, state = rule.predict(observation, state)
+        seen, memory = observation.copy(), state[0].copy()
+        for change in generator.choice(8, size=2, replace=False):
+            if change == 0:
+                seen[blocks["brake"]] = 1.0
+            elif change == 1:
+                seen[blocks["class_rate"]] *= generator.uniform(0.0, 2.5)
+            elif change == 2:
+                seen[blocks["pool_wait"]] = generator.choice([0.0, 0.02, 0.3], len(racks))
+            elif change == 3:
+                seen[blocks["pool_tpot"]] *= generator.uniform(0.5, 2.0)
+            elif change == 4:
+                seen[blocks["cap"]] *= generator.uniform(0.3, 1.0)
+            elif change == 5:
+                seen[blocks["cap_announced"]] = [1.0, generator.choice([0.004, 0.5]), generator.uniform(0.3, 1.0), 0.5]
+            elif change == 6:
+                active = np.rint(generator.uniform(0.0, 1.0, len(racks)) * racks)
+                seen[blocks["pool_active"]], seen[blocks["pool_asleep"]] = active / racks, (racks - active) / racks
+            else:
+                memory[1:3] = generator.uniform(0.0, 4.0, 2)
+        observations.append(seen)
+        memories.append(memory)
+        observation = env.step(action)[0]
+    return np.array(observations), np.array(memories)
+
+
+def test_rows_of_a_batch_do_not_touch_each_other() -> None:
+    env = gymnasium.make(TASK, scenario="burst", horizon_s=4800.0, start_time_s=61200.0, demand_scale=1.3)
+    rule = Reactive(env)
+    observations, memories = varied(env, 64)
+    actions, after = rule.predict(observations, memories)
+    assert len(np.unique(actions, axis=0)) > 32
+    for row in reversed(range(len(observations))):
+        action, state = rule.predict(observations[row], memories[row][None])
+        np.testing.assert_array_equal(action, actions[row])
+        np.testing.assert_array_equal(state[0], after[row])
+
+
+@pytest.mark.slow
+def test_decisions_are_the_same_without_compilation(tmp_path: Path) -> None:
+    env = gymnasium.make(TASK, scenario="burst", horizon_s=4800.0, start_time_s=61200.0, demand_scale=1.3)
+    rule = Reactive(env)
+    case = rule, *varied(env, 8)
+    (tmp_path / "case.pkl").write_bytes(pickle.dumps(case))
+    code = (
+        "import pickle, sys; from pathlib import Path; folder = Path(sys.argv[1])\n"
+        "rule, observations, memories = pickle.loads((folder / 'case.pkl').read_bytes())\n"
+        "(folder / 'out.pkl').write_bytes(pickle.dumps(rule.predict(observations, memories)))"
+    )
+    surroundings = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=surroundings, check=True)
+    for plain, compiled in zip(pickle.loads((tmp_path / "out.pkl").read_bytes()), rule.predict(*case[1:]), strict=True):
+        np.testing.assert_array_equal(plain, compiled)
+
+
+def test_actions_are_written_as_the_layout_encodes_them(env: Any, facts: Facts) -> None:
+    generator = np.random.default_rng(0)
+    levers = Levers.of(facts)
+    for _ in range(50):
+        clock = generator.uniform(facts.clock_min, 1.0, len(facts.racks))
+        racks = np.rint(generator.uniform(0.0, 1.0, len(facts.racks)) * facts.racks)
+        factors = [generator.uniform(0.0, 60.0, facts.capacity[phase].shape) for phase in PHASES]
+        written = np.zeros(facts.action.size, dtype=np.float32)
+        write_levers(levers, clock, racks, written)
+        for phase in PHASES:
+            write_routing(levers, phase, factors[phase], written)
+        wanted = facts.action.encode(clock=clock, racks=racks, route_prefill=factors[0], route_decode=factors[1])
+        np.testing.assert_array_equal(written, wanted)
 
 
 def test_random_follows_its_seed(env: Any) -> None:

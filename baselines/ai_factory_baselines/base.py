@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -10,8 +11,8 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Params, PoolSpec
 from ai_factory_gym.errors import ConfigError
-from ai_factory_gym.jit import kernel
-from ai_factory_gym.levers import ROUTING_GAIN, ActionLayout
+from ai_factory_gym.jit import inlined_kernel, kernel
+from ai_factory_gym.levers import LEVERS, NEUTRAL_CLOCK, ROUTING_GAIN, ActionLayout
 from ai_factory_gym.observation import BLOCKS, DURATION_SCALE_S, NOTICE_SCALE_S, ObservationLayout
 
 PHASES = (PREFILL, DECODE)
@@ -19,6 +20,8 @@ PHASES = (PREFILL, DECODE)
 PREFILL_QUEUE_SCALE = 100.0
 WAIT_SCALE_S = 10.0
 QUEUED_SCALE_S = 10.0
+
+CLOCK_LEVER, RACKS_LEVER = LEVERS.index("clock"), LEVERS.index("active_racks")
 
 STARVED = 1e-6
 """Routing factor of a pool that is to get nothing; the lever's smallest factor, far below its 1 % threshold."""
@@ -32,8 +35,27 @@ POOL_BLOCKS = tuple(name for name, length, _ in BLOCKS if length == "pools")
 BUSY, BATCH, KV, WAIT, TPOT, CLOCK = (
     POOL_BLOCKS.index(f"pool_{name}") for name in ("busy", "batch", "kv", "wait", "tpot", "clock")
 )
-RACK_COUNTS = np.array([POOL_BLOCKS.index(f"pool_{name}") for name in ("active", "waking", "draining", "asleep")])
-"""Rows of that table; those of rack counts together."""
+ACTIVE, WAKING, DRAINING, ASLEEP = (
+    POOL_BLOCKS.index(f"pool_{name}") for name in ("active", "waking", "draining", "asleep")
+)
+"""Rows of that table; the second four count racks."""
+
+CAP_W, NEXT_CAP_W, NEXT_CAP_S, NEXT_CAP_DURATION_S, POWER_W, BRAKED = range(6)
+RATE, QUEUED, SLACK, TTFT_SHARE = range(4)
+"""What ``Seen`` says of the site and of each class."""
+
+READ_BLOCKS = (
+    "cap",
+    "cap_announced",
+    "power",
+    "brake",
+    POOL_BLOCKS[0],
+    "class_rate",
+    "class_queued",
+    "class_slack",
+    "queue_wait",
+)
+"""Blocks that are read, the pool blocks by their first."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +69,8 @@ class Facts:
         members: Pools of each phase, by phase.
         capacity: Capacity of a rack of each pool of a phase per group, by phase, float64[groups, pools of the phase].
         racks: Racks of each pool, float64[pools].
-        pool_table: Where the pool blocks lie in the observation, one after the other.
-        pool_scale: What they are multiplied with, float64[blocks, pools].
+        pool_scale: What the pool blocks of an observation are multiplied with, float64[blocks, pools].
+        reading: How an observation is read.
         control_interval_s: Length of a control step.
         clock_min: Lowest clock ceiling.
         sigma: Standard deviation of the logarithm of each class's minute-scale demand, float64[classes].
@@ -61,8 +83,8 @@ class Facts:
     members: tuple[Array, Array]
     capacity: tuple[Array, Array]
     racks: Array
-    pool_table: slice
     pool_scale: Array
+    reading: Reading
     control_interval_s: float
     clock_min: float
     sigma: Array
@@ -83,16 +105,18 @@ class Facts:
         members = np.flatnonzero(phase == PREFILL), np.flatnonzero(phase == DECODE)
         prefill, decode = (np.ascontiguousarray(params.capacity[k][:, members[k]]) for k in PHASES)
         racks = params.pool[:, PoolSpec.RACKS].copy()
-        blocks = inner.observation_layout.slices
+        layout = inner.observation_layout
+        scale = pool_scale(layout, phase == PREFILL, racks)
+        begins = np.array([layout.slices[name].start for name in READ_BLOCKS])
         return cls(
             params=params,
-            observation=inner.observation_layout,
+            observation=layout,
             action=inner.action_layout,
             members=members,
             capacity=(prefill, decode),
             racks=racks,
-            pool_table=slice(blocks[POOL_BLOCKS[0]].start, blocks[POOL_BLOCKS[-1]].stop),
-            pool_scale=pool_scale(inner.observation_layout, phase == PREFILL, racks),
+            pool_scale=scale,
+            reading=Reading(begins, scale, layout.class_rate, layout.base_cap_w),
             control_interval_s=float(inner.task.control_interval_s),
             clock_min=float(inner.task.site.clock_min),
             sigma=np.array([cls.demand.overdispersion_sigma for cls in inner.classes]),
@@ -168,41 +192,99 @@ class View(NamedTuple):
     ttft_share: Array
 
 
+class Reading(NamedTuple):
+    """Where the numbers of an observation lie and what they are multiplied with.
+
+    Attributes:
+        begins: Where each of ``READ_BLOCKS`` begins, int64[blocks].
+        pool_scale: ``Facts.pool_scale``.
+        class_rate: Mean demand of each class, requests per second, float64[classes].
+        base_cap_w: Cap without curtailment.
+    """
+
+    begins: Array
+    pool_scale: Array
+    class_rate: Array
+    base_cap_w: float
+
+
+class Seen(NamedTuple):
+    """One observation in physical units, in tables: what ``View`` names, for kernels.
+
+    Attributes:
+        site: Numbers of the site, ``CAP_W`` to ``BRAKED``, float64[6].
+        pools: Pool blocks, rows as in ``POOL_BLOCKS``, float64[blocks, pools].
+        classes: Numbers of the classes, ``RATE`` to ``TTFT_SHARE``, float64[4, classes].
+    """
+
+    site: Array
+    pools: Array
+    classes: Array
+
+    @classmethod
+    def of(cls, facts: Facts) -> Seen:
+        """Return tables for the observations of a site."""
+        classes = len(facts.observation.class_rate)
+        return cls(np.zeros(BRAKED + 1), np.zeros(facts.pool_scale.shape), np.zeros((TTFT_SHARE + 1, classes)))
+
+
+@kernel
+def read(reading: Reading, observation: Array, seen: Seen) -> None:
+    """Read one observation (float64[size]) into ``seen``."""
+    cap, announced, power, brake, pools, rate, queued, slack, ttft = reading.begins
+    site = seen.site
+    site[CAP_W] = observation[cap] * reading.base_cap_w
+    site[NEXT_CAP_W], site[NEXT_CAP_S], site[NEXT_CAP_DURATION_S] = site[CAP_W], math.inf, 0.0
+    if observation[announced] > 0.5:
+        site[NEXT_CAP_S] = observation[announced + 1] * NOTICE_SCALE_S
+        site[NEXT_CAP_W] = observation[announced + 2] * reading.base_cap_w
+        site[NEXT_CAP_DURATION_S] = observation[announced + 3] * DURATION_SCALE_S
+    site[POWER_W] = observation[power] * reading.base_cap_w
+    site[BRAKED] = 1.0 if observation[brake] > 0.5 else 0.0
+    for block in range(seen.pools.shape[0]):
+        for pool in range(seen.pools.shape[1]):
+            number = observation[pools] * reading.pool_scale[block, pool]
+            counted = block == ACTIVE or block == WAKING or block == DRAINING or block == ASLEEP
+            seen.pools[block, pool] = np.rint(number) if counted else number
+            pools += 1
+    for cls in range(seen.classes.shape[1]):
+        seen.classes[RATE, cls] = observation[rate + cls] * reading.class_rate[cls]
+        seen.classes[QUEUED, cls] = observation[queued + cls] * reading.class_rate[cls] * QUEUED_SCALE_S
+        seen.classes[SLACK, cls] = observation[slack + cls] / 10.0
+        seen.classes[TTFT_SHARE, cls] = observation[ttft + cls]
+
+
 def view(facts: Facts, observation: Array) -> View:
     """Read one observation (float[size])."""
-    layout = facts.observation
-    slices = layout.slices
-    numbers = np.asarray(observation, dtype=np.float64)
-    announced, time, after, duration = numbers[slices["cap_announced"]].tolist()
-    cap_w = numbers.item(slices["cap"].start) * layout.base_cap_w
-    pools = numbers[facts.pool_table].reshape(facts.pool_scale.shape) * facts.pool_scale
-    active, waking, draining, asleep = np.rint(pools[RACK_COUNTS])
+    seen = Seen.of(facts)
+    read(facts.reading, np.asarray(observation, dtype=np.float64), seen)
+    site, pools, classes = seen.site.tolist(), seen.pools, seen.classes
     return View(
-        cap_w=cap_w,
-        next_cap_w=after * layout.base_cap_w if announced > 0.5 else cap_w,
-        next_cap_s=time * NOTICE_SCALE_S if announced > 0.5 else float("inf"),
-        next_cap_duration_s=duration * DURATION_SCALE_S if announced > 0.5 else 0.0,
-        power_w=numbers.item(slices["power"].start) * layout.base_cap_w,
-        braked=numbers.item(slices["brake"].start) > 0.5,
+        cap_w=site[CAP_W],
+        next_cap_w=site[NEXT_CAP_W],
+        next_cap_s=site[NEXT_CAP_S],
+        next_cap_duration_s=site[NEXT_CAP_DURATION_S],
+        power_w=site[POWER_W],
+        braked=site[BRAKED] > 0.0,
         busy=pools[BUSY],
         batch=pools[BATCH],
         kv=pools[KV],
         wait_s=pools[WAIT],
         tpot_s=pools[TPOT],
         clock=pools[CLOCK],
-        active=active,
-        waking=waking,
-        draining=draining,
-        asleep=asleep,
-        rate=numbers[slices["class_rate"]] * layout.class_rate,
-        queued=numbers[slices["class_queued"]] * layout.class_rate * QUEUED_SCALE_S,
-        slack=numbers[slices["class_slack"]] / 10.0,
-        ttft_share=numbers[slices["queue_wait"]],
+        active=pools[ACTIVE],
+        waking=pools[WAKING],
+        draining=pools[DRAINING],
+        asleep=pools[ASLEEP],
+        rate=classes[RATE],
+        queued=classes[QUEUED],
+        slack=classes[SLACK],
+        ttft_share=classes[TTFT_SHARE],
     )
 
 
 @kernel
-def _write_factors(
+def write_factors(
     capacity: Array, share: Array, members: Array, active: Array, clock: Array, clocked: bool, factors: Array
 ) -> None:
     """Write the factors of ``routing_factors``; ``clocked`` says whether capacity counts at the clock ceiling."""
@@ -241,8 +323,72 @@ def routing_factors(facts: Facts, phase: int, share: Array, active: Array, clock
     """
     capacity = facts.capacity[phase]
     factors = np.empty(capacity.shape)
-    _write_factors(capacity, share, facts.members[phase], active, clock, phase == PREFILL, factors)
+    write_factors(capacity, share, facts.members[phase], active, clock, phase == PREFILL, factors)
     return factors
+
+
+class Levers(NamedTuple):
+    """Where each lever lies in the action and what its ends mean.
+
+    Attributes:
+        begins: Where each of ``levers.LEVERS`` begins, -1 where it is not in use, int64[levers].
+        racks_span: Racks between the centre and -1, at the centre, and between the centre and 1, float64[3, pools].
+        least: Fewest racks awake, float64[pools].
+        clock_min: Lowest clock ceiling.
+        capacity: ``Facts.capacity``, which routing factors are relative to.
+    """
+
+    begins: Array
+    racks_span: Array
+    least: Array
+    clock_min: float
+    capacity: tuple[Array, Array]
+
+    @classmethod
+    def of(cls, facts: Facts) -> Levers:
+        """Return the levers of a site."""
+        begins, _, racks_span = facts.action.arrays
+        least = facts.params.pool[:, PoolSpec.MIN_ACTIVE].copy()
+        return cls(begins, racks_span, least, facts.action.clock_min, facts.capacity)
+
+
+@inlined_kernel
+def _to_centre(value: float, below: float, centre: float, above: float) -> float:
+    """Invert ``levers.from_centre``, within [-1, 1]."""
+    beyond = value - centre
+    return min(max(beyond / max(below if beyond < 0.0 else above, 1e-12), -1.0), 1.0)
+
+
+@kernel
+def write_levers(levers: Levers, clock: Array, racks: Array, action: Array) -> None:
+    """Write clocks and racks, float64[pools], into an action: as ``ActionLayout.encode``."""
+    clock_begin, racks_begin = levers.begins[CLOCK_LEVER], levers.begins[RACKS_LEVER]
+    for pool in range(clock.shape[0]):
+        if clock_begin >= 0:
+            below, above = NEUTRAL_CLOCK - levers.clock_min, 1.0 - NEUTRAL_CLOCK
+            action[clock_begin + pool] = _to_centre(clock[pool], below, NEUTRAL_CLOCK, above)
+        if racks_begin >= 0:
+            below, centre, above = levers.racks_span[0, pool], levers.racks_span[1, pool], levers.racks_span[2, pool]
+            # Half a rack below the wanted number rounds up to it.
+            aim = max(racks[pool] - 0.5, levers.least[pool])
+            action[racks_begin + pool] = _to_centre(aim, below, centre, above)
+
+
+@kernel
+def write_routing(levers: Levers, phase: int, factors: Array, action: Array) -> None:
+    """Write the routing factors of a phase, float64[groups, pools of the phase], into an action: likewise."""
+    begin = levers.begins[phase]
+    if begin < 0:
+        return
+    for group in range(factors.shape[0]):
+        for place in range(factors.shape[1]):
+            exponent = math.log(max(factors[group, place], 1e-300)) / ROUTING_GAIN
+            action[begin + group * factors.shape[1] + place] = min(max(exponent, -1.0), 1.0)
+
+
+def unnamed(value: Any) -> Any:
+    """Return nested tuples without their names: numba takes them over several times faster, and kernels name them again."""
+    return tuple(unnamed(part) for part in value) if isinstance(value, tuple) else value
 
 
 class Rule(ABC):
@@ -259,12 +405,13 @@ class Rule(ABC):
         self.facts = env if isinstance(env, Facts) else Facts.of(env)
 
     @abstractmethod
-    def decide(self, seen: View, memory: Array) -> Array:
-        """Return the action for one observation; a rule with a memory updates it in place.
+    def decide(self, observations: Array, memory: Array, actions: Array) -> None:
+        """Write the actions for observations, row by row; a rule with a memory updates it in place.
 
         Args:
-            seen: The observation.
-            memory: float64[memory_size], zeros at the start of an episode.
+            observations: float[rows, size].
+            memory: float64[rows, memory_size], zeros at the start of an episode.
+            actions: Zeros, to be written: float32[rows, actions].
         """
 
     @property
@@ -304,9 +451,8 @@ class Rule(ABC):
         memory = np.zeros((len(rows), self.memory_size)) if state is None else np.array(state, dtype=np.float64)
         if episode_start is not None:
             memory[np.broadcast_to(np.asarray(episode_start, dtype=np.bool_), len(rows))] = 0.0
-        actions = np.empty((len(rows), self.facts.action.size), dtype=np.float32)
-        for action, row, remembered in zip(actions, rows, memory, strict=True):
-            action[:] = self.decide(view(self.facts, row), remembered)
+        actions = np.zeros((len(rows), self.facts.action.size), dtype=np.float32)
+        self.decide(rows, memory, actions)
         return actions.reshape(*array.shape[:-1], -1), memory
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from ai_factory_gym.physics.performance import (
     decode_iteration_s,
     prefill_work_s,
 )
-from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, gpu_power_w, rack_power_w
+from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, gpu_power_w, rack_power_w
 
 REQUESTS, PROMPT, PAIRS, OUTPUT, CONTEXT, RESERVE = range(6)
 """Columns of a load: requests/s; prompt tokens/s; squared prompt tokens/s; output tokens/s; output tokens/s weighted
@@ -130,22 +130,8 @@ BARE_LIMITS = Limits(1.0, 1.0, 1.0, 0.0, 0.2)
 """The limits themselves, without any margin."""
 
 
-class Dispatch(NamedTuple):
-    """How a phase serves a load.
-
-    Attributes:
-        share: Share of each group per pool, float64[G, P].
-        clock: Clock ceilings, float64[P].
-        sufficient: Whether every limit is kept.
-    """
-
-    share: Array
-    clock: Array
-    sufficient: bool
-
-
 class Work(NamedTuple):
-    """Scratch arrays of the kernels for one phase, in the order in which they take them.
+    """Scratch arrays of the kernels for one phase.
 
     Attributes:
         sums: A load of all classes, float64[G, 6].
@@ -174,6 +160,36 @@ class Work(NamedTuple):
             clock=np.zeros(pools),
             loads=np.zeros((2, LOAD_COLUMNS)),
         )
+
+
+class Model(NamedTuple):
+    """A site as the kernels see it; what is a pair is by phase.
+
+    Attributes:
+        phases: Prefill and decode.
+        tilts: Tilts that ``dispatch`` tries, float64[T, P].
+        members: Pools of the phase, int64[P].
+        racks: Racks of each pool, float64[pools].
+        power: Power coefficients of each pool, float64[pools, 12].
+        site: Constants of the site.
+        tpot_s: TPOT limits of the decode pools, float64[1 + R, P]: the tightest, then those of ``relaxed``.
+        isolated: ``per_rack`` of prefill with the longest groups in one pool, float64[G - 1, G, P], see ``isolated``.
+    """
+
+    phases: tuple[Phase, Phase]
+    tilts: tuple[Array, Array]
+    members: tuple[Array, Array]
+    racks: Array
+    power: Array
+    site: Array
+    tpot_s: Array
+    isolated: Array
+
+
+@inlined_kernel
+def named_model(parts: Any) -> Model:
+    """Name the parts of a model, from ``unnamed``, again."""
+    return Model((Phase(*parts[0][0]), Phase(*parts[0][1])), *parts[1:])
 
 
 @inlined_kernel
@@ -221,6 +237,48 @@ def scaled_load(load: Array, factor: float, out: Array) -> None:
         for group in range(load.shape[1]):
             for column in range(LOAD_COLUMNS):
                 out[cls, group, column] = load[cls, group, column] * factor
+
+
+@inlined_kernel
+def load_of(moments: Array, rate: float, out: Array) -> None:
+    """Write the load of a class's arrivals per second, float64[G, 6]."""
+    for group in range(moments.shape[0]):
+        for column in range(LOAD_COLUMNS):
+            out[group, column] = rate * moments[group, column]
+
+
+@inlined_kernel
+def with_tpot(phase: Phase, tpot_s: Array) -> Phase:
+    """Return a phase with other TPOT limits, float64[P]."""
+    return Phase(
+        phase.kind,
+        phase.perf,
+        phase.power,
+        phase.units,
+        phase.most_batch,
+        phase.floor,
+        phase.per_rack,
+        phase.order,
+        tpot_s,
+        phase.sigma,
+    )
+
+
+@inlined_kernel
+def with_per_rack(phase: Phase, per_rack: Array) -> Phase:
+    """Return a phase whose pools may serve other groups, float64[G, P]."""
+    return Phase(
+        phase.kind,
+        phase.perf,
+        phase.power,
+        phase.units,
+        phase.most_batch,
+        phase.floor,
+        per_rack,
+        phase.order,
+        phase.tpot_s,
+        phase.sigma,
+    )
 
 
 @inlined_kernel
@@ -632,20 +690,15 @@ def facility_watts(site: Array, it_w: float) -> float:
     return it_w * ratio
 
 
-@kernel
+@inlined_kernel
 def expected_watts(
-    prefill: Phase,
-    decode: Phase,
+    phases: tuple[Phase, Phase],
     site: Array,
     load: Array,
-    prefill_share: Array,
-    decode_share: Array,
-    prefill_racks: Array,
-    decode_racks: Array,
-    prefill_clock: Array,
-    decode_clock: Array,
-    prefill_least: Array,
-    decode_least: Array,
+    share: tuple[Array, Array],
+    racks: tuple[Array, Array],
+    clock: tuple[Array, Array],
+    least: tuple[Array, Array],
     resting_w: float,
     sigmas: float,
     emitted: Array,
@@ -654,77 +707,56 @@ def expected_watts(
     """Return facility power when decode gets what prefill can serve of a load, W.
 
     Args:
-        prefill: The phase; its share, racks, clock and least are as in ``phase_watts``.
-        decode: The phase; likewise.
+        phases: Prefill and decode.
         site: Constants of the site.
         load: Load, float64[C, G, 6].
-        prefill_share: float64[G, P].
-        decode_share: float64[G, P].
-        prefill_racks: float64[P].
-        decode_racks: float64[P].
-        prefill_clock: float64[P].
-        decode_clock: float64[P].
-        prefill_least: float64[P].
-        decode_least: float64[P].
+        share: By phase, as the next three: as in ``phase_watts``.
+        racks: Racks awake.
+        clock: Clocks.
+        least: What to assume at least.
         resting_w: IT power of the racks that are not awake, W.
         sigmas: Standard deviations by which every pool's load is higher.
         emitted: Scratch, float64[C, G, 6].
         one: Scratch, float64[6].
     """
-    served = served_share(prefill, load, prefill_share, prefill_racks, prefill_clock, sigmas, one)
+    prefill, decode = phases
+    served = served_share(prefill, load, share[PREFILL], racks[PREFILL], clock[PREFILL], sigmas, one)
     scaled_load(load, served, emitted)
     it_w = resting_w + phase_watts(
-        prefill, load, prefill_share, prefill_racks, prefill_clock, prefill_least, sigmas, one
+        prefill, load, share[PREFILL], racks[PREFILL], clock[PREFILL], least[PREFILL], sigmas, one
     )
-    it_w += phase_watts(decode, emitted, decode_share, decode_racks, decode_clock, decode_least, sigmas, one)
+    it_w += phase_watts(decode, emitted, share[DECODE], racks[DECODE], clock[DECODE], least[DECODE], sigmas, one)
     return facility_watts(site, it_w)
 
 
 @kernel
-def load_level(phase: Phase, load: Array, racks: Array, sums: Array, need: Array, share: Array) -> float:
-    """Return a load (float64[C, G, 6]) as a share of what racks (float64[P]) serve at full clock within the SLO.
-
-    ``sums``, ``need`` and ``share`` are scratch, as in ``Work``.
-    """
-    sum_classes(load, sums)
-    racks_worth(phase, sums, need)
-    return fill(need, racks, phase.order, share)
+def load_level(phase: Phase, load: Array, racks: Array, work: Work) -> float:
+    """Return a load (float64[C, G, 6]) as a share of what racks (float64[P]) serve at full clock within the SLO."""
+    sum_classes(load, work.sums)
+    racks_worth(phase, work.sums, work.need)
+    return fill(work.need, racks, phase.order, work.share)
 
 
 @kernel
-def settle(
-    phase: Phase,
-    limits: Limits,
-    load: Array,
-    need: Array,
-    racks: Array,
-    tilt: Array,
-    room: Array,
-    share: Array,
-    clock: Array,
-    scratch: Array,
-) -> float:
-    """Distribute a load over racks and choose clocks.
+def settle(phase: Phase, limits: Limits, load: Array, racks: Array, tilt: Array, work: Work) -> float:
+    """Distribute a load over racks and choose clocks: shares and clocks are left in ``work``.
 
     Args:
         phase: The phase.
         limits: The limits.
         load: Load per class and group, float64[C, G, 6].
-        need: From ``racks_worth``.
         racks: Racks that serve, float64[P].
         tilt: Load of a rack of each pool relative to the others, float64[P].
-        room: Scratch, float64[P].
-        share: Written, float64[G, P].
-        clock: Written, float64[P].
-        scratch: Scratch, float64[2, 6].
+        work: Scratch; its ``need`` is from ``racks_worth``.
 
     Returns:
         IT power of the awake racks, W; beyond OVERLOAD_W when some limit is broken even at full clock.
     """
-    own, raised = scratch[0], scratch[1]
+    share, clock, room = work.share, work.clock, work.room
+    own, raised = work.loads[0], work.loads[1]
     for pool in range(racks.shape[0]):
         room[pool] = racks[pool] * tilt[pool]
-    if fill(need, room, phase.order, share) == math.inf:
+    if fill(work.need, room, phase.order, share) == math.inf:
         clock[:] = 0.0
         return 1e6 * OVERLOAD_W
     watts = 0.0
@@ -747,19 +779,7 @@ def settle(
 
 @kernel
 def dispatch(
-    phase: Phase,
-    limits: Limits,
-    load: Array,
-    racks: Array,
-    tilts: Array,
-    share: Array,
-    clock: Array,
-    sums: Array,
-    need: Array,
-    room: Array,
-    tried_share: Array,
-    tried_clock: Array,
-    scratch: Array,
+    phase: Phase, limits: Limits, load: Array, racks: Array, tilts: Array, work: Work, share: Array, clock: Array
 ) -> float:
     """Settle with the tilt that draws least, with every group everywhere or the slow ones spared.
 
@@ -769,32 +789,27 @@ def dispatch(
         load: Load per class and group, float64[C, G, 6].
         racks: Racks that serve, float64[P].
         tilts: Tilts to try, float64[T, P].
+        work: Scratch.
         share: Written, float64[G, P].
         clock: Written, float64[P].
-        sums: Scratch, float64[G, 6].
-        need: Scratch, float64[G, P].
-        room: Scratch, float64[P].
-        tried_share: Scratch, float64[G, P].
-        tried_clock: Scratch, float64[P].
-        scratch: Scratch, float64[2, 6].
 
     Returns:
         As ``settle``.
     """
-    sum_classes(load, sums)
-    racks_worth(phase, sums, need)
+    sum_classes(load, work.sums)
+    racks_worth(phase, work.sums, work.need)
     best = math.inf
     for spare in range(2):
-        if spare == 1 and not spare_slow(phase, limits.lowest, need):
+        if spare == 1 and not spare_slow(phase, limits.lowest, work.need):
             break
         for index in range(tilts.shape[0]):
-            watts = settle(phase, limits, load, need, racks, tilts[index], room, tried_share, tried_clock, scratch)
+            watts = settle(phase, limits, load, racks, tilts[index], work)
             if watts < best:
                 best = watts
                 for pool in range(racks.shape[0]):
-                    clock[pool] = tried_clock[pool]
+                    clock[pool] = work.clock[pool]
                     for group in range(share.shape[0]):
-                        share[group, pool] = tried_share[group, pool]
+                        share[group, pool] = work.share[group, pool]
     return best
 
 
@@ -803,22 +818,18 @@ def _awake_watts(
     phase: Phase,
     limits: Limits,
     load: Array,
-    need: Array,
     racks: Array,
     tilts: Array,
     plan_clock: float,
-    room: Array,
-    share: Array,
-    clock: Array,
-    scratch: Array,
+    work: Work,
 ) -> float:
     """Return the IT power of the racks awake with the best tilt, W, and a penalty for clocks above ``plan_clock``."""
     best = math.inf
     for tilt in range(tilts.shape[0]):
-        watts = settle(phase, limits, load, need, racks, tilts[tilt], room, share, clock, scratch)
+        watts = settle(phase, limits, load, racks, tilts[tilt], work)
         for pool in range(racks.shape[0]):
-            if racks[pool] > 0.0 and clock[pool] > plan_clock:
-                watts += OVERLOAD_W * (clock[pool] - plan_clock)
+            if racks[pool] > 0.0 and work.clock[pool] > plan_clock:
+                watts += OVERLOAD_W * (work.clock[pool] - plan_clock)
         best = min(best, watts)
     return best
 
@@ -835,12 +846,7 @@ def plan_racks(
     plan_clock: float,
     chosen: Array,
     part: Array,
-    sums: Array,
-    need: Array,
-    room: Array,
-    share: Array,
-    clock: Array,
-    scratch: Array,
+    work: Work,
 ) -> None:
     """Write, for every load level, which row of ``counts`` (racks awake per pool) draws least.
 
@@ -855,29 +861,22 @@ def plan_racks(
         plan_clock: Highest clock an arrangement may need; what lies above is kept for surprises.
         chosen: Written, int64[L].
         part: Scratch, float64[C, G, 6].
-        sums: Scratch, float64[G, 6].
-        need: Scratch, float64[G, P].
-        room: Scratch, float64[P].
-        share: Scratch, float64[G, P].
-        clock: Scratch, float64[P].
-        scratch: Scratch, float64[2, 6].
+        work: Scratch.
     """
     for index in range(levels.shape[0]):
         scaled_load(load, levels[index], part)
-        sum_classes(part, sums)
-        racks_worth(phase, sums, need)
+        sum_classes(part, work.sums)
+        racks_worth(phase, work.sums, work.need)
         best = math.inf
         for spare in range(2):
-            if spare == 1 and not spare_slow(phase, limits.lowest, need):
+            if spare == 1 and not spare_slow(phase, limits.lowest, work.need):
                 break
             for candidate in range(counts.shape[0]):
                 racks = counts[candidate]
                 asleep_w = 0.0
                 for pool in range(total.shape[0]):
                     asleep_w += (total[pool] - racks[pool]) * phase.power[pool, POWER_SLEEP_RACK_W]
-                watts = asleep_w + _awake_watts(
-                    phase, limits, part, need, racks, tilts, plan_clock, room, share, clock, scratch
-                )
+                watts = asleep_w + _awake_watts(phase, limits, part, racks, tilts, plan_clock, work)
                 if watts < best:
                     best = watts
                     chosen[index] = candidate
@@ -915,7 +914,6 @@ class Plant:
         mean: Load of mean demand, float64[classes, G, 6].
         sigma: Relative standard deviation of each class's rate from one step to the next, float64[classes].
         reversion: Share of a deviation from the usual rate that is left one step later, float64[classes].
-        waking_w: IT power a rack adds when it wakes, W, float64[pools].
         total: Racks of each pool, per phase.
         work: Scratch of the kernels, per phase.
         tilts: Per phase.
@@ -943,13 +941,10 @@ class Plant:
         change = 2.0 * facts.sigma**2 * (1.0 - self.reversion)
         self.sigma = np.sqrt(change + 2.0 / (EVEN_OUT_S * np.maximum(rate, 1e-9)))
         self.phases = self._phase(PREFILL, ttft_share), self._phase(DECODE, ttft_share)
-        self._isolated = self._isolated_phases()
-        self._wake_w, self._sleep_w = params.power[:, POWER_WAKE_RACK_W], params.power[:, POWER_SLEEP_RACK_W]
-        self.waking_w = self._wake_w - self._sleep_w
-        self.total = tuple(facts.racks[members] for members in facts.members)
-        self._emitted = np.zeros_like(self.mean)
+        self.total = facts.racks[facts.members[PREFILL]], facts.racks[facts.members[DECODE]]
         self.work = tuple(Work.of(groups, len(members)) for members in facts.members)
-        self.tilts = tuple(tilt_candidates(len(facts.members[kind])) for kind in (PREFILL, DECODE))
+        prefill, decode = facts.members
+        self.tilts = tilt_candidates(len(prefill)), tilt_candidates(len(decode))
 
     def load(self, rate: Array) -> Array:
         """Return the load of arrivals per second of each class, float64[classes, G, 6]."""
@@ -983,7 +978,7 @@ class Plant:
             units=spec[:, PoolSpec.UNITS_PER_RACK].copy(),
             most_batch=spec[:, PoolSpec.MAX_BATCH].copy(),
             floor=floor,
-            per_rack=per_rack,
+            per_rack=np.ascontiguousarray(per_rack),
             order=np.argsort(-advantage, kind="stable"),
             tpot_s=np.full(len(members), limits.min()),
             sigma=self.sigma,
@@ -1023,8 +1018,7 @@ class Plant:
 
     def level(self, kind: int, load: Array) -> float:
         """Return a load as a share of what all racks of a phase serve at full clock within the SLO."""
-        work = self.work[kind]
-        return float(load_level(self.phases[kind], load, self.total[kind], work.sums, work.need, work.share))
+        return float(load_level(self.phases[kind], load, self.total[kind], self.work[kind]))
 
     def rack_plan(self, kind: int, limits: Limits, plan_clock: float) -> tuple[Array, Array]:
         """Return load levels, float64[L], and the racks awake per pool that draw least at each, float64[L, P]."""
@@ -1045,46 +1039,23 @@ class Plant:
             plan_clock,
             chosen,
             np.zeros_like(load),
-            *self.work[kind],
+            self.work[kind],
         )
         return levels, counts[chosen]
 
-    def dispatch(self, phase: Phase, limits: Limits, load: Array, racks: Array, tilts: Array | None = None) -> Dispatch:
-        """Return the cheapest way to serve a load with the racks of a phase, over its tilts or those given."""
-        tilts = self.tilts[phase.kind] if tilts is None else tilts
-        share, clock = np.zeros(phase.floor.shape), np.zeros(len(phase.units))
-        watts = dispatch(phase, limits, load, racks, tilts, share, clock, *self.work[phase.kind])
-        return Dispatch(share, clock, watts < OVERLOAD_W)
+    def isolated(self) -> Array:
+        """Return prefill's ``per_rack`` when the long prompts share one pool, and its queue, from the longest group down.
 
-    def isolated(self, limits: Limits, load: Array, racks: Array) -> list[Dispatch]:
-        """Return ways to keep the shorter prompts in time when not all can be: the longer ones share one pool and its queue.
-
-        First in first out, a pool with a queue is late for everybody in it. Sufficient says whether the other pools keep
-        the limits; the clock of the pool of the long prompts is the lowest.
+        Not all prompts can be in time then. First in first out, a pool with a queue is late for everybody in it: the other
+        pools keep the shorter prompts in time. The pool is the best one for long prompts.
         """
-        pool = int(self.phases[PREFILL].order[0])
-        others = np.arange(len(racks)) != pool
-        if racks[pool] <= 0.0 or not racks[others].any():
-            return []
-        out = []
-        for first, phase in self._isolated:
-            shorter = load.copy()
-            # The queue takes what comes; only the others' share is to be settled.
-            shorter[:, first:] *= 1e-9
-            out.append(self.dispatch(phase, limits, shorter, racks))
-        return out
-
-    def _isolated_phases(self) -> list[tuple[int, Phase]]:
-        """Return, from the longest group down, the first group of the long prompts and prefill with those in one pool."""
         phase = self.phases[PREFILL]
         pool = int(phase.order[0])
         others = np.arange(len(phase.units)) != pool
-        out = []
-        for first in range(phase.floor.shape[0] - 1, 0, -1):
-            per_rack = phase.per_rack.copy()
+        out = np.repeat(phase.per_rack[None], len(phase.per_rack) - 1, axis=0)
+        for per_rack, first in zip(out, range(len(phase.per_rack) - 1, 0, -1), strict=True):
             per_rack[:first, pool] = math.inf
             per_rack[first:, others] = math.inf
-            out.append((first, phase._replace(per_rack=per_rack)))
         return out
 
     def relaxed(self) -> list[Phase]:
@@ -1108,31 +1079,20 @@ class Plant:
             out.append(decode._replace(tpot_s=np.full(len(capacity), limits[1])))
         return out
 
-    def expected_w(
-        self,
-        load: Array,
-        share: tuple[Array, Array],
-        racks: tuple[Array, Array],
-        clock: tuple[Array, Array],
-        least: tuple[Array, Array],
-        resting_w: float,
-        sigmas: float,
-    ) -> float:
-        """Return facility power when decode gets what prefill can serve of a load, W; see ``watts``, all by phase."""
-        watts = expected_watts(
-            *self.phases,
-            self.facts.params.site,
-            load,
-            *share,
-            *racks,
-            *clock,
-            *least,
-            resting_w,
-            sigmas,
-            self._emitted,
-            self.work[DECODE].loads[0],
+    def model(self) -> Model:
+        """Return the site for kernels."""
+        facts = self.facts
+        limits = [self.phases[DECODE].tpot_s, *(phase.tpot_s for phase in self.relaxed())]
+        return Model(
+            phases=self.phases,
+            tilts=self.tilts,
+            members=facts.members,
+            racks=facts.racks,
+            power=facts.params.power,
+            site=facts.params.site,
+            tpot_s=np.array(limits),
+            isolated=self.isolated(),
         )
-        return float(watts)
 
     def watts(
         self, kind: int, load: Array, share: Array, racks: Array, clock: Array, least: Array, sigmas: float = 0.0
@@ -1151,22 +1111,9 @@ class Plant:
         one = self.work[kind].loads[0]
         return float(phase_watts(self.phases[kind], load, share, racks, clock, least, sigmas, one))
 
-    def most_watts(self, load: Array, racks: Array, clock: Array, low: Array, high: Array) -> float:
-        """Return an upper bound of the IT power of all awake racks, W: see the kernel; arrays are float64[pools]."""
-        total = 0.0
-        one = load.sum(axis=(0, 1))
-        for kind, members in enumerate(self.facts.members):
-            for place, pool in enumerate(members):
-                total += most_watts(self.phases[kind], place, one, racks[pool], clock[pool], low[pool], high[pool])
-        return total
-
     def facility_w(self, it_w: float) -> float:
         """Return facility power for an IT power, W."""
         return float(facility_watts(self.facts.params.site, it_w))
 
-    def resting_w(self, waking: Array, asleep: Array) -> float:
-        """Return the IT power of racks that are waking and asleep, W."""
-        return float(waking @ self._wake_w + asleep @ self._sleep_w)
 
-
-__all__ = ["BARE_LIMITS", "Dispatch", "Limits", "Phase", "Plant", "fill"]
+__all__ = ["BARE_LIMITS", "Limits", "Model", "Phase", "Plant", "Work", "fill", "named_model"]

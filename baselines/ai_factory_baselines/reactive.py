@@ -20,50 +20,55 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors
-from ai_factory_baselines.plant import OUTPUT, OVERLOAD_W, Limits, Phase, Plant, dispatch, load_level
+from ai_factory_baselines.base import (
+    ACTIVE,
+    BRAKED,
+    PHASES,
+    RATE,
+    Facts,
+    Levers,
+    Reading,
+    Rule,
+    read,
+    unnamed,
+    write_factors,
+    write_levers,
+    write_routing,
+)
+from ai_factory_baselines.plant import Limits, Plant, load_of, named_model
+from ai_factory_baselines.racks import CLOCK_SLACK, Pace, RackPlan, keep_affordable, wanted_racks
+from ai_factory_baselines.serve import (
+    ANSWER,
+    BEFORE,
+    CAREFUL_STEPS,
+    FAST,
+    NEXT,
+    NOW,
+    OTHER,
+    WANTED,
+    Margins,
+    Room,
+    arrange,
+    gather,
+    named_margins,
+    named_room,
+    serve,
+)
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 from ai_factory_gym.jit import inlined_kernel, kernel
 
 TUNED_PATH = Path(__file__).with_name("tuned.toml")
 
-CLEAR_S = 20.0
-"""Time in which a prefill queue is to be cleared (status: design choice, a third of a control step)."""
-
-CAP_TARGET = 0.985
-"""Predicted power allowed, as a share of the cap (status: design choice, above the brake's 0.97)."""
-
 KV_SHARE = 0.95
 """Share of KV memory that may be reserved before requests would have to wait (status: design choice)."""
-
-QUEUED_TARGET = 0.955
-"""The same while there is a queue: the work in service is then not the mix that arrives (status: design choice)."""
-
-RELEASE_TARGET = 0.96
-"""The same for the most the site may draw while the brake is engaged: the brake lets go when its own, pessimistic
-prediction is below 0.98 (status: design choice)."""
-
-BRAKED_MARGIN = 0.025
-MOST_BRAKED = 3.0
-"""Share of the cap by which these targets fall with every braked step of about the last day, and how many count: the
-allowance is three steps a day (status: design choice)."""
-
-BEHIND_S = 0.5
-"""Prefill wait beyond which servers are taken to be busy all the time (status: design choice)."""
-
-CAREFUL_STEPS = 4.0
-"""Steps after a braked one in which the brake's own bound must fit while there is a queue (status: design choice)."""
-
-QUEUE_S = 0.05
-"""Prefill wait below which there is no queue to clear (status: design choice)."""
 
 BARE = 0.98
 """Utilisation and TPOT, as shares of their limits, when power allows no margin (status: design choice)."""
@@ -72,29 +77,10 @@ SHED_TPOT = 0.6
 """TPOT of what is kept while requests are turned away, as a share of the limit: batches are full then and have to shrink
 (status: design choice)."""
 
-LATE_BOOST = 0.2
-"""Decode load is taken to be this much higher meanwhile, as long as a batch is above its limit (status: design choice)."""
-
-FULL_BATCH = 0.95
-"""Share of the batch ceiling beyond which a batch counts as full (status: design choice)."""
-
-CROWDED = 0.55
-"""Share of the shortest prompts beyond which one pool is not left to a queue: too many would be late in it (status: design
-choice)."""
-
-MOST_SHED = 0.9
-SHED_STEPS = 7
-"""Largest share of the shortest prompts that is turned away, and steps of the search for the smallest (status: choice)."""
+LEAST_RATE = 1e-3
+"""Demand assumed at least, as a share of the mean (status: design choice)."""
 
 DAY_S = 86400.0
-CLOCK_STEPS = 10
-Predictor = Callable[[tuple[Array, Array], Array], float]
-
-CLOCK_SLACK = 0.05
-"""Clock above the planned one that does not yet call for more racks (status: design choice)."""
-
-TREND_GAIN = 0.15
-"""Weight of the newest difference in the smoothed trend (status: design choice)."""
 
 
 @dataclass(frozen=True)
@@ -177,175 +163,129 @@ def tuned_settings(site: str) -> Settings:
     return settings_from_table(f"{TUNED_PATH.name}: {name}", tables.get(name, {}).get("settings", {}), Settings())
 
 
+class Tuning(NamedTuple):
+    """What the rule's kernel is told beside the site.
+
+    Attributes:
+        margins: How close to its limits the site is run.
+        plans: By phase: which racks are awake at which load.
+        pace: How racks follow the load.
+        smoothing: Weight of the newest step in the fast smoothed load.
+        slow_smoothing: Weight of the newest step in the slow smoothed load.
+        fading: Share of the braked steps remembered that is left one step later.
+        shed_tilts: As ``serve`` wants them.
+    """
+
+    margins: Margins
+    plans: tuple[RackPlan, RackPlan]
+    pace: Pace
+    smoothing: float
+    slow_smoothing: float
+    fading: float
+    shed_tilts: Array
+
+
+class Demand(NamedTuple):
+    """What a site knows of its demand.
+
+    Attributes:
+        moments: Load of one request per second of each class, float64[C, G, 6].
+        reversion: Share of a deviation from the usual rate that is left one step later, float64[C].
+        least_rate: Rates that are assumed at least, float64[C].
+    """
+
+    moments: Array
+    reversion: Array
+    least_rate: Array
+
+
 @inlined_kernel
-def _planned(levels: Array, plan: Array, level: float, pool: int) -> float:
-    """Return the racks a plan (float64[L, P]) has awake in a pool at a load level: linear in between, rounded up."""
-    last = levels.shape[0] - 1
-    racks = plan[last, pool]
-    if level <= levels[0]:
-        racks = plan[0, pool]
-    elif level < levels[last]:
-        place = 0
-        while levels[place + 1] <= level:
-            place += 1
-        slope = (plan[place + 1, pool] - plan[place, pool]) / (levels[place + 1] - levels[place])
-        racks = slope * (level - levels[place]) + plan[place, pool]
-    return float(math.ceil(racks - 1e-6))
+def _write_loads(demand: Demand, tuning: Tuning, rate: Array, smooth: Array, slow: Array, loads: Array) -> None:
+    """Smooth the rates and write the loads that follow from them.
+
+    Args:
+        demand: What the site knows of its demand.
+        tuning: Settings.
+        rate: Rates seen, float64[C].
+        smooth: Updated: fast smoothed rates, float64[C].
+        slow: Updated: slow smoothed rates, float64[C].
+        loads: Written: ``NOW`` to ``NEXT``, float64[7, C, G, 6].
+    """
+    moments, least_rate = demand.moments, demand.least_rate
+    for cls in range(rate.shape[0]):
+        load_of(moments[cls], slow[cls], loads[BEFORE, cls])
+        smooth[cls] += tuning.smoothing * (rate[cls] - smooth[cls])
+        slow[cls] += tuning.slow_smoothing * (rate[cls] - slow[cls])
+        # Deviations from the usual rate fade as fast as the class's demand forgets them.
+        next_rate = smooth[cls] + demand.reversion[cls] * (rate[cls] - smooth[cls])
+        load_of(moments[cls], slow[cls], loads[NOW, cls])
+        load_of(moments[cls], max(smooth[cls], least_rate[cls]), loads[FAST, cls])
+        load_of(moments[cls], max(next_rate, least_rate[cls]), loads[NEXT, cls])
 
 
 @inlined_kernel
-def _follow_plan(
-    levels: Array,
-    plan: Array,
-    expected: float,
-    kept: float,
-    urgent: float,
-    hold: float,
-    members: Array,
-    awake: Array,
-    low_steps: Array,
-    racks: Array,
-) -> None:
-    """Write the racks wanted awake in the pools of a phase.
-
-    Args:
-        levels: Load levels of the plan, float64[L].
-        plan: Racks awake at each, float64[L, P].
-        expected: Load level for which racks wake.
-        kept: Load level for which racks stay awake.
-        urgent: Load level that the racks awake cannot serve, for which they wake too; 0 when there is none.
-        hold: Steps the load must have been low before racks sleep.
-        members: Pools of the phase, int64[P].
-        awake: Racks awake or waking, float64[P].
-        low_steps: Updated: for how many steps the load has been low, float64[pools].
-        racks: Written: racks wanted, float64[pools].
-    """
-    for place in range(members.shape[0]):
-        pool = members[place]
-        up = _planned(levels, plan, expected, place)
-        keep = max(up, _planned(levels, plan, kept, place))
-        if urgent > 0.0:
-            most = _planned(levels, plan, urgent, place)
-            up, keep = max(up, most), max(keep, most)
-        low_steps[pool] = low_steps[pool] + 1.0 if keep < awake[place] else 0.0
-        racks[pool] = keep if low_steps[pool] > hold else max(awake[place], up)
+def _named_tuning(parts: Any) -> Tuning:
+    """Name the parts of ``Tuning``, from ``unnamed``, again."""
+    plans = RackPlan(*parts[1][0]), RackPlan(*parts[1][1])
+    return Tuning(named_margins(parts[0]), plans, Pace(*parts[2]), *parts[3:])
 
 
 @kernel
-def _plan_racks(
-    phase: Phase,
-    limits: Limits,
-    tilts: Array,
-    levels: Array,
-    plan: Array,
-    slow: Array,
-    before: Array,
-    fast: Array,
-    lead: float,
-    lead_steps: float,
-    wake_margin: float,
-    sleep_margin: float,
-    hold: float,
-    highest_clock: float,
-    members: Array,
-    total: Array,
-    awake: Array,
-    trend: Array,
-    low_steps: Array,
-    racks: Array,
-    share: Array,
-    clock: Array,
-    sums: Array,
-    need: Array,
-    room: Array,
-    tried_share: Array,
-    tried_clock: Array,
-    loads: Array,
-) -> None:
-    """Write the racks wanted awake in the pools of a phase.
+def _decide_rows(parts: Any, observations: Array, memory: Array, actions: Array) -> None:
+    """Write the action of each row; see ``Rule.decide``. ``parts`` are model, demand, tuning, reading, levers and room, unnamed.
 
-    The plan is read at the slow load, brought forward by its own lag and by the time a rack takes to wake. Only when the
-    racks awake cannot serve the fast load within the planned clock is it read at that.
-
-    Args:
-        phase: The phase.
-        limits: Its limits.
-        tilts: Its tilts, float64[T, P].
-        levels: Load levels of the plan, float64[L].
-        plan: Racks awake at each, float64[L, P].
-        slow: Slowly smoothed load, float64[C, G, 6].
-        before: The same one step earlier.
-        fast: Fast smoothed load, likewise.
-        lead: How much of the trend is added to the level of the slow load.
-        lead_steps: Steps the trend goes on for.
-        wake_margin: Load above the expected one for which racks are woken.
-        sleep_margin: Further load above that for which they are kept awake.
-        hold: Steps the load must have been low before racks sleep.
-        highest_clock: Clock above which the racks awake do not suffice.
-        members: Pools of the phase, int64[P].
-        total: Racks, float64[P].
-        awake: Racks awake or waking, float64[P].
-        trend: Updated: change of the level per step, by phase, float64[2].
-        low_steps: Updated: for how many steps the load has been low, float64[pools].
-        racks: Written: racks wanted, float64[pools].
-        share: Scratch; this and what follows as in ``dispatch``.
-        clock: Scratch.
-        sums: Scratch.
-        need: Scratch.
-        room: Scratch.
-        tried_share: Scratch.
-        tried_clock: Scratch.
-        loads: Scratch.
+    Memory of a row: whether the episode has begun, steps since the last braked one counted down, how often the brake was
+    on lately, a fast and a slow smoothed rate per class, trend of the slow load level per phase, and for each pool the
+    steps its load has been low.
     """
-    level = load_level(phase, slow, total, sums, need, share)
-    change = level - load_level(phase, before, total, sums, need, share)
-    trend[phase.kind] += TREND_GAIN * (change - trend[phase.kind])
-    expected = max(0.0, level + lead * trend[phase.kind] * lead_steps) * (1.0 + wake_margin)
-    watts = dispatch(phase, limits, fast, awake, tilts, share, clock, sums, need, room, tried_share, tried_clock, loads)
-    highest = 0.0
-    for place in range(awake.shape[0]):
-        if awake[place] > 0.0:
-            highest = max(highest, clock[place])
-    urgent = 0.0
-    if watts >= OVERLOAD_W or highest > highest_clock:
-        urgent = load_level(phase, fast, total, sums, need, share) * (1.0 + wake_margin)
-    kept = expected * (1.0 + sleep_margin)
-    _follow_plan(levels, plan, expected, kept, urgent, hold, members, awake, low_steps, racks)
-
-
-@kernel
-def _clear_queues(clock: Array, members: Array, wait_s: Array, last_clock: Array, out: Array) -> None:
-    """Write prefill clocks, raised by the utilisation that clearing the queue adds.
-
-    Args:
-        clock: Clocks without a queue, float64[P].
-        members: Pools of the phase, int64[P].
-        wait_s: Predicted waits at the last clocks, float64[pools].
-        last_clock: Mean clocks over the last step, float64[pools].
-        out: Written in the pools of the phase, float64[pools].
-    """
-    for place in range(members.shape[0]):
-        pool = members[place]
-        extra = wait_s[pool] * max(last_clock[pool], 0.1) / CLEAR_S if wait_s[pool] > QUEUE_S else 0.0
-        out[pool] = min(1.0, clock[place] + extra)
-
-
-@kernel
-def _catch_up(clock: Array, members: Array, limit_s: Array, tpot_s: Array, last_clock: Array, out: Array) -> None:
-    """Write decode clocks, raised where a token takes longer than it may; arguments as ``_clear_queues``.
-
-    Args:
-        clock: Clocks of batches as expected, float64[P].
-        members: Pools of the phase, int64[P].
-        limit_s: Longest time per output token, float64[P].
-        tpot_s: Time per output token, float64[pools].
-        last_clock: Mean clocks over the last step, float64[pools].
-        out: Written in the pools of the phase, float64[pools].
-    """
-    for place in range(members.shape[0]):
-        pool = members[place]
-        late = tpot_s[pool] / limit_s[place]
-        out[pool] = min(1.0, max(clock[place], last_clock[pool] * late)) if late > 1.0 else clock[place]
+    model, demand, tuning = named_model(parts[0]), Demand(*parts[1]), _named_tuning(parts[2])
+    reading, levers, room = Reading(*parts[3]), Levers(*parts[4]), named_room(parts[5])
+    seen, loads, racks, clock = room.seen, room.loads, room.pools[WANTED], room.clock[ANSWER]
+    margins, classes = tuning.margins, demand.moments.shape[0]
+    for row in range(observations.shape[0]):
+        read(reading, observations[row], seen)
+        braked, kept = seen.site[BRAKED], memory[row]
+        smooth, slow = kept[3 : 3 + classes], kept[3 + classes : 3 + 2 * classes]
+        trend, low_steps = kept[3 + 2 * classes : 5 + 2 * classes], kept[5 + 2 * classes :]
+        kept[2] = kept[2] * tuning.fading + braked
+        if kept[0] == 0.0:
+            kept[0] = 1.0
+            for cls in range(classes):
+                smooth[cls] = slow[cls] = seen.classes[RATE, cls]
+        _write_loads(demand, tuning, seen.classes[RATE], smooth, slow, loads)
+        overloaded = 0
+        for kind in (PREFILL, DECODE):
+            phase, limits, tilts = model.phases[kind], margins.comfortable[kind], model.tilts[kind]
+            members, places, work, share = model.members[kind], room.places[kind], room.work[kind], room.share[kind]
+            gather(kind, members, seen.pools, places)
+            wanted_racks(
+                phase,
+                limits,
+                tilts,
+                tuning.plans[kind],
+                tuning.pace,
+                members,
+                places,
+                loads,
+                work,
+                share[OTHER],
+                trend,
+                low_steps,
+                racks,
+            )
+            if not arrange(phase, limits, loads[NEXT], tilts, members, places, work, share[ANSWER], clock):
+                overloaded += 1
+        keep_affordable(model, margins, loads[NEXT], kept[2], room)
+        serve(model, margins, tuning.shed_tilts, loads[NEXT], overloaded == 0, kept[1], kept[2], room)
+        kept[1] = CAREFUL_STEPS if braked > 0.0 else max(0.0, kept[1] - 1.0)
+        write_levers(levers, clock, racks, actions[row])
+        for kind in (PREFILL, DECODE):
+            share, factors = room.share[kind][ANSWER], room.work[kind].share
+            clocked = kind == PREFILL
+            write_factors(
+                levers.capacity[kind], share, model.members[kind], seen.pools[ACTIVE], clock, clocked, factors
+            )
+            write_routing(levers, kind, factors, actions[row])
 
 
 class Reactive(Rule):
@@ -354,6 +294,8 @@ class Reactive(Rule):
     Args:
         env: The environment, or the facts of one.
         settings: Parameters; None takes the tuned ones of the site.
+
+    Its scratch arrays are its own: a rule may be pickled, but not used in two threads at once.
     """
 
     name: ClassVar[str] = "reactive"
@@ -366,299 +308,50 @@ class Reactive(Rule):
             settings = Settings() if isinstance(env, Facts) else tuned_settings(inner.task.site.name)
         self.settings = settings
         self.plant = Plant(self.facts)
-        lowest = self.facts.clock_min
-        self._limits = tuple(
-            Limits(settings.utilisation, settings.tpot_share, KV_SHARE, sigmas, lowest)
-            for sigmas in (settings.prefill_sigmas, settings.decode_sigmas)
-        )
-        self._bare = Limits(BARE, BARE, KV_SHARE, 0.0, lowest)
-        # To keep the pool that is left to a queue small, the load of its racks is also tried at half that of the others.
-        pools = len(self.facts.members[PREFILL])
-        halves = [np.where(np.arange(pools) == pool, 0.5, 1.0)[None] for pool in range(pools)] if pools > 1 else []
-        self._shed_tilts: list[Array | None] = [None, *halves]
-        self._shedding = self._bare._replace(tpot_share=SHED_TPOT)
-        self._relaxed = self.plant.relaxed()
-        self._plans = tuple(self.plant.rack_plan(kind, self._limits[kind], settings.plan_clock) for kind in PHASES)
-        wake_s = [float(self.facts.params.pool[m, PoolSpec.WAKE_S].max()) for m in self.facts.members]
-        self._lead_steps = [s / self.facts.control_interval_s + 1.0 / settings.slow_smoothing for s in wake_s]
-        self._longest_tpot_s = settings.tpot_share * self.plant.phases[DECODE].tpot_s
-        self._served = [(np.zeros(phase.floor.shape), np.zeros(len(phase.units))) for phase in self.plant.phases]
-        self._floor = np.full(len(self.facts.racks), lowest)
-        self._least_rate = 1e-3 * self.facts.observation.class_rate
-        self._fading = math.exp(-self.facts.control_interval_s / DAY_S)
+        least_rate = LEAST_RATE * self.facts.observation.class_rate
+        demand = Demand(self.plant.moments, self.plant.reversion, least_rate)
+        levers, room = Levers.of(self.facts), Room.of(self.facts, self.plant.mean.shape)
+        self._parts = unnamed((self.plant.model(), demand, self._tune(), self.facts.reading, levers, room))
 
-    # Memory: whether the episode has begun, steps since the last braked one counted down, how often
-    # the brake was on lately, a fast and a slow smoothed rate per
-    # class, trend of the slow load level per phase, and for each pool the steps its load has been low.
+    def _tune(self) -> Tuning:
+        facts, chosen = self.facts, self.settings
+        interval_s, lowest = facts.control_interval_s, facts.clock_min
+        prefill, decode = (
+            Limits(chosen.utilisation, chosen.tpot_share, KV_SHARE, sigmas, lowest)
+            for sigmas in (chosen.prefill_sigmas, chosen.decode_sigmas)
+        )
+        bare = Limits(BARE, BARE, KV_SHARE, 0.0, lowest)
+        shedding = bare._replace(tpot_share=SHED_TPOT)
+
+        def plan(kind: int, limits: Limits) -> RackPlan:
+            wake_s = float(facts.params.pool[facts.members[kind], PoolSpec.WAKE_S].max())
+            steps = wake_s / interval_s + 1.0 / chosen.slow_smoothing
+            return RackPlan(*self.plant.rack_plan(kind, limits, chosen.plan_clock), steps)
+
+        # To keep the pool that is left to a queue small, the load of its racks is also tried at half that of the others.
+        pools = len(facts.members[PREFILL])
+        halves = np.where(np.eye(pools, dtype=np.bool_), 0.5, 1.0)[:, None]
+        return Tuning(
+            margins=Margins((prefill, decode), bare, shedding, chosen.power_sigmas, interval_s),
+            plans=(plan(PREFILL, prefill), plan(DECODE, decode)),
+            pace=Pace(
+                chosen.lead, chosen.wake_margin, chosen.sleep_margin, chosen.sleep_hold, chosen.plan_clock + CLOCK_SLACK
+            ),
+            smoothing=chosen.smoothing,
+            slow_smoothing=chosen.slow_smoothing,
+            fading=math.exp(-interval_s / DAY_S),
+            shed_tilts=halves if pools > 1 else halves[:0],
+        )
 
     @property
     def memory_size(self) -> int:
-        """Numbers remembered."""
+        """Numbers remembered; ``_decide_rows`` says which."""
         return 3 + 2 * len(self.facts.observation.class_rate) + len(PHASES) + len(self.facts.racks)
 
-    def decide(self, seen: View, memory: Array) -> Array:
-        """Return the action for one observation."""
-        classes = len(seen.rate)
-        smooth, slow = memory[3 : 3 + classes], memory[3 + classes : 3 + 2 * classes]
-        trend = memory[3 + 2 * classes : 5 + 2 * classes]
-        low_steps = memory[5 + 2 * classes :]
-        memory[2] = memory[2] * self._fading + float(seen.braked)
-        if memory[0] == 0.0:
-            memory[0] = 1.0
-            smooth[:] = seen.rate
-            slow[:] = seen.rate
-        before = self.plant.load(slow)
-        smooth += self.settings.smoothing * (seen.rate - smooth)
-        slow += self.settings.slow_smoothing * (seen.rate - slow)
-        now, fast = self.plant.load(slow), self.plant.load(np.maximum(smooth, self._least_rate))
-        racks = np.zeros(len(self.facts.racks))
-        awake = seen.active + seen.waking
-        for phase in PHASES:
-            self._plan_racks(phase, (now, before, fast), awake, trend, low_steps, racks)
-        # Deviations from the usual rate fade as fast as the class's demand forgets them.
-        next_rate = smooth + self.plant.reversion * (seen.rate - smooth)
-        load = self.plant.load(np.maximum(next_rate, self._least_rate))
-        racks = self._affordable(seen, load, racks, float(memory[2]))
-        share, clock = self._serve(seen, load, racks, memory[1], float(memory[2]))
-        memory[1] = CAREFUL_STEPS if seen.braked else max(0.0, memory[1] - 1.0)
-        return self.facts.action.encode(
-            clock=clock,
-            racks=racks,
-            route_prefill=routing_factors(self.facts, PREFILL, share[PREFILL], seen.active, clock),
-            route_decode=routing_factors(self.facts, DECODE, share[DECODE], seen.active, clock),
-        )
-
-    def _plan_racks(
-        self, phase: int, loads: tuple[Array, Array, Array], awake: Array, trend: Array, low_steps: Array, racks: Array
-    ) -> None:
-        """Write the racks wanted awake in a phase: see the kernel; ``awake`` is float64[pools]."""
-        chosen = self.settings
-        members = self.facts.members[phase]
-        _plan_racks(
-            self.plant.phases[phase],
-            self._limits[phase],
-            self.plant.tilts[phase],
-            *self._plans[phase],
-            *loads,
-            chosen.lead,
-            self._lead_steps[phase],
-            chosen.wake_margin,
-            chosen.sleep_margin,
-            chosen.sleep_hold,
-            chosen.plan_clock + CLOCK_SLACK,
-            members,
-            self.plant.total[phase],
-            awake[members],
-            trend,
-            low_steps,
-            racks,
-            *self._served[phase],
-            *self.plant.work[phase],
-        )
-
-    def _correct(self, phase: int, seen: View, clock: Array, out: Array) -> None:
-        """Write clocks, raised where the site is behind the model: a queue to clear, a batch above the expected."""
-        members = self.facts.members[phase]
-        if phase == PREFILL:
-            _clear_queues(clock, members, seen.wait_s, seen.clock, out)
-        else:
-            _catch_up(clock, members, self._longest_tpot_s, seen.tpot_s, seen.clock, out)
-
-    def _behind(self, seen: View) -> bool:
-        """Tell whether some prefill pool has a queue that keeps its servers busy all the time."""
-        return max(seen.wait_s[self.facts.members[PREFILL]].tolist()) > BEHIND_S
-
-    def _serve(
-        self, seen: View, load: Array, racks: Array, careful: float, braked: float
-    ) -> tuple[tuple[Array, Array], Array]:
-        """Return shares per phase and clocks that serve a load under the cap.
-
-        Tried in this order, until one is sufficient and its predicted power fits: with all margins; without margins
-        (and anything between, as the power allows); with long prompts queueing in a pool of their own; with a slower
-        TPOT, that breaks the tightest limit, in some decode pools; with part of the requests turned away; with all clocks
-        lowered.
-        """
-        prefill, decode = self.facts.members
-        active = [seen.active[members] for members in self.facts.members]
-        waking = np.maximum(seen.waking, racks - seen.active - seen.draining)
-        predict = self._predictor(seen, load, waking)
-        if careful > 0.0 and self._behind(seen):
-            predict = self._bound(seen, load, waking)
-        target_w = self._target_w(seen, braked)
-        clock = np.zeros(len(self.facts.racks))
-        floor = self._floor
-        comfortable = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
-        for k in PHASES:
-            self._correct(k, seen, comfortable[k].clock, clock)
-        share = (comfortable[PREFILL].share, comfortable[DECODE].share)
-        if seen.braked:
-            # Whatever is asked for, the brake's clock holds until its own bound fits: get rid of it first. At its clock
-            # that bound does fit, else it would have set a lower one.
-            most = self._bound(seen, load, waking)
-            top = np.minimum(clock, seen.clock.max()) if careful == CAREFUL_STEPS else clock
-            return share, self._between(most, share, floor, np.maximum(top, floor), RELEASE_TARGET * self._cap_w(seen))
-        if all(entry.sufficient for entry in comfortable) and predict(share, clock) <= target_w:
-            return share, clock
-        bare = self.plant.dispatch(self.plant.phases[PREFILL], self._bare, load, active[PREFILL])
-        fallback: tuple[tuple[Array, Array], Array] | None = None
-        for phase in (self.plant.phases[DECODE], *self._relaxed):
-            tokens = self.plant.dispatch(phase, self._bare, load, active[DECODE])
-            for prompts in (bare, *self.plant.isolated(self._bare, load, active[PREFILL])):
-                share = (prompts.share, tokens.share)
-                least = floor.copy()
-                least[prefill], least[decode] = prompts.clock, tokens.clock
-                if prompts.sufficient and tokens.sufficient and predict(share, least) <= target_w:
-                    return share, self._between(predict, share, least, np.maximum(clock, least), target_w)
-                if fallback is None or prompts.sufficient and tokens.sufficient:
-                    fallback = share, least
-        assert fallback is not None
-        share, least = fallback
-        if predict(share, least) > target_w:
-            turned_away = self._shed(seen, load, active, waking, braked)
-            if turned_away is not None:
-                share, least = turned_away
-                if predict(share, least) <= target_w:
-                    high = least.copy()
-                    self._correct(DECODE, seen, least[decode], high)
-                    high = np.maximum(least, high)
-                    return share, self._between(predict, share, least, high, target_w)
-        return share, self._between(predict, share, floor, np.maximum(least, floor), target_w)
-
-    def _shed(
-        self, seen: View, load: Array, active: list[Array], waking: Array, braked: float
-    ) -> tuple[tuple[Array, Array], Array] | None:
-        """Return shares and clocks that turn requests away evenly, as few as need be; None when that is no way out.
-
-        A queue in every pool turns away first all those of the least patient class, and makes them late anyway. Here the
-        excess of the shortest prompts is sent, in one part with all classes, to a single pool, whose queue turns it away:
-        the others stay in time.
-        """
-        least_crowded = CROWDED
-        chosen: tuple[tuple[Array, Array], Array] | None = None
-        for tilts in self._shed_tilts:
-            found, crowded = self._shed_with(tilts, seen, load, active, waking, braked)
-            if found is not None and crowded <= least_crowded:
-                chosen, least_crowded = found, crowded
-        return chosen
-
-    def _shed_with(
-        self, tilts: Array | None, seen: View, load: Array, active: list[Array], waking: Array, braked: float
-    ) -> tuple[tuple[tuple[Array, Array], Array] | None, float]:
-        """Return what ``_shed`` does with prefill tilted so, and the share of the shortest prompts that meets a queue."""
-        prefill, decode = self.facts.members
-        clock = np.zeros(len(self.facts.racks))
-        found: tuple[tuple[Array, Array], Array] | None = None
-        target_w = (CAP_TARGET - BRAKED_MARGIN * min(braked, MOST_BRAKED)) * self._cap_w(seen)
-        least, most, crowded = 0.0, MOST_SHED, 0.0
-        late = seen.tpot_s[decode] > self.plant.phases[DECODE].tpot_s
-        full = seen.batch[decode] > FULL_BATCH * self.plant.phases[DECODE].most_batch
-        boost = 1.0 + LATE_BOOST * bool((late | full).any())
-        for _ in range(SHED_STEPS):
-            part = 0.5 * (least + most) if found is not None else most
-            kept = load.copy()
-            kept[:, 0] *= 1.0 - part
-            prompts = self.plant.dispatch(self.plant.phases[PREFILL], self._shedding, kept, active[PREFILL], tilts)
-            # Who is turned away is not quite in proportion: routing must not depend on it.
-            emitted = load * (boost * kept[:, :, OUTPUT].sum() / load[:, :, OUTPUT].sum())
-            tokens = self.plant.dispatch(self.plant.phases[DECODE], self._shedding, emitted, active[DECODE])
-            fits = prompts.sufficient and tokens.sufficient
-            if fits:
-                clock[prefill], clock[decode] = prompts.clock, tokens.clock
-                predict = self._predictor(seen, kept, waking, settled=True)
-                fits = predict((prompts.share, tokens.share), clock) <= target_w
-            if not fits:
-                if found is None:
-                    return None, crowded
-                least = part
-                continue
-            most = part
-            share = prompts.share.copy()
-            open_to = np.flatnonzero((active[PREFILL] > 0.0) & np.isfinite(self.plant.phases[PREFILL].per_rack[0]))
-            share[0] *= 1.0 - part
-            place = open_to[np.argmin(share[0, open_to])]
-            share[0, place] += part
-            crowded = float(share[0, place])
-            found = (share, tokens.share), clock.copy()
-        return found, crowded
-
-    def _cap_w(self, seen: View) -> float:
-        """Return the lowest cap in force in the next step, W."""
-        # Observations are rounded: a change at the very end of the step counts.
-        if seen.next_cap_s <= 1.01 * self.facts.control_interval_s:
-            return min(seen.cap_w, seen.next_cap_w)
-        return seen.cap_w
-
-    def _target_w(self, seen: View, braked: float) -> float:
-        """Return the facility power to stay below in the next step, W: less, the more of the brake's allowance is used."""
-        spared = BRAKED_MARGIN * min(braked, MOST_BRAKED)
-        return ((QUEUED_TARGET if self._behind(seen) else CAP_TARGET) - spared) * self._cap_w(seen)
-
-    def _bound(self, seen: View, load: Array, waking: Array) -> Predictor:
-        """Return the function from shares and clocks to the most the site may draw, as the brake sees it, W."""
-        decode = self.facts.members[DECODE]
-        awake = seen.active + seen.draining
-        resting_w = self.plant.resting_w(waking, np.maximum(0.0, self.facts.racks - awake - waking))
-        low = np.zeros(len(awake))
-        low[decode] = seen.batch[decode]
-        replicas = awake[decode] * self.facts.params.pool[decode, PoolSpec.UNITS_PER_RACK]
-        high = low + seen.queued.sum() / max(1.0, float(replicas.sum()))
-
-        def most(share: tuple[Array, Array], clock: Array) -> float:
-            return self.plant.facility_w(resting_w + self.plant.most_watts(load, awake, clock, low, high))
-
-        return most
-
-    def _predictor(self, seen: View, load: Array, waking: Array, settled: bool = False) -> Predictor:
-        """Return the function from shares and clocks to facility power in the next step, W."""
-        prefill, decode = self.facts.members
-        sigmas = self.settings.power_sigmas
-        # Servers with a queue are busy all the time, and a batch that has grown does not shrink at once.
-        queued = np.zeros(len(prefill)) if settled else (seen.wait_s[prefill] > BEHIND_S).astype(np.float64)
-        batch = np.zeros(len(decode)) if settled else seen.batch[decode]
-        awake = seen.active + seen.draining
-        resting_w = self.plant.resting_w(waking, np.maximum(0.0, self.facts.racks - awake - waking))
-        racks = awake[prefill], awake[decode]
-
-        def predict(share: tuple[Array, Array], clock: Array) -> float:
-            clocks = clock[prefill], clock[decode]
-            return self.plant.expected_w(load, share, racks, clocks, (queued, batch), resting_w, sigmas)
-
-        return predict
-
-    def _affordable(self, seen: View, load: Array, racks: Array, braked: float) -> Array:
-        """Wake no more racks at a time than the cap has room for while they wake."""
-        fresh = np.maximum(0.0, racks - seen.active - seen.waking - seen.draining)
-        if not fresh.any():
-            return racks
-        active = [seen.active[members] for members in self.facts.members]
-        served = [self.plant.dispatch(self.plant.phases[k], self._limits[k], load, active[k]) for k in PHASES]
-        clock = np.zeros(len(racks))
-        for k in PHASES:
-            clock[self.facts.members[k]] = served[k].clock
-        now_w = self._predictor(seen, load, seen.waking)((served[PREFILL].share, served[DECODE].share), clock)
-        room_w = max(0.0, self._target_w(seen, braked) - now_w)
-        extra_w = self.plant.waking_w * float(self.plant.facility_w(1e6) / 1e6)
-        allowed = racks.copy()
-        # Decode first: a rack there serves more.
-        for pool in reversed(range(len(racks))):
-            afford = min(fresh[pool], math.floor(room_w / extra_w[pool]))
-            allowed[pool] -= fresh[pool] - afford
-            room_w -= afford * extra_w[pool]
-        return allowed
-
-    @staticmethod
-    def _between(predict: Predictor, share: tuple[Array, Array], low: Array, high: Array, target_w: float) -> Array:
-        """Return the highest clocks on the line from ``low`` to ``high`` whose predicted power fits."""
-        if predict(share, high) <= target_w:
-            return high
-        least, most = 0.0, 1.0
-        for _ in range(CLOCK_STEPS):
-            middle = 0.5 * (least + most)
-            if predict(share, low + middle * (high - low)) <= target_w:
-                least = middle
-            else:
-                most = middle
-        return np.asarray(low + least * (high - low))
+    def decide(self, observations: Array, memory: Array, actions: Array) -> None:
+        """Write the actions for observations."""
+        numbers = np.ascontiguousarray(observations, dtype=np.float64)
+        _decide_rows(self._parts, numbers, memory, actions)
 
 
 __all__ = ["RANGES", "Reactive", "Settings", "settings_from_table", "tuned_settings"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors
+from ai_factory_baselines.base import PHASES, Facts, Rule, View, routing_factors, view
 from ai_factory_baselines.plant import Plant, fill
 from ai_factory_gym.engine.layout import PREFILL, Array
 
@@ -17,7 +18,20 @@ QUEUE_TOLERANCE_S = 1.0
 """Wait that halves a pool's weight in ``least_loaded`` (status: design choice)."""
 
 
-class Random(Rule):
+class ByView(Rule):
+    """Base of the rules that look at one observation at a time and remember nothing."""
+
+    @abstractmethod
+    def action(self, seen: View) -> Array:
+        """Return the action for one observation."""
+
+    def decide(self, observations: Array, memory: Array, actions: Array) -> None:
+        """Write the action for each observation."""
+        for action, observation in zip(actions, observations, strict=True):
+            action[:] = self.action(view(self.facts, observation))
+
+
+class Random(ByView):
     """Uniformly random actions from its own generator: the floor of every table."""
 
     name: ClassVar[str] = "random"
@@ -31,19 +45,19 @@ class Random(Rule):
         """Seed the generator anew."""
         self._generator = np.random.default_rng([0 if seed is None else seed, 0xA1FAC])
 
-    def decide(self, seen: View, memory: Array) -> Array:
+    def action(self, seen: View) -> Array:
         """Return a random action."""
         return self._generator.uniform(-1.0, 1.0, self.facts.action.size).astype(np.float32)
 
 
-class FullClock(Rule):
+class FullClock(ByView):
     """Base of the rules that only route."""
 
     def shares(self, seen: View, phase: int) -> Array | None:
         """Return wanted shares, float64[groups, pools of the phase]; None is capacity-proportional."""
         return None
 
-    def decide(self, seen: View, memory: Array) -> Array:
+    def action(self, seen: View) -> Array:
         """Return the action: routing shares, full clock, every rack awake."""
         clock = np.ones(len(self.facts.racks))
         factors = []
