@@ -68,7 +68,10 @@ def shares(settings: Settings, rollouts: int) -> None:
     model.learn(rollouts * steps, reset_num_timesteps=False)
     total = time.perf_counter() - begin
     venv.close()
-    print(f"{settings.algo} on {settings.task}: {rows} rows, {rollouts * steps:,} steps in {total:.1f} s")
+    print(
+        f"{settings.algo} on {settings.task}: {rows} rows, {settings.rollout_threads} threads, "
+        f"{rollouts * steps:,} steps in {total:.1f} s"
+    )
     print(f"{rollouts * steps / total:,.0f} steps/s")
     for name, seconds in (
         ("environment, resets included", environment.seconds),
@@ -100,13 +103,17 @@ def main() -> int:
     parser.add_argument(
         "--runs", nargs="+", type=Path, metavar="DIRECTORY", help="finished runs: print time to threshold"
     )
+    parser.add_argument(
+        "--threads", type=int, default=Settings.rollout_threads, help="threads that simulate (%(default)s, as in train.py)"
+    )
     chosen = parser.parse_args()
     try:
         if chosen.runs:
             for run in chosen.runs:
                 print(time_to(run))
         else:
-            shares(Settings(task=chosen.task, rollout_threads=1), check_count("rollouts", chosen.rollouts))
+            threads = check_count("threads", chosen.threads)
+            shares(Settings(task=chosen.task, rollout_threads=threads), check_count("rollouts", chosen.rollouts))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
