@@ -1,7 +1,7 @@
 """Make everything anew that depends on the constants: ``python -m calibration.regenerate``.
 
 Steps run in order; ``--list`` shows them with their commands, ``--only`` runs some, ``--begin`` starts at one. Hours on two cores, of which
-the comparison tables and the training of three agents take most. Needs ``AI_FACTORY_REFERENCE_DIR``, ``AI_FACTORY_TRACE_DIR`` and the
+the comparison tables and the training of five agents take most. Needs ``AI_FACTORY_REFERENCE_DIR``, ``AI_FACTORY_TRACE_DIR`` and the
 extras ``train``, ``plot`` and ``dev``. Training refuses run directories that exist: move those of the calibration before away.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-RUNS = tuple(ROOT / "runs" / f"Edge-v0-ppo-s{seed}" for seed in range(3))
+RUNS = tuple(ROOT / "runs" / f"Edge-v0-ppo-s{seed}" for seed in range(5))
 SHIPPED = ROOT / "agents" / "ai_factory_agents" / "zoo" / "ppo" / "Edge-v0.zip"
 TUNED = ROOT / "baselines" / "ai_factory_baselines" / "tuned.toml"
 
