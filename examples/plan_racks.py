@@ -115,7 +115,12 @@ def simulate(chosen: Plan, path: str, trace: Trace) -> EvaluationResult:
         scenario="steady",
         seeds=1,
         trace=path,
-        env_kwargs={"site": site, "trace_class": CLASS, "rate_scale": site.demand_rps / trace.mean_rate_rps},
+        env_kwargs={
+            "site": site,
+            "trace_class": CLASS,
+            "rate_scale": site.demand_rps / trace.mean_rate_rps,
+            "lambda_tokens_per_joule": chosen.point.tokens_per_joule,
+        },
         progress=False,
     )
 
@@ -151,7 +156,7 @@ def main() -> int:
             found = best_for(cpx, trace, 1e6 * chosen.cap_mw, limits)
             plans.append((cpx, found))
             point = found.point
-            bar = "#" * round(40 * point.load_rps / max(other.point.load_rps for _, other in plans))
+            bar = "#" * round(40 * point.load_rps / plans[0][1].point.load_rps)
             print(
                 f"{cpx:>4}{found.racks[0]:>15}{found.racks[-1]:>14}{point.load_rps:>12,.0f}{point.tokens_per_joule:>10.3f}"
                 f"{point.facility_w / 1e6:>8.2f}  {bar}",
