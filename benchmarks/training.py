@@ -104,7 +104,10 @@ def main() -> int:
         "--runs", nargs="+", type=Path, metavar="DIRECTORY", help="finished runs: print time to threshold"
     )
     parser.add_argument(
-        "--threads", type=int, default=Settings.rollout_threads, help="threads that simulate (%(default)s, as in train.py)"
+        "--threads",
+        type=int,
+        default=Settings.rollout_threads,
+        help="threads that simulate (%(default)s, as in train.py)",
     )
     chosen = parser.parse_args()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from ai_factory_gym import jit
 from ai_factory_gym.engine import calendar, heap, kernel, ledger, racks, rng
 from ai_factory_gym.engine.arrivals import route, size_class, turn
 from ai_factory_gym.engine.layout import (
@@ -564,3 +566,17 @@ def test_shares_follow_capacity_bias_clock_and_closed_pools() -> None:
     assert shares(DECODE, ones).sum() == pytest.approx(1.0)
     state.pool_int[0, 3, PoolInt.WAKING] = 1
     np.testing.assert_allclose(shares(DECODE, ones), [0.0, 0.0, 0.0, 1.0])
+
+
+def test_the_cache_of_kernels_depends_on_every_source_of_kernels() -> None:
+    """Compiled kernels are kept on disk: one that calls a kernel of another file must not outlive a change of it."""
+    package = Path(jit.__file__).parent
+    with_kernels = {
+        path
+        for path in package.rglob("*.py")
+        if re.search(r"^@(inlined_)?kernel$|= (inlined_)?kernel\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    # Nothing but Python calls these.
+    top = {package / "control_step.py"}
+    assert top <= with_kernels
+    assert with_kernels - top <= set(jit.shared_sources())

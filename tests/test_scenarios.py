@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.grid.cap import MAX_CAP_EVENTS, CapEvent, CapEventSpec, CapSchedule, draw_schedule
 from ai_factory_gym.scenarios import SCENARIO_DIR, Scenario, scenario, scenario_names
+from ai_factory_gym.workload.demand import Shift, ShiftSpec, draw_shifts, shift_factor
 
 BASE_W = 2.0e6
 DAY_S = 86_400.0
@@ -134,7 +135,7 @@ def test_drawing_uses_the_same_numbers_whatever_is_drawn() -> None:
 
 
 def test_the_shipped_scenarios() -> None:
-    assert scenario_names() == ("burst", "curtailment", "diurnal", "steady")
+    assert scenario_names() == ("agent_surge", "burst", "curtailment", "diurnal", "long_context", "mix_shift", "steady")
     for name in scenario_names():
         loaded = scenario(name)
         assert loaded.name == name and loaded.description
@@ -250,3 +251,90 @@ def test_too_many_events_are_refused() -> None:
     spec = CapEventSpec(9.0, 13.0, 3600.0, 0.25, 60.0)
     with pytest.raises(ConfigError, match="cap_events"):
         Scenario("x", cap_events=(spec,) * (MAX_CAP_EVENTS + 1))
+
+
+# --------------------------------------------------------------------------------------------- shifts and composition
+
+
+def test_a_shift_ramps_up_holds_and_goes_every_day() -> None:
+    shift = Shift(("coding",), 10 * 3600.0, 3600.0, 4 * 3600.0, 3.0)
+    factor = shift_factor([shift], ["chat", "coding"], 0.0, 2880)
+    assert (factor[0] == 1.0).all()
+    day = factor[1, :1440]
+    assert np.array_equal(day, factor[1, 1440:])
+    assert (day[: 10 * 60] == 1.0).all() and (day[14 * 60 :] == 1.0).all()
+    assert day[10 * 60 + 30] == pytest.approx(2.0, abs=0.02)
+    assert day[11 * 60 : 13 * 60] == pytest.approx(3.0)
+    assert day[13 * 60 + 30] == pytest.approx(2.0, abs=0.02)
+
+
+def test_a_shift_is_seen_from_the_middle_of_it() -> None:
+    shift = Shift(("coding",), 22 * 3600.0, 0.0, 4 * 3600.0, 2.0)
+    assert shift_factor([shift], ["coding"], 3600.0, 120)[0].tolist() == [2.0] * 60 + [1.0] * 60
+
+
+def test_shifts_of_one_class_multiply() -> None:
+    shift = Shift(("a",), 0.0, 0.0, 86_400.0, 2.0)
+    assert (shift_factor([shift, shift], ["a", "b"], 0.0, 10) == [[4.0] * 10, [1.0] * 10]).all()
+
+
+def test_as_many_numbers_are_drawn_whatever_a_scenario_has() -> None:
+    spec = ShiftSpec(("chat",), 1.0, 5.0, 10.0, 2.0, 1.5, 2.5)
+    ends = []
+    for specs in ((), (spec,), (spec, spec)):
+        rng = np.random.default_rng(5)
+        drawn = draw_shifts(rng, specs)
+        ends.append(rng.random())
+        assert all(1.0 <= each.onset_s / 3600.0 <= 5.0 and 1.5 <= each.factor <= 2.5 for each in drawn)
+    assert len(set(ends)) == 1
+
+
+def test_scenarios_add_up() -> None:
+    both = scenario("steady+curtailment+agent_surge")
+    curtailment, surge = scenario("curtailment"), scenario("agent_surge")
+    assert both.name == "steady+curtailment+agent_surge"
+    assert both.cap_events == curtailment.cap_events and both.shifts == surge.shifts
+    assert both.daily and both.deferrable and both.overdispersion == 1.0
+    assert scenario("diurnal+diurnal").bursts == scenario("diurnal").bursts
+    with pytest.raises(ConfigError, match="scenario: unknown value 'curtailments'.*Did you mean 'curtailment'"):
+        scenario("steady+curtailments")
+    with pytest.raises(ConfigError, match="bursts: 13 given|bursts: [0-9]+ given; at most"):
+        many = scenario("burst")
+        other = dataclasses.replace(
+            many, bursts=tuple(dataclasses.replace(b, multiplier_high=b.multiplier_high + 1) for b in many.bursts)
+        )
+        third = dataclasses.replace(
+            many, bursts=tuple(dataclasses.replace(b, multiplier_high=b.multiplier_high + 2) for b in many.bursts)
+        )
+        many + other + third  # noqa: B018
+
+
+def test_a_shift_moves_no_other_draw() -> None:
+    from ai_factory_gym import AIFactoryEnv
+
+    settings = {"site": "edge", "horizon_s": 600.0, "warmup_s": 60.0, "start_time_s": 43_200.0}
+    plain = AIFactoryEnv(scenario="diurnal", **settings)
+    shifted = AIFactoryEnv(scenario="diurnal+long_context", lambda_tokens_per_joule=3.0, **settings)
+    plain.reset(seed=4)
+    shifted.reset(seed=4)
+    names = [cls.name for cls in plain.classes]
+    ratio = shifted.factory.engine.state.rate[0] / plain.factory.engine.state.rate[0]
+    assert (ratio[[k for k, name in enumerate(names) if name != "coding"]] == 1.0).all()
+    assert ratio[names.index("coding")].max() > 1.9
+    assert np.array_equal(shifted.factory.engine.state.cap_steps, plain.factory.engine.state.cap_steps)
+
+
+def test_a_shift_of_an_unknown_class_is_refused(tmp_path: Path) -> None:
+    from ai_factory_gym import AIFactoryEnv
+
+    path = tmp_path / "odd.toml"
+    text = (SCENARIO_DIR / "long_context.toml").read_text(encoding="utf-8")
+    path.write_text(text.replace('"coding"', '"codign"'), encoding="utf-8")
+    with pytest.raises(ConfigError, match="shifts: classes: unknown value 'codign'.*Did you mean 'coding'"):
+        AIFactoryEnv(site="edge", scenario=str(path))
+    path.write_text(text.replace('["coding", "video"]', '"coding"'), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"shifts\[0\].classes: 'coding' is not allowed; must be a list"):
+        scenario(path)
+    path.write_text(text.replace("factor_low = 2.0", "factor_low = 4.0"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"shifts\[0\].factor_high: 3.0 is not allowed"):
+        scenario(path)

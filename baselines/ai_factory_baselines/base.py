@@ -347,7 +347,7 @@ class Levers(NamedTuple):
     @classmethod
     def of(cls, facts: Facts) -> Levers:
         """Return the levers of a site."""
-        begins, _, racks_span = facts.action.arrays
+        begins, _, racks_span, *_ = facts.action.arrays
         least = facts.params.pool[:, PoolSpec.MIN_ACTIVE].copy()
         return cls(begins, racks_span, least, facts.action.clock_min, facts.capacity)
 

@@ -1,4 +1,4 @@
-"""Command line: ``python -m ai_factory_gym describe TASK``, ``warmup``."""
+"""Command line: ``python -m ai_factory_gym describe TASK``, ``validate FILE``, ``warmup``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     show.add_argument("task", nargs="+", help=f"task id, site name or TOML file; ids: {', '.join(TASKS)}")
     show.add_argument("--trace", help="describe a trace too, and what rate-scale makes of its burstiness")
     show.add_argument("--rate-scale", type=float, default=1.0, help="factor on the trace's rate")
+    check = commands.add_parser("validate", help="say what is wrong, or unlikely to be meant, in a site of your own")
+    check.add_argument("site", nargs="+", help="TOML file or site name")
     commands.add_parser("warmup", help="compile and cache the kernels (a minute or two, once)")
     chosen = parser.parse_args(arguments)
     try:
@@ -30,6 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
             elif chosen.rate_scale != 1.0:
                 raise ConfigError(f"rate_scale: {chosen.rate_scale!r} scales a trace, and no trace is given.")
             print("\n".join(pages))
+        elif chosen.command == "validate":
+            from ai_factory_gym.validate import validate
+
+            for source in chosen.site:
+                print(validate(source), end="")
         else:
             print(f"kernels ready after {warm_up():.1f} s")
     except ConfigError as error:

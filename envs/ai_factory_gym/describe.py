@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
-from ai_factory_gym.errors import check_range, unknown
-from ai_factory_gym.operating_point import OperatingPoint, SteadySite
-from ai_factory_gym.params import build_params, idle_facility_w, nameplate_it_w, resolution, served_classes, site_pue
+from ai_factory_gym.errors import ConfigError, check_range, unknown
+from ai_factory_gym.operating_point import OperatingPoint
+from ai_factory_gym.params import idle_facility_w, nameplate_it_w, site_pue
 from ai_factory_gym.registration import TASKS
 from ai_factory_gym.sites import SiteConfig, load_site
+from ai_factory_gym.validate import daily_demand_rps, steady_site
 from ai_factory_gym.workload.traces import load_trace, superposition_report
 
 
@@ -24,12 +27,6 @@ def task_site(name: str) -> SiteConfig:
     if name.endswith(".toml") or name in TASKS.values():
         return load_site(name)
     raise unknown("task", name, [*TASKS, *TASKS.values()])
-
-
-def steady_site(site: SiteConfig) -> SteadySite:
-    """Return the steady-state model of a site at the default resolution's strata."""
-    classes = served_classes(site)
-    return SteadySite(site, classes, build_params(site, classes, resolution("cohort"), control_interval_s=60.0))
 
 
 def figures(site: SiteConfig) -> dict[str, float]:
@@ -68,7 +65,7 @@ def describe(name: str) -> str:
     nameplate_w = nameplate_it_w(site, params.power)
     lines = [
         f"{site.name}: {site.description}",
-        f"calibration {site.calibration}; model {site.model}"
+        f"calibration {site.calibration}; model {site.served_model.id}"
         + (f"; contexts up to {site.max_context:,} tokens assumed to work" if site.max_context else ""),
         "",
         f"cap {site.cap_w / 1e6:,.2f} MW; nameplate {nameplate_w * site_pue(site, 1.0) / 1e6:,.2f} MW with cooling; "
@@ -87,7 +84,8 @@ def describe(name: str) -> str:
         lines.append("* hypothetical: announced, then withdrawn; never shipped")
     lines += [
         "",
-        f"{'class':<20}{'share':>7}{'prompt':>10}{'output':>9}{'TTFT limit':>13}{'TPOT limit':>12}{'target':>8}",
+        f"{'class':<20}{'share':>7}{'prompt':>10}{'output':>9}{'TTFT limit':>13}{'TPOT limit':>12}{'target':>8}"
+        f"{'alone, requests/s':>19}",
     ]
     for cls in classes:
         prompt = cls.prompt.mean()
@@ -95,6 +93,7 @@ def describe(name: str) -> str:
         tpot = "" if cls.deferrable else f"{1e3 * cls.tpot_s:.0f} ms"
         lines.append(
             f"{cls.name:<20}{site.mix[cls.name]:>7.0%}{prompt:>10,.0f}{cls.output.mean():>9,.0f}{limit:>13}{tpot:>12}{cls.attainment_target:>8.2f}"
+            f"{_alone(site, cls.name)}"
         )
     lines += [
         "",
@@ -106,8 +105,40 @@ def describe(name: str) -> str:
         "next limit: prefill utilisation, tpot, kv (memory of decode) or cap",
         f"unthrottled draw at the saturating load: {saturation.facility_w / site.cap_w:.3f} x cap",
         f"mean demand: {site.demand_rps / capped.load_rps:.3f} of what the cap can serve",
+        "",
+        *plot_day(daily_demand_rps(site, classes).sum(axis=0), capped.load_rps),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _alone(site: SiteConfig, name: str) -> str:
+    """Return the last column of a class: how many requests/s the site serves under its cap when there are no others."""
+    try:
+        steady = steady_site(dataclasses.replace(site, mix={name: 1.0}))
+    except ConfigError:
+        return f"{'none':>19}"
+    return f"{steady.under_cap(site.cap_w).load_rps:>19,.0f}"
+
+
+def plot_day(demand_rps: np.ndarray, cap_rps: float, height: int = 8) -> list[str]:
+    """Return a small plot of a day's demand and of what the cap can serve, one line of text per row.
+
+    Args:
+        demand_rps: Demand at equal distances over the day, requests/s.
+        cap_rps: What the cap can serve, requests/s.
+        height: Rows.
+    """
+    columns = np.array([part.mean() for part in np.array_split(demand_rps, 48)])
+    top = max(float(columns.max()), cap_rps) * 1.05
+    level = np.rint(columns / top * height * 8).astype(int)
+    line = min(height - 1, int(cap_rps / top * height))
+    rows = []
+    for row in range(height - 1, -1, -1):
+        empty = "-" if row == line else " "
+        cells = [" ▁▂▃▄▅▆▇█"[min(8, max(0, value - 8 * row))] for value in level]
+        text = "".join(empty if cell == " " else cell for cell in cells)
+        rows.append(f"{(row + 1) * top / height:>12,.0f} |{text}|" + (" what the cap can serve" if row == line else ""))
+    return ["mean demand of the day, requests/s", *rows, f"{'':>13}0h{'':>10}6h{'':>9}12h{'':>9}18h{'':>9}24h"]
 
 
 _LEAST_WINDOWS = 10

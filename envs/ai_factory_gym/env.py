@@ -42,6 +42,12 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``route_decode`` | groups x decode pools | capacity share x e^-4 | capacity-proportional | capacity share x e^4 |
     | ``clock`` | pools | lowest clock ceiling | 0.75 | full clock |
     | ``active_racks`` | pools | fewest racks awake | 85 %, rounded up | all racks awake |
+    | ``power_limit`` * | pools | 30 % of a rack's largest draw | no limit | no limit |
+    | ``batch_ceiling`` * | decode pools | 1/8 of the reference batch | the pool's own | the pool's own |
+    | ``admission`` * | classes | everything turned away | everything let in | everything let in |
+    | ``deferral`` * | deferrable classes | work waits for its deadline | the built-in rule | released at once |
+
+    Levers with a * are not in use unless ``levers`` names them, and neutral at zero: an episode is then the same as without.
 
     A group is a range of prompt lengths (``group_edges`` of the site). Racks drain before they sleep, take minutes to wake,
     and stay awake for a minimum time.
@@ -78,6 +84,12 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``class_slack`` | classes | (recent share - target) x 10 |
     | ``class_pending`` | classes | deferrable requests not released / hour of mean demand |
     | ``previous_action`` | actions | the last action |
+    | ``pool_power_limit`` * | pools | power limit / largest draw of a rack |
+    | ``pool_batch_ceiling`` * | pools | decode: batch ceiling / reference batch |
+    | ``class_admitted`` * | classes | share of arrivals let in |
+    | ``class_due`` * | classes | time left to the oldest deferred request / deadline |
+
+    Blocks with a * are there when their lever is in use.
 
     ## Rewards
 

@@ -73,6 +73,17 @@ def check_flag(key: str, value: Any) -> bool:
     return value
 
 
+def check_text(key: str, value: Any, empty: bool = False) -> str:
+    """Return ``value`` when it is a string, and not an empty one unless that is allowed, else refuse it.
+
+    Raises:
+        ConfigError: Otherwise.
+    """
+    if not isinstance(value, str) or not (value or empty):
+        raise ConfigError(f"{key}: {value!r} is not allowed; must be a string{'' if empty else ' that is not empty'}.")
+    return value
+
+
 def check_count(key: str, value: Any) -> int:
     """Return ``value`` as an int when it is a whole number of at least 1, else refuse it; those of numpy are whole numbers too.
 

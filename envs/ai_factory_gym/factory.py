@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -33,8 +34,8 @@ from ai_factory_gym.observation import ObservationLayout, lay_out, reference_sca
 from ai_factory_gym.params import build_params, check_cap, reference_batch
 from ai_factory_gym.reward import TERMS, energy_price_factor
 from ai_factory_gym.scenarios import Scenario, scenario
-from ai_factory_gym.task import DAY_S, Task
-from ai_factory_gym.workload.demand import mean_path, rate_path
+from ai_factory_gym.task import DAY_S, Task, check_shifts
+from ai_factory_gym.workload.demand import mean_path, rate_path, shift_factor
 from ai_factory_gym.workload.traces import SuperpositionPlan, shifts, unit_hash
 
 RESET_OPTIONS = ("start_time_s", "scenario", "demand_scale", "horizon_s")
@@ -104,12 +105,11 @@ class Factory:
         )
         check_cap(task.site, task.site.cap_w * task.scenario.lowest_cap_fraction)
         self.engine = Engine(self.params, rows=rows, log_lines=log_lines)
-        self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min)
+        batch = reference_batch(task.site, self.classes, self.params)
+        self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
         self.mean_rate = self._mean_rate()
-        slices, size = lay_out(len(self.pools), len(self.classes), self.action_layout.size)
-        nameplate_w, ttft_s, batch = reference_scales(
-            self.params, reference_batch(task.site, self.classes, self.params), self.mean_rate
-        )
+        slices, size = lay_out(len(self.pools), len(self.classes), self.action_layout.size, task.levers)
+        nameplate_w, ttft_s, batch = reference_scales(self.params, batch, self.mean_rate)
         self.observation_layout = ObservationLayout(
             slices=slices,
             size=size,
@@ -121,6 +121,7 @@ class Factory:
             tpot_s=min(cls.tpot_s for cls in self.classes),
             price=task.site.electricity_usd_per_mwh / 100.0,
             carbon=task.site.carbon_g_per_kwh / 500.0,
+            pool_rack_w=self.action_layout.rack_w,
         )
         self.info_keys = info_keys(tuple(cls.name for cls in self.classes))
         self._constants = Constants(
@@ -135,8 +136,8 @@ class Factory:
         # Plain tuples: what a kernel is handed at every step.
         self._fixed_arrays = (self.action_layout.arrays, self.observation_layout.scales)
         self._fixed_numbers = (self.observation_layout.constants, tuple(self._constants))
-        decision = no_decision(rows, self.params.capacity.shape[1], len(self.pools))
-        self._decision = (decision.bias, decision.ceiling, decision.power_limit_w, decision.racks)
+        decision = no_decision(rows, self.params)
+        self._decision = tuple(getattr(decision, field.name) for field in dataclasses.fields(decision))
         self._params_arrays = tuple(self.params)
         self._status = np.zeros(rows, dtype=np.int64)
         self._episodes = new_episodes(rows, self.action_layout.size, len(TERMS))
@@ -235,6 +236,7 @@ class Factory:
                 f"options: scenario {chosen.name!r} differs from {task.scenario.name!r} in whether work may be deferred; "
                 f"make a new environment with scenario={chosen.name!r}."
             )
+        check_shifts(chosen, task.site)
         check_cap(task.site, task.site.cap_w * chosen.lowest_cap_fraction)
         horizon_s = check_range(
             "options: horizon_s", options.get("horizon_s", task.horizon_s), task.control_interval_s, 3.2e7, "s"
@@ -289,6 +291,10 @@ class Factory:
             overdispersion=chosen.overdispersion,
             bursts=bursts,
         )
+        if chosen.shifts:
+            # A stream of their own: what else is drawn does not depend on whether a scenario has shifts.
+            shifts = chosen.draw_shifts(stream.spawn(1)[0])
+            rate *= shift_factor(shifts, [cls.name for cls in self.classes], start_s, minutes)
         interactive = np.array([not cls.deferrable for cls in self.classes])
         curve = mean_path(profiles, self.mean_rate, start_s, minutes, daily=chosen.daily)[interactive].sum(axis=0)
         day = mean_path(profiles, self.mean_rate, 0.0, 1440, daily=chosen.daily)[interactive].sum(axis=0)

@@ -19,13 +19,18 @@ for division by zero would stand in every inner loop. The interpreter lock is re
 nothing and may run in threads."""
 
 
-@functools.lru_cache(maxsize=1)
-def sources_digest() -> str:
-    """Return a digest of every source that more than one module's kernels can depend on."""
+def shared_sources() -> list[Path]:
+    """Return every source that kernels of other modules can depend on."""
     package = Path(__file__).parent
     files = [*sorted(package.glob("engine/*.py")), *sorted(package.glob("physics/*.py"))]
-    files += [package / "workload" / "quadrature.py"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    names = ("workload/quadrature.py", "levers.py", "observation.py", "metrics.py", "reward.py")
+    return files + [package / name for name in names]
+
+
+@functools.lru_cache(maxsize=1)
+def sources_digest() -> str:
+    """Return a digest of ``shared_sources``."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in shared_sources())).hexdigest()
 
 
 @functools.lru_cache(maxsize=64)

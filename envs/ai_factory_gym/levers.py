@@ -6,8 +6,16 @@
 | route_decode | groups x decode pools | weight = available capacity x exp(4 a) | capacity-proportional |
 | clock | pools | ceiling: -1 lowest, 0 NEUTRAL_CLOCK, 1 full, linear between | full clock |
 | active_racks | pools | racks awake: -1 the pool's minimum, 0 NEUTRAL_AWAKE of them, 1 all, rounded up | all awake |
+| power_limit | pools | most an active rack draws: -1 LEAST_LIMIT of its largest draw, linear up to 0; from 0 no limit | no limit |
+| batch_ceiling | decode pools | requests per replica: -1 LEAST_BATCH of the reference batch, geometric up to 0; from 0 the pool's own | as built |
+| admission | classes | share of arrivals let in, the others are turned away: -1 none, linear up to 0; from 0 all | all |
+| deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
 
-A routing weight under 1 % of its group's sum becomes 0; pools without an active rack get nothing.
+The first four are in use by default. Zero is neutral for the other four: they are then as if they were not in use.
+
+A routing weight under 1 % of its group's sum becomes 0; pools without an active rack get nothing. Clock and power limit compose:
+the lower of the two clocks is in force. The reference batch is that of ``params.reference_batch``: the largest that keeps the tightest
+TPOT limit at full clock, with a margin.
 """
 
 from __future__ import annotations
@@ -19,19 +27,29 @@ from typing import Any
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Params, PoolSpec
-from ai_factory_gym.engine.simulator import Decision
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, ClassSpec, Gate, Params, PoolSpec
+from ai_factory_gym.engine.simulator import Decision, open_gate
 from ai_factory_gym.errors import ConfigError, unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
+from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
 
 ROUTING_GAIN = 4.0
 NEUTRAL_CLOCK = 0.75
 NEUTRAL_AWAKE = 0.85
 
-LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
+LEAST_LIMIT = 0.3
+"""Lowest power limit, as a share of a rack's largest draw: below 0.3 to 0.4 performance collapses (status: design choice)."""
+
+LEAST_BATCH = 0.125
+"""Lowest batch ceiling, as a share of the reference batch (status: design choice)."""
+
+DEFAULT_LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
+"""The levers of the published tasks."""
+
+LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral")
 """All levers; the routing of a phase stands at the phase's number."""
 
-_CLOCK, _RACKS = LEVERS.index("clock"), LEVERS.index("active_racks")
+_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL = (LEVERS.index(name) for name in LEVERS[2:])
 
 
 @inlined_kernel
@@ -52,11 +70,15 @@ def decide_row(
     begins: Array,
     pool_racks: Array,
     racks_span: Array,
+    most: Array,
+    deferrable: Array,
     clock_min: float,
     bias: Array,
     ceiling: Array,
     power_limit_w: Array,
     racks: Array,
+    most_batch: Array,
+    gate: Array,
 ) -> None:
     """Translate one action into a decision.
 
@@ -65,11 +87,15 @@ def decide_row(
         begins: Where each of ``LEVERS`` begins, -1 where it is not in use, int64[levers].
         pool_racks: int64[pools, 2], phase and racks of each pool.
         racks_span: float64[3, pools]: ``racks_below``, ``centre_racks``, ``racks_above``.
+        most: float64[3, pools]: largest draw of a rack, W; batch ceiling of the pool; lowest batch ceiling, 0 for prefill.
+        deferrable: Whether work of a class may be deferred, bool[classes].
         clock_min: Lowest clock ceiling.
         bias: Written: float64[2, groups, pools].
         ceiling: Written: float64[pools].
         power_limit_w: Written: float64[pools].
         racks: Written: int64[pools].
+        most_batch: Written: float64[pools].
+        gate: Written: float64[classes, Gate].
     """
     pools = ceiling.shape[0]
     for phase in (PREFILL, DECODE):
@@ -93,6 +119,26 @@ def decide_row(
                 action[begins[_RACKS] + pool], racks_span[0, pool], racks_span[1, pool], racks_span[2, pool]
             )
             racks[pool] = int(math.ceil(wanted - 1e-6))
+        if begins[_LIMIT] >= 0 and action[begins[_LIMIT] + pool] < 0.0:
+            power_limit_w[pool] = most[0, pool] * (1.0 + (1.0 - LEAST_LIMIT) * action[begins[_LIMIT] + pool])
+    place = begins[_BATCH]
+    for pool in range(pools):
+        most_batch[pool] = most[1, pool]
+        if begins[_BATCH] >= 0 and pool_racks[pool, 0] == DECODE:
+            if action[place] < 0.0:
+                most_batch[pool] = max(
+                    1.0, math.floor(most[1, pool] * (most[2, pool] / most[1, pool]) ** -action[place])
+                )
+            place += 1
+    place = begins[_DEFERRAL]
+    for cls in range(gate.shape[0]):
+        gate[cls, Gate.ADMITTED] = 1.0
+        gate[cls, Gate.RELEASE] = 0.0
+        if begins[_ADMISSION] >= 0:
+            gate[cls, Gate.ADMITTED] = min(1.0, 1.0 + action[begins[_ADMISSION] + cls])
+        if begins[_DEFERRAL] >= 0 and deferrable[cls]:
+            gate[cls, Gate.RELEASE] = action[place]
+            place += 1
 
 
 @kernel
@@ -104,30 +150,39 @@ def _decide_rows(
     ceiling: Array,
     power_limit_w: Array,
     racks: Array,
+    most_batch: Array,
+    gate: Array,
 ) -> None:
     """Translate actions, float64[n, size], into decisions, one entry per row (see ``decide_row``)."""
-    begins, pool_racks, racks_span = lever_arrays
+    begins, pool_racks, racks_span, most, deferrable = lever_arrays
     for row in range(action.shape[0]):
         decide_row(
             action[row],
             begins,
             pool_racks,
             racks_span,
+            most,
+            deferrable,
             clock_min,
             bias[row],
             ceiling[row],
             power_limit_w[row],
             racks[row],
+            most_batch[row],
+            gate[row],
         )
 
 
-def no_decision(rows: int, groups: int, pools: int) -> Decision:
+def no_decision(rows: int, params: Params) -> Decision:
     """Return room for the decisions of rows."""
+    groups, pools = params.capacity.shape[1:]
     return Decision(
         bias=np.ones((rows, 2, groups, pools)),
         ceiling=np.ones((rows, pools)),
         power_limit_w=np.full((rows, pools), np.inf),
         racks=np.zeros((rows, pools), np.int64),
+        most_batch=np.tile(params.pool[:, PoolSpec.MAX_BATCH], (rows, 1)),
+        gate=open_gate(rows, len(params.cls)),
     )
 
 
@@ -139,6 +194,7 @@ class ActionLayout:
         params: Constant arrays of the site.
         levers: Names of the levers in use, each at most once.
         clock_min: Lowest clock ceiling.
+        reference_batch: Batch per decode replica that ``batch_ceiling`` refers to, float64[pools].
 
     Attributes:
         slices: Lever name to slice of the action vector.
@@ -147,12 +203,14 @@ class ActionLayout:
         centre_racks: Racks wanted awake at action 0, float64[pools].
         racks_below: How many fewer at -1.
         racks_above: How many more at 1.
-        arrays: Begins, phases and racks, and the span of racks, as ``decide_row`` wants them.
+        rack_w: Largest draw of a rack, W, float64[pools].
+        arrays: Begins, phases and racks, the span of racks, the largest settings, and who is deferrable, as ``decide_row`` wants them.
     """
 
     params: Params = field(repr=False)
     levers: tuple[str, ...]
     clock_min: float
+    reference_batch: Array = field(repr=False)
 
     def __post_init__(self) -> None:
         """Lay the levers out one after the other; refuse unknown or repeated ones (ConfigError)."""
@@ -165,12 +223,22 @@ class ActionLayout:
             raise ConfigError(f"levers: none given; choose from {', '.join(LEVERS)}.")
         phase = self.params.pool[:, PoolSpec.PHASE]
         groups = self.params.capacity.shape[1]
+        deferrable = self.params.cls[:, ClassSpec.DEFERRABLE] > 0.0
         sizes = {
             "route_prefill": groups * int((phase == PREFILL).sum()),
             "route_decode": groups * int((phase == DECODE).sum()),
             "clock": len(phase),
             "active_racks": len(phase),
+            "power_limit": len(phase),
+            "batch_ceiling": int((phase == DECODE).sum()),
+            "admission": len(self.params.cls),
+            "deferral": int(deferrable.sum()),
         }
+        if "deferral" in self.levers and not deferrable.any():
+            raise ConfigError(
+                "levers: 'deferral' is not possible: no class of this site and scenario is deferrable; leave the lever out, or "
+                "choose a scenario and a mix with deferrable work."
+            )
         slices = {}
         begin = 0
         for name in self.levers:
@@ -183,6 +251,10 @@ class ActionLayout:
         object.__setattr__(self, "centre_racks", np.maximum(NEUTRAL_AWAKE * racks, least))
         object.__setattr__(self, "racks_below", self.centre_racks - least)
         object.__setattr__(self, "racks_above", racks - self.centre_racks)
+        rack_w = [rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0)) for row in self.params.power]
+        object.__setattr__(self, "rack_w", np.array(rack_w))
+        largest = self.params.pool[:, PoolSpec.MAX_BATCH]
+        least = np.minimum(largest, np.maximum(1.0, LEAST_BATCH * self.reference_batch))
         object.__setattr__(
             self,
             "arrays",
@@ -190,6 +262,8 @@ class ActionLayout:
                 np.array([slices[name].start if name in slices else -1 for name in LEVERS]),
                 np.column_stack([phase, racks]).astype(np.int64),
                 np.stack([self.racks_below, self.centre_racks, self.racks_above]),
+                np.stack([self.rack_w, largest, least]),
+                deferrable,
             ),
         )
 
@@ -199,6 +273,7 @@ class ActionLayout:
     centre_racks: Array = field(init=False, repr=False)
     racks_below: Array = field(init=False, repr=False)
     racks_above: Array = field(init=False, repr=False)
+    rack_w: Array = field(init=False, repr=False)
     arrays: tuple[Array, ...] = field(init=False, repr=False)
 
     def __getitem__(self, lever: str) -> slice:
@@ -220,7 +295,8 @@ class ActionLayout:
         Returns:
             The decision, one entry per row.
         """
-        decision = no_decision(len(action), self.params.capacity.shape[1], len(self.racks))
+        decision = no_decision(len(action), self.params)
+        assert decision.most_batch is not None and decision.gate is not None
         given = np.asarray(action, dtype=np.float64)
         _decide_rows(
             given,
@@ -230,6 +306,8 @@ class ActionLayout:
             decision.ceiling,
             decision.power_limit_w,
             decision.racks,
+            decision.most_batch,
+            decision.gate,
         )
         return decision
 
@@ -240,6 +318,10 @@ class ActionLayout:
         racks: Array | None = None,
         route_prefill: Array | None = None,
         route_decode: Array | None = None,
+        power_limit_w: Array | float | None = None,
+        most_batch: Array | float | None = None,
+        admitted: Array | float | None = None,
+        release: Array | float | None = None,
     ) -> Array:
         """Return the action that sets physical values; what is None, or whose lever is not in use, is left at zero.
 
@@ -248,6 +330,10 @@ class ActionLayout:
             racks: Racks awake per pool.
             route_prefill: Routing factors (1 is capacity-proportional), [groups, prefill pools].
             route_decode: The same for decode.
+            power_limit_w: Most an active rack of each pool may draw, W, inf for no limit, or one for all.
+            most_batch: Most requests per replica of each decode pool, or one for all.
+            admitted: Share of the arrivals of each class that is let in, or one for all.
+            release: Hand on the deferred work of each deferrable class, as the lever's own number, or one for all.
 
         Returns:
             float32[size] in [-1, 1].
@@ -266,6 +352,22 @@ class ActionLayout:
                 # A factor of zero has no logarithm, and is below the lever's smallest anyway.
                 positive = np.maximum(np.asarray(factor, dtype=np.float64), 1e-300)
                 action[self.slices[name]] = np.log(positive).reshape(-1) / ROUTING_GAIN
+        _, _, _, most, _ = self.arrays
+        if power_limit_w is not None and "power_limit" in self.slices:
+            share = np.minimum(np.broadcast_to(power_limit_w, self.rack_w.shape) / self.rack_w, 1.0)
+            action[self.slices["power_limit"]] = (share - 1.0) / (1.0 - LEAST_LIMIT)
+        if most_batch is not None and "batch_ceiling" in self.slices:
+            decode = self.params.pool[:, PoolSpec.PHASE] == DECODE
+            largest, least = most[1, decode], most[2, decode]
+            # A little more than the wanted number is rounded down to it.
+            wanted = np.clip(np.broadcast_to(most_batch, largest.shape) + 1e-3, 1.0, largest)
+            action[self.slices["batch_ceiling"]] = -np.log(wanted / largest) / np.minimum(
+                np.log(least / largest), -1e-12
+            )
+        if admitted is not None and "admission" in self.slices:
+            action[self.slices["admission"]] = np.asarray(admitted, dtype=np.float64) - 1.0
+        if release is not None and "deferral" in self.slices:
+            action[self.slices["deferral"]] = release
         return np.minimum(np.maximum(action, -1.0), 1.0).astype(np.float32)
 
 

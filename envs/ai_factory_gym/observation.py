@@ -7,11 +7,13 @@ operation. Nothing tells how long the episode still lasts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ai_factory_gym.engine.layout import (
+    BACKLOG_BIN_S,
     PREFILL,
     Array,
     CapStep,
@@ -82,6 +84,24 @@ BLOCKS: tuple[tuple[str, str, str], ...] = (
 )
 """Name, length and meaning of every block, in order."""
 
+LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
+    ("power_limit", "pool_power_limit", "pools", "power limit in force / largest draw of a rack; 1 without a limit"),
+    (
+        "batch_ceiling",
+        "pool_batch_ceiling",
+        "pools",
+        "decode: batch ceiling in force / reference batch; prefill: 0",
+    ),
+    ("admission", "class_admitted", "classes", "share of the arrivals that is let in"),
+    (
+        "deferral",
+        "class_due",
+        "classes",
+        "deferrable: time left to the oldest request that is not released / the class's deadline, 1 when there is none; others: 0",
+    ),
+)
+"""Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
+
 
 @dataclass(frozen=True)
 class ObservationLayout:
@@ -98,6 +118,7 @@ class ObservationLayout:
         tpot_s: Tightest TPOT limit.
         price: Electricity price / 100 USD/MWh.
         carbon: Carbon intensity / 500 g/kWh.
+        pool_rack_w: Largest draw of a rack, W, float64[pools].
     """
 
     slices: dict[str, slice] = field(repr=False)
@@ -110,11 +131,20 @@ class ObservationLayout:
     tpot_s: float
     price: float
     carbon: float
+    pool_rack_w: Array = field(repr=False)
 
     @property
     def scales(self) -> tuple[Array, ...]:
-        """Scales that differ by pool or class, as ``observe_row`` wants them."""
-        return self.pool_batch, self.pool_nameplate_w, self.class_rate, self.class_ttft_s
+        """Scales that differ by pool or class, and where the blocks of levers begin, as ``observe_row`` wants them."""
+        begins = [self.slices[name].start if name in self.slices else -1 for _, name, _, _ in LEVER_BLOCKS]
+        return (
+            self.pool_batch,
+            self.pool_nameplate_w,
+            self.class_rate,
+            self.class_ttft_s,
+            self.pool_rack_w,
+            np.array(begins, dtype=np.int64),
+        )
 
     @property
     def constants(self) -> tuple[float, float, float, float]:
@@ -132,12 +162,13 @@ class ObservationLayout:
         return self.slices[block]
 
 
-def lay_out(pools: int, classes: int, actions: int) -> tuple[dict[str, slice], int]:
-    """Return the slices of all blocks and the length of the observation."""
+def lay_out(pools: int, classes: int, actions: int, levers: Sequence[str] = ()) -> tuple[dict[str, slice], int]:
+    """Return the slices of all blocks and the length of the observation, those of levers in use among them."""
+    blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
     lengths = {"pools": pools, "classes": classes, "actions": actions}
     slices = {}
     begin = 0
-    for name, length, _ in BLOCKS:
+    for name, length, _ in blocks:
         size = lengths[length] if length in lengths else int(length)
         slices[name] = slice(begin, begin + size)
         begin += size
@@ -240,6 +271,47 @@ def _class_blocks(params: Params, state: State, row: int, out: Array, at: int, r
         out[at + 7 * classes + cls] = counters[Class.PENDING] / mean / 3600.0
 
 
+@kernel
+def _class_due(params: Params, state: State, row: int, cls: int, now_s: float) -> float:
+    """Return the time left to the oldest deferred requests of a class, as a share of its deadline; 1 when there are none.
+
+    What is released is a share: a bin never empties quite, and counts as long as a whole request is left of it.
+    """
+    deadline_s = params.cls[cls, ClassSpec.DEADLINE_S]
+    bins = state.backlog.shape[2]
+    now_bin = int(math.floor(now_s / BACKLOG_BIN_S))
+    for back in range(bins):
+        age = bins - 1 - back
+        waiting = 0.0
+        for cell in range(params.cell.shape[0]):
+            if int(params.cell[cell, Cell.CLASS]) == cls:
+                waiting += state.backlog[row, cell, (now_bin - age) % bins]
+        if waiting >= 1.0:
+            left_s = (now_bin - age) * BACKLOG_BIN_S + deadline_s - now_s
+            return min(1.0, max(0.0, left_s / deadline_s))
+    return 1.0
+
+
+@inlined_kernel
+def _lever_blocks(
+    params: Params, state: State, row: int, out: Array, begins: Array, batch: Array, rack_w: Array, now_s: float
+) -> None:
+    """Write the blocks of ``LEVER_BLOCKS`` that are there."""
+    for pool in range(params.pool.shape[0]):
+        numbers = state.pool[row, pool]
+        if begins[0] >= 0:
+            out[begins[0] + pool] = min(1.0, numbers[Pool.POWER_LIMIT_W] / rack_w[pool])
+        if begins[1] >= 0:
+            decode = params.pool[pool, PoolSpec.PHASE] != PREFILL
+            out[begins[1] + pool] = min(LIMIT, numbers[Pool.MAX_BATCH] / batch[pool]) if decode else 0.0
+    for cls in range(params.cls.shape[0]):
+        if begins[2] >= 0:
+            out[begins[2] + cls] = state.cls[row, cls, Class.ADMITTED]
+        if begins[3] >= 0:
+            held = params.cls[cls, ClassSpec.DEFERRABLE] > 0.0
+            out[begins[3] + cls] = _class_due(params, state, row, cls, now_s) if held else 0.0
+
+
 @inlined_kernel
 def observe_row(
     params: Params,
@@ -263,7 +335,7 @@ def observe_row(
         constants: ``ObservationLayout.constants``.
         out: float32[size], written.
     """
-    batch, nameplate_w, rate, ttft_s = scales
+    batch, nameplate_w, rate, ttft_s, rack_w, begins = scales
     base_cap_w, tpot_s, price, carbon = constants
     pools = params.pool.shape[0]
     classes = params.cls.shape[0]
@@ -288,6 +360,7 @@ def observe_row(
         out[at + place] = action[place]
     for place in range(at):
         out[place] = max(-LIMIT, min(LIMIT, out[place]))
+    _lever_blocks(params, state, row, out, begins, batch, rack_w, now_s)
 
 
 def reference_scales(params: Params, nominal_batch: Array, class_rate: Array) -> tuple[Array, Array, Array]:
@@ -313,4 +386,4 @@ def reference_scales(params: Params, nominal_batch: Array, class_rate: Array) ->
     return nameplate_w, limits, np.maximum(nominal_batch, 1.0)
 
 
-__all__ = ["BLOCKS", "LIMIT", "ObservationLayout", "lay_out", "observe_row", "reference_scales"]
+__all__ = ["BLOCKS", "LEVER_BLOCKS", "LIMIT", "ObservationLayout", "lay_out", "observe_row", "reference_scales"]

@@ -38,7 +38,7 @@ from ai_factory_gym.physics.performance import (
 )
 from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, rack_power_w
 from ai_factory_gym.sites import PoolConfig, SiteConfig
-from ai_factory_gym.workload.classes import RequestClass, load_classes
+from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.strata import build_strata, output_slices
 from ai_factory_gym.workload.traces import Trace
 
@@ -106,14 +106,13 @@ def resolution(name: str) -> Resolution:
 
 
 @functools.lru_cache(maxsize=64)
-def _served_class(name: str, context_limit: int) -> RequestClass:
+def _served_class(cls: RequestClass, context_limit: int) -> RequestClass:
     """Return a class with its lengths cut to what the site serves."""
-    cls = load_classes()[name]
     longest_output = min(cls.output.maximum, max(cls.output.minimum, context_limit // 4))
     longest_prompt = min(cls.prompt.maximum, context_limit - longest_output)
     if longest_prompt <= cls.prompt.minimum:
         raise ConfigError(
-            f"mix.{name}: prompts have at least {cls.prompt.minimum:g} tokens, the site's longest context is {context_limit:g}."
+            f"mix.{cls.name}: prompts have at least {cls.prompt.minimum:g} tokens, the site's longest context is {context_limit:g}."
         )
     return dataclasses.replace(
         cls,
@@ -130,7 +129,8 @@ def served_classes(site: SiteConfig, names: tuple[str, ...] | None = None) -> tu
         names: Classes to return; None is those with a share in the site's mix.
     """
     chosen = tuple(name for name, share in site.mix.items() if share > 0.0) if names is None else names
-    return tuple(_served_class(name, site.context_limit) for name in chosen)
+    known = site.known_classes
+    return tuple(_served_class(known[name], site.context_limit) for name in chosen)
 
 
 def pool_coefficients(site: SiteConfig, pool: PoolConfig) -> Array:

@@ -13,6 +13,9 @@ TASKS = {
 }
 """Task id to shipped site."""
 
+CUSTOM = f"{NAMESPACE}/Custom-v0"
+"""Task without a site: ``gymnasium.make(CUSTOM, site="my_site.toml")``."""
+
 
 def register_tasks() -> None:
     """Register every task once; calling it again changes nothing.
@@ -20,12 +23,15 @@ def register_tasks() -> None:
     No ``max_episode_steps``: both environments truncate at ``horizon_s`` themselves, so that the argument means what it
     says.
     """
-    for name, site in TASKS.items():
+    arguments: dict[str, dict[str, str]] = {name: {"site": site} for name, site in TASKS.items()}
+    # Nobody has frozen a price of energy for a site of one's own.
+    arguments[CUSTOM] = {"lambda_tokens_per_joule": "estimate"}
+    for name, kwargs in arguments.items():
         if name not in gymnasium.registry:
             gymnasium.register(
                 name,
                 entry_point="ai_factory_gym.env:AIFactoryEnv",
                 vector_entry_point="ai_factory_gym.vector_env:AIFactoryVectorEnv",
                 max_episode_steps=None,
-                kwargs={"site": site},
+                kwargs=kwargs,
             )

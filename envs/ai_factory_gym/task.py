@@ -17,7 +17,7 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import Array
 from ai_factory_gym.errors import ConfigError, check_flag, check_keys, check_range, unknown
-from ai_factory_gym.levers import LEVERS
+from ai_factory_gym.levers import DEFAULT_LEVERS, LEVERS
 from ai_factory_gym.params import Resolution, resolution, served_classes
 from ai_factory_gym.reward import MISS_WEIGHT, energy_price_factor
 from ai_factory_gym.scenarios import Scenario, scenario
@@ -48,7 +48,8 @@ class Task:
         levers: Levers in use, in the order of the action vector.
         reward: Name of the reward.
         miss_weight: Cost of a missed request in units of its value.
-        lambda_tokens_per_joule: Price of energy in the reward; None looks up the frozen value of (site, scenario).
+        lambda_tokens_per_joule: Price of energy in the reward; None looks up the frozen value of (site, scenario), and
+            ``ESTIMATE`` takes ``estimated_lambda``.
         control_interval_s: Length of a control step, s.
         horizon_s: Length of the scored window, s.
         start_time_s: Local time at its start, s since midnight; None draws one uniformly, to the minute, each episode.
@@ -66,10 +67,10 @@ class Task:
     site: SiteConfig
     scenario: Scenario
     grain: Resolution
-    levers: tuple[str, ...] = LEVERS
+    levers: tuple[str, ...] = DEFAULT_LEVERS
     reward: str = "tokens_per_watt"
     miss_weight: float = MISS_WEIGHT
-    lambda_tokens_per_joule: float | None = None
+    lambda_tokens_per_joule: float | str | None = None
     control_interval_s: float = 60.0
     horizon_s: float = DAY_S
     start_time_s: float | None = 0.0
@@ -144,12 +145,18 @@ class Task:
         """Lambda of the reward: the given one, or the frozen one of (site, scenario), or of the site's default scenario."""
         return self.lambda_for(self.scenario)
 
+    @functools.cached_property
+    def _estimated_lambda(self) -> float:
+        return estimated_lambda(self.site)
+
     def lambda_for(self, chosen: Scenario) -> float:
         """Return lambda under a scenario.
 
         Raises:
             ConfigError: When the site has none and none was given.
         """
+        if isinstance(self.lambda_tokens_per_joule, str):
+            return self._estimated_lambda
         if self.lambda_tokens_per_joule is not None:
             return self.lambda_tokens_per_joule
         table = frozen_lambdas().get(self.site.name)
@@ -157,9 +164,39 @@ class Task:
         if table is None or self.site != dataclasses.replace(_shipped_site(self.site.name), brake=self.site.brake):
             raise ConfigError(
                 f"lambda_tokens_per_joule: site {self.site.name!r}, as given, has no frozen value; give the best known feasible good tokens per "
-                f"joule of the site. `python -m ai_factory_baselines.freeze --site FILE --scenario NAME` computes it from the rules."
+                f"joule of the site, or '{ESTIMATE}'. `python -m ai_factory_baselines.freeze --site FILE --scenario NAME` computes it from the rules."
             )
         return table.get(chosen.name, table["diurnal"])
+
+
+ESTIMATE = "estimate"
+
+ESTIMATE_LOADS = np.geomspace(0.25, 4.0, 17)
+"""Loads at which ``estimated_lambda`` looks for the best steady state, relative to the mean demand."""
+
+
+def estimated_lambda(site: SiteConfig) -> float:
+    """Return what a site's best steady state under its cap gives, good tokens per joule: all racks awake, the best clocks.
+
+    A rule that lets racks sleep reaches about as much in the mean of a day, so it stands for the best known ratio where nobody has
+    frozen one; ``python -m ai_factory_baselines.freeze`` does that from the rules.
+
+    Raises:
+        ConfigError: When the site keeps its SLA under the cap at none of ``ESTIMATE_LOADS``.
+    """
+    from ai_factory_gym.operating_point import SteadySite
+    from ai_factory_gym.params import build_params
+
+    classes = served_classes(site)
+    steady = SteadySite(site, classes, build_params(site, classes, resolution("cohort"), control_interval_s=60.0))
+    points = [steady.cheapest(float(load) * site.demand_rps) for load in ESTIMATE_LOADS]
+    kept = [point.tokens_per_joule for point in points if point.binds is None and point.facility_w <= site.cap_w]
+    if not kept:
+        raise ConfigError(
+            f"site {site.name!r}: keeps its SLA under its cap neither at a quarter of demand_rps nor at any load up to four times of it; "
+            "`python -m ai_factory_gym validate FILE` says what binds."
+        )
+    return max(kept)
 
 
 @functools.lru_cache(maxsize=16)
@@ -173,6 +210,14 @@ def frozen_lambdas() -> Mapping[str, Mapping[str, float]]:
     """Return the frozen lambda of every shipped (site, scenario), good tokens per joule."""
     table = tomllib.loads(FROZEN_PATH.read_text(encoding="utf-8"))
     return {site: dict(values) for site, values in table["lambda_tokens_per_joule"].items()}
+
+
+def check_shifts(chosen: Scenario, site: SiteConfig) -> None:
+    """Refuse a scenario that shifts a class nobody has heard of (ConfigError); classes the site does not serve are left out."""
+    for shift in chosen.shifts:
+        for name in shift.classes:
+            if name not in site.known_classes:
+                raise unknown(f"scenario {chosen.name!r}: shifts: classes", name, list(site.known_classes))
 
 
 def _number(key: str, value: Any, low: float, high: float, unit: str) -> float:
@@ -189,9 +234,7 @@ def _multiple(key: str, value_s: float, interval_s: float) -> None:
 
 def _trace_rule(rule: Any, site: SiteConfig) -> TraceRule:
     """Check a rule that gives a trace's requests their class."""
-    from ai_factory_gym.workload.classes import load_classes
-
-    names = [cls.name for cls in load_classes().values() if not cls.deferrable]
+    names = [cls.name for cls in site.known_classes.values() if not cls.deferrable]
     pairs = [(math.inf, rule)] if isinstance(rule, str) else rule
     try:
         checked = [(float(limit), str(name)) for limit, name in pairs]
@@ -234,10 +277,10 @@ def build_task(
     site: str | Path | Mapping[str, Any] | SiteConfig,
     scenario: str | Path | Scenario = "diurnal",
     resolution: str = "cohort",
-    levers: Sequence[str] = LEVERS,
+    levers: Sequence[str] = DEFAULT_LEVERS,
     reward: str = "tokens_per_watt",
     miss_weight: float = MISS_WEIGHT,
-    lambda_tokens_per_joule: float | None = None,
+    lambda_tokens_per_joule: float | str | None = None,
     control_interval_s: float = 60.0,
     horizon_s: float | None = None,
     start_time_s: float | str = 0.0,
@@ -260,7 +303,8 @@ def build_task(
         levers: Names of the levers in use.
         reward: ``tokens_per_watt`` or ``goodput``.
         miss_weight: Cost of a missed request in units of its value.
-        lambda_tokens_per_joule: Price of energy in the reward; needed for a site that is not shipped.
+        lambda_tokens_per_joule: Price of energy in the reward; needed for a site that is not shipped; "estimate" is what its best
+            steady state gives (``estimated_lambda``), which is the default of ``ai_factory/Custom-v0``.
         control_interval_s: Length of a control step, s.
         horizon_s: Length of an episode, s; None is a day, or the trace's length.
         start_time_s: Local time at the start, s since midnight, or "random".
@@ -288,6 +332,7 @@ def build_task(
     if not brake:
         chosen_site = dataclasses.replace(chosen_site, brake=dataclasses.replace(chosen_site.brake, enabled=False))
     chosen_scenario = _scenario(scenario)
+    check_shifts(chosen_scenario, chosen_site)
     grain = _resolution(resolution)
     energy_price_factor(reward)
     _number("control_interval_s", control_interval_s, 1.0, 3600.0, "s")
@@ -295,7 +340,10 @@ def build_task(
     _number("miss_weight", miss_weight, 0.0, 1e6, "")
     _number("warmup_s", warmup_s, 0.0, DAY_S, "s")
     _multiple("warmup_s", warmup_s, control_interval_s)
-    if lambda_tokens_per_joule is not None:
+    if isinstance(lambda_tokens_per_joule, str):
+        if lambda_tokens_per_joule != ESTIMATE:
+            raise unknown("lambda_tokens_per_joule", lambda_tokens_per_joule, [ESTIMATE])
+    elif lambda_tokens_per_joule is not None:
         _number("lambda_tokens_per_joule", lambda_tokens_per_joule, 0.0, 1e6, "tokens/J")
     if isinstance(start_time_s, str):
         if start_time_s != "random":

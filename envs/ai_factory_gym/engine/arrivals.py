@@ -32,7 +32,7 @@ from ai_factory_gym.engine.layout import (
     Stage,
     State,
 )
-from ai_factory_gym.engine.ledger import take_slot
+from ai_factory_gym.engine.ledger import pass_gate, take_slot
 from ai_factory_gym.engine.lists import append
 from ai_factory_gym.engine.prefill import server_seconds
 from ai_factory_gym.engine.rng import exponential, normal_pair, poisson, uniform
@@ -51,6 +51,11 @@ CROWDED_PARTS = 6
 
 A large cohort that becomes ready or leaves moves the wait by tenths of a second, across the patience of one class after the
 other, where single requests hold it at the least patient one's."""
+
+
+FASTEST_RELEASE_PER_S = 6.0 / 3600.0
+"""Share of the deferrable backlog that an operator can have released per second: most of it in a quarter of an hour (status: design
+choice)."""
 
 
 @inlined_kernel
@@ -181,7 +186,9 @@ def _enter_request(
     output: float,
     deadline_s: float,
 ) -> None:
-    """Create a single request."""
+    """Create a single request, unless it is turned away at the gate."""
+    if pass_gate(params, state, row, cls, 1.0, prompt, prompt * prompt, output) < 1.0:
+        return
     group = group_of(params, prompt)
     prefill = route(state, row, PREFILL, group, 0, 1.0)
     decode = route(state, row, DECODE, group, 0, 1.0)
@@ -221,11 +228,16 @@ def _enter_cohort(
     count = math.floor(whole * end + 1e-9) - math.floor(whole * begin + 1e-9)
     if count == 0.0:
         return
+    cls = int(params.cell[place, Cell.CLASS])
     group = int(params.cell[place, Cell.GROUP])
     prompt = drawn[Draw.PROMPT]
     prompt_sq = drawn[Draw.PROMPT_SQ]
     output = drawn[Draw.OUTPUT_SHORT]
-    swing = count * (drawn[Draw.OUTPUT_LONG] - output)
+    longer = drawn[Draw.OUTPUT_LONG] - output
+    count = pass_gate(params, state, row, cls, count, prompt, prompt_sq, output + drawn[Draw.LONG_SHARE] * longer)
+    if count == 0.0:
+        return
+    swing = count * longer
     if swing > 0.0:
         # By turns, and so that the cell's tokens stay within a cohort's of what they should be.
         owed = state.owed[row, place] + drawn[Draw.LONG_SHARE] * swing
@@ -239,7 +251,7 @@ def _enter_cohort(
         params,
         state,
         row,
-        int(params.cell[place, Cell.CLASS]),
+        cls,
         group,
         arrival_s,
         count,
@@ -285,7 +297,8 @@ def _release(
     """Release deferrable requests of one cell.
 
     The built-in rule releases a share of every bin per second (``State.hazard``, higher in the daily valley), and a bin
-    whose deadline is near evenly over the time that is left.
+    whose deadline is near evenly over the time that is left. The operator may lower the share to nothing, or raise it to
+    ``FASTEST_RELEASE_PER_S``; deadlines are kept in any case.
 
     Returns:
         Requests released in this tick, and the deadline of the oldest among them, s.
@@ -293,7 +306,12 @@ def _release(
     spec = params.cls[int(params.cell[cell, Cell.CLASS])]
     bins = state.backlog.shape[2]
     urgent_s = params.site[SiteSpec.URGENT_S]
+    hand = state.cls[row, int(params.cell[cell, Cell.CLASS]), Class.RELEASE]
     hazard = state.hazard[row, minute]
+    if hand < 0.0:
+        hazard *= 1.0 + hand
+    elif hand > 0.0:
+        hazard += hand * max(0.0, FASTEST_RELEASE_PER_S - hazard)
     now_bin = int(math.floor(begin_s / BACKLOG_BIN_S))
     amount = state.released[row, cell]
     deadline_s = begin_s + spec[ClassSpec.DEADLINE_S]

@@ -66,7 +66,7 @@ def nearly_full(params: Params, state: State, row: int, pool: int) -> bool:
     if numbers[Pool.WAIT_S] > 0.0:
         return True
     units = state.pool_int[row, pool, PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
-    places = units * params.pool[pool, PoolSpec.MAX_BATCH]
+    places = units * numbers[Pool.MAX_BATCH]
     tokens = units * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
     return bool(numbers[Pool.IN_FLIGHT] > NEARLY * places or numbers[Pool.RESERVED] > NEARLY * tokens)
 
@@ -177,7 +177,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
     admitting = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
     kv_room = admitting * perf[DECODE_KV_CAPACITY_TOKENS]
-    batch_room = admitting * spec[PoolSpec.MAX_BATCH]
+    batch_room = admitting * numbers[Pool.MAX_BATCH]
     ready_keys = state.heap_key[row, pool, 0]
     ready_slots = state.heap_slot[row, pool, 0]
     finish_keys = state.heap_key[row, pool, 1]
@@ -335,7 +335,7 @@ def predict_admission_wait(params: Params, state: State, row: int, pool: int, el
             cohort = state.cohort[row, state.heap_slot[row, pool, 0, entry]]
             requests += cohort[Cohort.COUNT]
             tokens += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
-    places = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK] * params.pool[pool, PoolSpec.MAX_BATCH]
+    places = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK] * numbers[Pool.MAX_BATCH]
     if places - numbers[Pool.IN_FLIGHT] < 1.0:
         per_s = numbers[Pool.LEAVING] / numbers[Pool.TPOT_S]
         wait_s = requests / per_s

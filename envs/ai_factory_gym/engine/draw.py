@@ -163,7 +163,7 @@ def _most_power_w(
     largest = numbers[Pool.RESERVED] + max(0.0, numbers[Pool.WAITING_TOKENS] - later_s * numbers[Pool.COMING_TOKENS])
     largest /= bound_for
     context = numbers[Pool.CONTEXT] / in_flight if in_flight > 0.0 else largest
-    most = min(bound_for, replicas * spec[PoolSpec.MAX_BATCH])
+    most = min(bound_for, replicas * numbers[Pool.MAX_BATCH])
     most = max(in_flight, min(most, replicas * params.perf[pool, DECODE_KV_CAPACITY_TOKENS] / context))
     watts = 0.0
     for batch in (in_flight, most):

@@ -17,6 +17,7 @@ from ai_factory_gym.engine.layout import (
     PREFILL,
     Array,
     Class,
+    Gate,
     Params,
     Pool,
     PoolInt,
@@ -101,7 +102,15 @@ def _route_anywhere(params: Params, state: State, row: int, phase: int, shares: 
 
 @kernel
 def apply_action(
-    params: Params, state: State, row: int, bias: Array, ceiling: Array, power_limit_w: Array, racks: Array
+    params: Params,
+    state: State,
+    row: int,
+    bias: Array,
+    ceiling: Array,
+    power_limit_w: Array,
+    racks: Array,
+    most_batch: Array,
+    gate: Array,
 ) -> None:
     """Put an operator's decision into force for the control step that begins.
 
@@ -113,12 +122,18 @@ def apply_action(
         ceiling: float64[pools] clock ceilings.
         power_limit_w: float64[pools] watts per active rack, inf for none.
         racks: int64[pools] racks wanted awake.
+        most_batch: float64[pools] requests per decode replica, at most the pool's own.
+        gate: float64[classes, Gate].
     """
     now_s = state.site[row, Site.TIME_S]
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.CLOCK_CEILING] = ceiling[pool]
         state.pool[row, pool, Pool.POWER_LIMIT_W] = power_limit_w[pool]
+        state.pool[row, pool, Pool.MAX_BATCH] = min(most_batch[pool], params.pool[pool, PoolSpec.MAX_BATCH])
         order_racks(params, state, row, pool, racks[pool], now_s)
+    for cls in range(params.cls.shape[0]):
+        state.cls[row, cls, Class.ADMITTED] = gate[cls, Gate.ADMITTED]
+        state.cls[row, cls, Class.RELEASE] = gate[cls, Gate.RELEASE]
     for phase in (PREFILL, DECODE):
         for group in range(params.capacity.shape[1]):
             set_routing(params, state, row, phase, group, bias[phase, group])
@@ -273,6 +288,8 @@ def act_rows(
     ceiling: Array,
     power_limit_w: Array,
     racks: Array,
+    most_batch: Array,
+    gate: Array,
 ) -> None:
     """Begin a control step of the given rows with one action each.
 
@@ -284,10 +301,22 @@ def act_rows(
         ceiling: float64[n, pools].
         power_limit_w: float64[n, pools].
         racks: int64[n, pools].
+        most_batch: float64[n, pools].
+        gate: float64[n, classes, Gate].
     """
     params = Params(*params_arrays)
     state = State(*state_arrays)
     for index in range(rows.shape[0]):
         row = rows[index]
         begin_step(params, state, row)
-        apply_action(params, state, row, bias[index], ceiling[index], power_limit_w[index], racks[index])
+        apply_action(
+            params,
+            state,
+            row,
+            bias[index],
+            ceiling[index],
+            power_limit_w[index],
+            racks[index],
+            most_batch[index],
+            gate[index],
+        )

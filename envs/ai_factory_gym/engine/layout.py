@@ -243,6 +243,7 @@ class Pool(IntEnum):
     PACED_CONTEXT = 48  # KV tokens held, likewise
     COMING = 49  # cohort resolution: requests/s bound for this decode pool that come in the present slice of the tick
     COMING_TOKENS = 50  # their prompt + output tokens, tokens/s
+    MAX_BATCH = 51  # decode: requests per replica that the operator allows, at most those of the pool
 
 
 class PoolInt(IntEnum):
@@ -290,6 +291,9 @@ class Class(IntEnum):
     RECENT_MISSED = 18
     STEP_TTFT_SUM_S = 19
     STEP_TTFT_COUNT = 20
+    ADMITTED = 21  # share of arrivals that the operator lets in
+    RELEASE = 22  # operator's hand on deferred work: -1 holds it back, 0 leaves it to the built-in rule, 1 releases it
+    ADMISSION_OWED = 23  # requests let in too few so far, below one
 
 
 COHORT_COLUMNS = 16
@@ -366,6 +370,13 @@ class CapStep(IntEnum):
     TIME_S = 0
     CAP_W = 1
     ANNOUNCED_S = 2
+
+
+class Gate(IntEnum):
+    """Columns of a decision by class."""
+
+    ADMITTED = 0
+    RELEASE = 1
 
 
 class Params(NamedTuple):

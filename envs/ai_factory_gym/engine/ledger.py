@@ -185,6 +185,40 @@ def reject(params: Params, state: State, row: int, slot: int) -> None:
 
 
 @inlined_kernel
+def pass_gate(
+    params: Params,
+    state: State,
+    row: int,
+    cls: int,
+    count: float,
+    prompt: float,
+    prompt_sq: float,
+    output: float,
+) -> float:
+    """Let in those of ``count`` requests that the operator admits; the others have arrived, are missed, and never enter.
+
+    Fractions are carried over, so that of many requests of a class exactly the admitted share comes in.
+
+    Returns:
+        Requests admitted, a whole number.
+    """
+    counters = state.cls[row, cls]
+    if counters[Class.ADMITTED] >= 1.0:
+        return count
+    owed = counters[Class.ADMISSION_OWED] + counters[Class.ADMITTED] * count
+    admitted = min(count, math.floor(owed + 1e-9))
+    counters[Class.ADMISSION_OWED] = owed - admitted
+    away = count - admitted
+    if away > 0.0:
+        counters[Class.STEP_ARRIVED] += away
+        if state.site[row, Site.SCORING] > 0.0:
+            counters[Class.ARRIVED] += away
+            counters[Class.REJECTED] += away
+            count_missed(params, state, row, cls, away, prompt, prompt_sq, output)
+    return admitted
+
+
+@inlined_kernel
 def first_token(params: Params, state: State, row: int, slot: int, time_s: float) -> None:
     """Record a cohort's first token at ``time_s``; misses it when that is late, else promises the last token's time."""
     cohort = state.cohort[row, slot]

@@ -15,6 +15,7 @@ from ai_factory_gym.engine.layout import (
     CapStep,
     Class,
     ClassSpec,
+    Gate,
     Params,
     Pool,
     PoolInt,
@@ -63,12 +64,23 @@ class Decision:
         ceiling: Clock ceilings, float64[n, pools].
         power_limit_w: Watts per active rack, inf for none, float64[n, pools].
         racks: Racks wanted awake, int64[n, pools].
+        most_batch: Requests per decode replica, float64[n, pools]; None is what the pools allow.
+        gate: What is let in and released by class, float64[n, classes, Gate]; None is everything, by the built-in rule.
     """
 
     bias: Array
     ceiling: Array
     power_limit_w: Array
     racks: Array
+    most_batch: Array | None = None
+    gate: Array | None = None
+
+
+def open_gate(rows: int, classes: int) -> Array:
+    """Return a gate that lets all requests in and leaves deferred work to the built-in rule, float64[rows, classes, Gate]."""
+    gate = np.zeros((rows, classes, len(Gate)))
+    gate[:, :, Gate.ADMITTED] = 1.0
+    return gate
 
 
 @dataclass(frozen=True)
@@ -160,6 +172,8 @@ class Engine:
         pool[:, Pool.CLOCK] = pool[:, Pool.CLOCK_CEILING] = pool[:, Pool.DUTY] = 1.0
         pool[:, Pool.TRANSFER_FREE_S] = -math.inf
         pool[:, Pool.DWELL_UNTIL_S] = -math.inf
+        pool[:, Pool.MAX_BATCH] = params.pool[:, PoolSpec.MAX_BATCH]
+        state.cls[row, :, Class.ADMITTED] = 1.0
         state.pool_int[row, :, PoolInt.ACTIVE] = params.pool[:, PoolSpec.RACKS].astype(np.int64)
         # A copy starts at its first request that is due: times of a repeating copy rise with the cursor.
         if len(params.trace_time):
@@ -212,6 +226,12 @@ class Engine:
             rows: int64[n], each at most once.
             decision: One entry per row.
         """
+        params, count = self.params, len(rows)
+        most_batch, gate = decision.most_batch, decision.gate
+        if most_batch is None:
+            most_batch = np.tile(params.pool[:, PoolSpec.MAX_BATCH], (count, 1))
+        if gate is None:
+            gate = open_gate(count, len(params.cls))
         kernel.act_rows(
             tuple(self.params),
             tuple(self.state),
@@ -220,6 +240,8 @@ class Engine:
             decision.ceiling,
             decision.power_limit_w,
             decision.racks,
+            most_batch,
+            gate,
         )
         self._status[rows] = kernel.NEEDS_SLOTS
         while (
@@ -255,7 +277,16 @@ class Engine:
         for column, value in kept.items():
             site[column] = value
         site[Site.SCORING] = 1.0
-        history = (Class.RATE, Class.RATE_LAG1, Class.RATE_LAG2, Class.QUEUED, Class.PENDING)
+        history = (
+            Class.RATE,
+            Class.RATE_LAG1,
+            Class.RATE_LAG2,
+            Class.QUEUED,
+            Class.PENDING,
+            Class.ADMITTED,
+            Class.RELEASE,
+            Class.ADMISSION_OWED,
+        )
         saved = state.cls[row][:, list(history)].copy()
         state.cls[row] = 0.0
         state.cls[row][:, list(history)] = saved

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,23 @@ import numpy as np
 
 from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
 from ai_factory_gym.grid.cap import MAX_CAP_EVENTS, CapEventSpec, CapSchedule, draw_schedule
-from ai_factory_gym.workload.demand import MAX_BURSTS, Burst, BurstSpec, draw_bursts
+from ai_factory_gym.workload.demand import (
+    MAX_BURSTS,
+    MAX_SHIFTS,
+    Burst,
+    BurstSpec,
+    Shift,
+    ShiftSpec,
+    draw_bursts,
+    draw_shifts,
+)
 
 SCENARIO_DIR = Path(__file__).parent
 
-_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec)
+_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec)
+
+PLUS = "+"
+"""Between the names of scenarios that are to come together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,7 @@ class Scenario:
         deferrable: Whether classes marked deferrable may be held back; when false they are served like the others.
         bursts: Demand bursts, once a day each.
         cap_events: Curtailments, once a day each.
+        shifts: Changes of the mix, once a day each.
     """
 
     name: str
@@ -43,11 +57,16 @@ class Scenario:
     deferrable: bool = True
     bursts: tuple[BurstSpec, ...] = ()
     cap_events: tuple[CapEventSpec, ...] = ()
+    shifts: tuple[ShiftSpec, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
         check_range(f"scenario {self.name!r}: overdispersion", self.overdispersion, 0.0, 10.0)
-        for key, items, most in (("bursts", self.bursts, MAX_BURSTS), ("cap_events", self.cap_events, MAX_CAP_EVENTS)):
+        for key, items, most in (
+            ("bursts", self.bursts, MAX_BURSTS),
+            ("cap_events", self.cap_events, MAX_CAP_EVENTS),
+            ("shifts", self.shifts, MAX_SHIFTS),
+        ):
             if len(items) > most:
                 raise ConfigError(f"scenario {self.name!r}: {key}: {len(items)} given; at most {most} are allowed.")
 
@@ -60,11 +79,38 @@ class Scenario:
         """Draw the bursts of an episode; see ``workload.demand.draw_bursts``."""
         return draw_bursts(rng, self.bursts)
 
+    def draw_shifts(self, rng: np.random.Generator) -> tuple[Shift, ...]:
+        """Draw the shifts of an episode; see ``workload.demand.draw_shifts``."""
+        return draw_shifts(rng, self.shifts)
+
+    def __add__(self, other: Scenario) -> Scenario:
+        """Return a day that brings what both bring.
+
+        Events of both happen (equal ones once; where curtailments overlap the deeper one holds), the daily curve and deferral
+        are there if either has them, and the larger overdispersion applies.
+        """
+        return Scenario(
+            name=f"{self.name}{PLUS}{other.name}",
+            description="; ".join(text for text in (self.description, other.description) if text),
+            daily=self.daily or other.daily,
+            overdispersion=max(self.overdispersion, other.overdispersion),
+            deferrable=self.deferrable or other.deferrable,
+            bursts=tuple(dict.fromkeys(self.bursts + other.bursts)),
+            cap_events=tuple(dict.fromkeys(self.cap_events + other.cap_events)),
+            shifts=tuple(dict.fromkeys(self.shifts + other.shifts)),
+        )
+
     def draw_cap(
         self, rng: np.random.Generator, base_cap_w: float, start_time_s: float, horizon_s: float
     ) -> CapSchedule:
         """Draw the cap of an episode; see ``grid.cap.draw_schedule``."""
         return draw_schedule(rng, self.cap_events, base_cap_w, start_time_s, horizon_s)
+
+
+def _names(key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"{key}: {value!r} is not allowed; must be a list of class names.")
+    return tuple(value)
 
 
 def _specs(where: str, raw: Any, kind: type[_Spec]) -> tuple[_Spec, ...]:
@@ -77,8 +123,11 @@ def _specs(where: str, raw: Any, kind: type[_Spec]) -> tuple[_Spec, ...]:
             raise ConfigError(f"{where}[{i}]: {table!r} is not allowed; must be a table.")
         check_keys(f"{where}[{i}]", table, required=fields)
         try:
-            numbers = {key: check_range(key, value, -math.inf, math.inf) for key, value in table.items()}
-            built.append(kind(**numbers))
+            values: dict[str, Any] = {
+                key: _names(key, value) if key == "classes" else check_range(key, value, -math.inf, math.inf)
+                for key, value in table.items()
+            }
+            built.append(kind(**values))
         except ConfigError as error:
             raise ConfigError(f"{where}[{i}].{error}") from None
     return tuple(built)
@@ -93,7 +142,7 @@ def _read(path: Path) -> Scenario:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: is not valid TOML ({error}).") from None
     keys = ("description", "daily", "overdispersion", "deferrable")
-    check_keys(where, table, required=keys, optional=("bursts", "cap_events"))
+    check_keys(where, table, required=keys, optional=("bursts", "cap_events", "shifts"))
     for key in ("daily", "deferrable"):
         if not isinstance(table[key], bool):
             raise ConfigError(f"{where}: {key}: {table[key]!r} is not allowed; must be true or false.")
@@ -105,6 +154,7 @@ def _read(path: Path) -> Scenario:
         deferrable=table["deferrable"],
         bursts=_specs(f"{where}: bursts", table.get("bursts", []), BurstSpec),
         cap_events=_specs(f"{where}: cap_events", table.get("cap_events", []), CapEventSpec),
+        shifts=_specs(f"{where}: shifts", table.get("shifts", []), ShiftSpec),
     )
 
 
@@ -122,8 +172,8 @@ def scenario(name: str | Path | Scenario) -> Scenario:
     """Return a scenario.
 
     Args:
-        name: Name of a shipped scenario, path of a TOML file (a ``Path``, or a string that ends in ``.toml``), or a
-            ``Scenario``, which is returned as it is.
+        name: Name of a shipped scenario, path of a TOML file (a ``Path``, or a string that ends in ``.toml``), several of either
+            joined by ``+``, or a ``Scenario``, which is returned as it is.
 
     Raises:
         ConfigError: On an unknown name (with the nearest one), a file that cannot be read, unknown or missing keys, or
@@ -131,6 +181,10 @@ def scenario(name: str | Path | Scenario) -> Scenario:
     """
     if isinstance(name, Scenario):
         return name
+    if isinstance(name, str) and PLUS in name:
+        # A path may hold a plus.
+        if not (name.endswith(".toml") and Path(name).exists()):
+            return functools.reduce(operator.add, (scenario(part) for part in name.split(PLUS)))
     if isinstance(name, Path) or (isinstance(name, str) and name.endswith(".toml")):
         return _read(Path(name))
     names = scenario_names()

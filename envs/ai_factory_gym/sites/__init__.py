@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ai_factory_gym.catalogue import PHASES, PRECISIONS, Group, Model, Rack, model, rack
-from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
-from ai_factory_gym.workload.classes import load_classes
+from ai_factory_gym.catalogue import PHASES, PRECISIONS, Group, Model, Rack, load_models, load_racks, model, rack
+from ai_factory_gym.errors import ConfigError, check_count, check_flag, check_keys, check_range, check_text, unknown
+from ai_factory_gym.workload.classes import RequestClass, load_classes
 
 SITES_PATH = Path(__file__).parent
 
@@ -49,9 +49,17 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
+        if not isinstance(self.rack, Rack):
+            check_text("pools: rack", self.rack)
         where = f"pools[{self.name}]"
         if self.phase not in PHASES:
             raise unknown(f"{where}.phase", self.phase, PHASES)
+        for key in ("racks", "tp", "dp", "pp", "max_batch", *(("ep",) if self.ep is not None else ())):
+            check_count(f"{where}.{key}", getattr(self, key))
+        check_flag(f"{where}.mtp", self.mtp)
+        if self.min_active != 0:
+            check_count(f"{where}.min_active", self.min_active)
+        self.group.profile(self.profile)  # refuses an unknown one
         if self.precision not in PRECISIONS:
             raise unknown(f"{where}.precision", self.precision, PRECISIONS)
         check_range(f"{where}.racks", self.racks, 1, 100_000)
@@ -167,10 +175,11 @@ class SiteConfig:
     Attributes:
         name: Name for people.
         cap_w: Facility cap, W.
-        model: Catalogue id of the served model.
+        model: Catalogue id of the served model, or a model of one's own.
         pools: Prefill pools first, then decode pools.
         demand_rps: Mean requests per second over a day, deferrable ones included.
         mix: Share of requests by class; sums to one.
+        own_classes: Request classes of one's own; they come before shipped ones of the same name.
         group_edges: Prompt lengths that separate routing groups, tokens, increasing.
         max_context: Longest prompt + output the site serves, tokens; None is the model's own limit. A site that raises it
             above the model's says so here: longer contexts are assumed to work, no served model is trained for them.
@@ -187,7 +196,7 @@ class SiteConfig:
 
     name: str
     cap_w: float
-    model: str
+    model: str | Model
     pools: tuple[PoolConfig, ...]
     demand_rps: float
     mix: Mapping[str, float]
@@ -202,10 +211,18 @@ class SiteConfig:
     carbon_g_per_kwh: float = 350.0
     calibration: str = "user"
     description: str = ""
+    own_classes: tuple[RequestClass, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
+        check_text("site: name", self.name)
         where = f"site {self.name!r}: "
+        for key in ("description", "calibration"):
+            check_text(f"{where}{key}", getattr(self, key), empty=True)
+        if self.max_context is not None:
+            check_count(where + "max_context", self.max_context)
+        if not isinstance(self.model, Model):
+            check_text(where + "model", self.model)
         check_range(where + "cap_w", self.cap_w, 1e4, 1e11, "W")
         check_range(where + "demand_rps", self.demand_rps, 1e-6, 1e9, "requests/s")
         check_range(where + "clock_min", self.clock_min, 0.2, 1.0)
@@ -222,9 +239,11 @@ class SiteConfig:
             if names.count(name) > 1:
                 raise ConfigError(f"{where}pools: {name!r} is given twice; give one pool per rack type and phase.")
         edges = self.group_edges
+        for edge in edges:
+            check_range(f"{where}group_edges", edge, 0.0, 1e9, "tokens")
         if any(edge <= 0 for edge in edges) or list(edges) != sorted(set(edges)):
             raise ConfigError(f"{where}group_edges: {list(edges)!r} must be positive and strictly increasing.")
-        classes = load_classes()
+        classes = self.known_classes
         for name, share in self.mix.items():
             if name not in classes:
                 raise unknown(f"{where}mix", name, list(classes))
@@ -237,6 +256,11 @@ class SiteConfig:
     def served_model(self) -> Model:
         """The catalogue entry of the served model."""
         return model(self.model)
+
+    @property
+    def known_classes(self) -> dict[str, RequestClass]:
+        """Request classes by name that the mix may name."""
+        return load_classes() | {own.name: own for own in self.own_classes}
 
     @property
     def context_limit(self) -> int:
@@ -257,12 +281,37 @@ def _subtable(where: str, kind: type[Any], table: Any) -> Any:
     return kind(**table)
 
 
-def site_from_table(table: Mapping[str, Any], source: str = "site") -> SiteConfig:
+_OWN_FILES = ("racks", "models", "classes")
+"""What a site may bring along in files of its own, in the form of the shipped ones."""
+
+
+def _own(where: str, table: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Return rack types, models and request classes of the files that a site's table ``own`` names."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: {table!r} is not allowed; must be a table of file names: {', '.join(_OWN_FILES)}.")
+    check_keys(where, table, required=(), optional=_OWN_FILES)
+    found: dict[str, Mapping[str, Any]] = {}
+    loaders: tuple[Callable[[Path], Mapping[str, Any]], ...] = (load_racks, load_models, load_classes)
+    for key, load in zip(_OWN_FILES, loaders, strict=True):
+        found[key] = {}
+        if key in table:
+            if not isinstance(table[key], str):
+                raise ConfigError(f"{where}: {key}: {table[key]!r} is not allowed; must be the name of a TOML file.")
+            try:
+                found[key] = load(folder / table[key])
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {key}: {error}") from None
+    return found
+
+
+def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str | Path = ".") -> SiteConfig:
     """Build a site from a parsed table.
 
     Args:
-        table: The table, keys as the fields of SiteConfig (``pools`` is a list of tables).
+        table: The table, keys as the fields of SiteConfig (``pools`` is a list of tables). The table ``own`` may name files with
+            ``racks``, ``models`` and request ``classes`` of the user's, in the form of the shipped ones.
         source: Name used in error messages.
+        folder: Where those files are, when their names are relative.
 
     Returns:
         The site.
@@ -272,8 +321,17 @@ def site_from_table(table: Mapping[str, Any], source: str = "site") -> SiteConfi
     """
     names = [f.name for f in fields(SiteConfig)]
     required = ("name", "cap_w", "model", "pools", "demand_rps", "mix")
-    check_keys(source, table, required=required, optional=[name for name in names if name not in required])
+    check_keys(
+        source,
+        table,
+        required=required,
+        optional=[*(name for name in names if name not in (*required, "own_classes")), "own"],
+    )
     values = dict(table)
+    own = _own(f"{source}: own", values.pop("own", {}), Path(folder))
+    if isinstance(values["model"], str):
+        values["model"] = own["models"].get(values["model"], values["model"])
+    values["own_classes"] = tuple(own["classes"].values())
     if not isinstance(values["pools"], (list, tuple)) or not values["pools"]:
         raise ConfigError(f"{source}: pools: must be a list of at least one [[pools]] table.")
     pools = []
@@ -288,9 +346,14 @@ def site_from_table(table: Mapping[str, Any], source: str = "site") -> SiteConfi
             required=("rack", "phase", "racks"),
             optional=[name for name in pool_fields if name not in ("rack", "phase", "racks")],
         )
+        if isinstance(entry["rack"], str):
+            entry = {**entry, "rack": own["racks"].get(entry["rack"], entry["rack"])}
         pools.append(PoolConfig(**entry))
     values["pools"] = tuple(sorted(pools, key=lambda pool: PHASES.index(pool.phase)))
-    values["group_edges"] = tuple(float(edge) for edge in values.get("group_edges", (4096.0,)))
+    edges = values.get("group_edges", [4096.0])
+    if not isinstance(edges, (list, tuple)):
+        raise ConfigError(f"{source}: group_edges: {edges!r} is not allowed; must be a list of prompt lengths.")
+    values["group_edges"] = tuple(check_range(f"{source}: group_edges", edge, 0.0, 1e9, "tokens") for edge in edges)
     if not isinstance(values["mix"], Mapping):
         raise ConfigError(f"{source}: mix: {values['mix']!r} is not allowed; must be a table of class = share.")
     values["mix"] = dict(values["mix"])
@@ -321,4 +384,4 @@ def load_site(source: str | Path | Mapping[str, Any] | SiteConfig) -> SiteConfig
         raise ConfigError(f"site: cannot read {str(path)!r} ({error.strerror or error}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"site: {str(path)!r} is not valid TOML ({error}).") from None
-    return site_from_table(table, f"site {name!r}")
+    return site_from_table(table, f"site {name!r}", path.parent)

@@ -120,6 +120,97 @@ def draw_bursts(rng: np.random.Generator, specs: Sequence[BurstSpec]) -> tuple[B
     return tuple(bursts)
 
 
+MAX_SHIFTS = 8
+"""Shifts a scenario may have: as many are drawn in every episode."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftSpec:
+    """A change of the mix whose onset and size are drawn once per episode: some classes ask more, or less, for hours of every day.
+
+    Attributes:
+        classes: Names of the classes concerned; those a site does not serve are left out.
+        window_start_hour: Earliest onset, hours of the day.
+        window_end_hour: Latest onset, hours of the day.
+        ramp_min: Minutes until it is in full force, and until it has gone again.
+        duration_hours: Hours from onset to the end of the second ramp.
+        factor_low: Smallest factor on their demand.
+        factor_high: Largest factor.
+    """
+
+    classes: tuple[str, ...]
+    window_start_hour: float
+    window_end_hour: float
+    ramp_min: float
+    duration_hours: float
+    factor_low: float
+    factor_high: float
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        if not self.classes:
+            raise ConfigError("classes: none given; a shift concerns at least one class.")
+        check_range("window_start_hour", self.window_start_hour, 0.0, 24.0, "h")
+        check_range("window_end_hour", self.window_end_hour, self.window_start_hour, 24.0, "h")
+        check_range("duration_hours", self.duration_hours, 0.1, 24.0, "h")
+        check_range("ramp_min", self.ramp_min, 0.0, 30.0 * self.duration_hours, "minutes")
+        check_range("factor_low", self.factor_low, 0.0, 100.0)
+        check_range("factor_high", self.factor_high, self.factor_low, 100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """A shift as drawn: onset in s of the day, ramp and length in s, factor on the demand of its classes. It returns every day."""
+
+    classes: tuple[str, ...]
+    onset_s: float
+    ramp_s: float
+    duration_s: float
+    factor: float
+
+
+def draw_shifts(rng: np.random.Generator, specs: Sequence[ShiftSpec]) -> tuple[Shift, ...]:
+    """Draw the shifts of an episode, uniform in each stated range; exactly ``2 * MAX_SHIFTS`` uniforms are drawn in any case.
+
+    Args:
+        rng: A stream of their own.
+        specs: At most ``MAX_SHIFTS``.
+
+    Raises:
+        ConfigError: When there are more.
+    """
+    if len(specs) > MAX_SHIFTS:
+        raise ConfigError(f"shifts: {len(specs)} given; at most {MAX_SHIFTS} are allowed.")
+    shifts = []
+    for spec, (a, b) in zip(specs, rng.random((MAX_SHIFTS, 2)).tolist(), strict=False):
+        hour = spec.window_start_hour + a * (spec.window_end_hour - spec.window_start_hour)
+        factor = spec.factor_low + b * (spec.factor_high - spec.factor_low)
+        shifts.append(
+            Shift(spec.classes, hour * HOUR_S, spec.ramp_min * MINUTE_S, spec.duration_hours * HOUR_S, factor)
+        )
+    return tuple(shifts)
+
+
+def shift_factor(shifts: Sequence[Shift], names: Sequence[str], start_s: float, minutes: int) -> Float64Array:
+    """Return the factor of shifts on each class and minute, float64[classes, minutes]; shifts of one class multiply.
+
+    Args:
+        shifts: As drawn.
+        names: Classes.
+        start_s: Local time of the first minute, s since a midnight.
+        minutes: Number of minutes.
+    """
+    factor = np.ones((len(names), minutes))
+    time_s = start_s + MINUTE_S * (np.arange(minutes) + 0.5)
+    for shift in shifts:
+        since_s = (time_s - shift.onset_s) % DAY_S
+        ramp_s = max(shift.ramp_s, 1e-9)
+        strength = np.clip(np.minimum(since_s / ramp_s, (shift.duration_s - since_s) / ramp_s), 0.0, 1.0)
+        concerned = np.isin(np.asarray(names), shift.classes)
+        factor[concerned] *= 1.0 + (shift.factor - 1.0) * strength
+    return factor
+
+
 def daily_factor(profile: DemandProfile, time_s: ArrayLike) -> Float64Array:
     """Return the daily curve ``exp(kappa cos(2 pi (h - peak)/24)) / I0(kappa)``, ``kappa = ln(peak_to_trough)/2``.
 

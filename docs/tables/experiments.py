@@ -1,0 +1,361 @@
+"""Write docs/experiments.md: published effects, found again (or not) in this model, each with a table, and the plots beside it.
+
+``python docs/tables/experiments.py`` (some minutes; needs the ``plot`` extra), ``--only NAME ...`` for some of them. Published figures
+are quoted with their conditions; where ours differ, the page says by how much and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ai_factory_gym import AIFactoryEnv, serving_frontier
+from ai_factory_gym.catalogue import rack
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Pool, PoolSpec
+from ai_factory_gym.operating_point import CLOCKS, SteadySite
+from ai_factory_gym.sites import PoolConfig, SiteConfig, load_site
+from ai_factory_gym.validate import steady_site
+
+DOCS = Path(__file__).parents[1]
+PAGE = DOCS / "experiments.md"
+IMAGES = DOCS / "images"
+
+MODEL = "deepseek-r1"
+SPEEDS = (20.0, 50.0, 100.0)
+BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table in markdown, numbers to the right."""
+    return [
+        f"| {' | '.join(header)} |",
+        f"|---|{'---:|' * (len(header) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def picture(
+    name: str, title: str, lines: Sequence[tuple[str, Sequence[float], Sequence[float]]], x: str, y: str
+) -> None:
+    """Draw lines and save them as ``docs/images/experiments_NAME.png``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.4, 3.4))
+    for label, xs, ys in lines:
+        axis.plot(xs, ys, marker="o", markersize=3, label=label)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(IMAGES / f"experiments_{name}.png", dpi=100)
+    plt.close(figure)
+
+
+# ------------------------------------------------------------------------------------------------------- phase clocks
+
+LOADS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
+
+
+def _settled(site: SiteConfig, load_rps: float, prefill: float, decode: float) -> tuple[float, np.ndarray]:
+    """Return attainment and energy by phase of an hour of constant demand at a clock per phase, simulated, J."""
+    env = AIFactoryEnv(
+        site=site,
+        scenario="steady",
+        demand_scale=load_rps / site.demand_rps,
+        horizon_s=3600.0,
+        levers=("clock", "active_racks"),
+        lambda_tokens_per_joule=1.0,
+    )
+    env.reset(seed=1)
+    phase = env.factory.params.pool[:, PoolSpec.PHASE]
+    action = env.action_layout.encode(
+        clock=np.where(phase == PREFILL, prefill, decode), racks=env.action_layout.racks.astype(float)
+    )
+    truncated = False
+    while not truncated:
+        _, _, _, truncated, info = env.step(action)
+    joules = env.factory.engine.state.pool[0, :, Pool.ENERGY_J]
+    worst = min(value for key, value in info.items() if key.startswith("class/") and key.endswith("/attainment"))
+    return worst, np.array([joules[phase == which].sum() for which in (PREFILL, DECODE)])
+
+
+def phase_clocks() -> list[str]:
+    """Energy by phase with a clock per phase against full clock, both within the SLA, over load."""
+    # Without a cap in the way: what the clocks save, not what the brake takes.
+    site = dataclasses.replace(load_site("edge"), cap_w=1e8)
+    steady = steady_site(site)
+    most = steady.saturation().load_rps
+    phase = steady.params.pool[:, PoolSpec.PHASE]
+    rows, savings = [], []
+    for share in LOADS:
+        load = share * most
+        best = _slowest(steady, load, phase)
+        before, full = _settled(site, load, 1.0, 1.0)
+        after, slow = _settled(site, load, *best)
+        saved = 1.0 - slow / full
+        savings.append(saved)
+        rows.append(
+            [
+                f"{share:.0%}",
+                f"{best[0]:.2f} / {best[1]:.2f}",
+                f"{saved[0]:.1%}",
+                f"{saved[1]:.1%}",
+                f"{1.0 - slow.sum() / full.sum():.1%}",
+                f"{before:.4f} / {after:.4f}",
+            ]
+        )
+    lines = [
+        ("prefill", [100 * s for s in LOADS], [100 * s[0] for s in savings]),
+        ("decode", [100 * s for s in LOADS], [100 * s[1] for s in savings]),
+    ]
+    picture("phase_clocks", "IT energy saved by a clock per phase, SLA kept", lines, "load, % of saturation", "% saved")
+    largest = np.max(savings, axis=0)
+    header = [
+        "load",
+        "clocks, prefill / decode",
+        "saved, prefill",
+        "saved, decode",
+        "both",
+        "worst class's attainment, full / slower",
+    ]
+    return [
+        *table(header, rows),
+        "",
+        f"Published: up to 39 % of prefill and 48 % of decode energy at equal SLA. Here at most {largest[0]:.0%} and {largest[1]:.0%}: the whole "
+        "racks are counted, with CPUs, switches and the idle floor of GPUs, which no clock lowers, and no rack sleeps.",
+    ]
+
+
+def _slowest(steady: SteadySite, load_rps: float, phase: np.ndarray) -> tuple[float, float]:
+    """Return the clocks of least IT power that keep the SLA at a load, prefill and decode, in a steady state."""
+    found = []
+    for which in (PREFILL, DECODE):
+        best, least_w = 1.0, np.inf
+        for clock in CLOCKS:
+            clocks = (float(clock), 1.0) if which == PREFILL else (1.0, float(clock))
+            point = steady.at(load_rps, *clocks)
+            fine = point.binds is None or (which == DECODE and point.binds == "prefill")
+            watts = sum(w for w, k in zip(point.pool_w, phase, strict=True) if k == which)
+            if fine and watts < least_w:
+                best, least_w = float(clock), watts
+        found.append(best)
+    return found[0], found[1]
+
+
+# --------------------------------------------------------------------------------------------------- provisioned power
+
+
+CUTS = (0.0, 0.1, 0.2, 0.31, 0.4)
+LIMIT_CLOCKS = np.round(np.arange(1.0, 0.299, -0.05), 2)
+
+
+def provisioned() -> list[str]:
+    """Output per GPU when GPUs are provisioned with less than their TDP, at the best layouts."""
+    rows, lines = [], []
+    for name in ("gb300_nvl72", "vera_rubin_nvl144"):
+        tdp_w = rack(name).groups[0].profile(None).tdp_w
+        for speed in SPEEDS:
+            points = []
+            for clock in LIMIT_CLOCKS:
+                found = serving_frontier(
+                    name,
+                    MODEL,
+                    precision="fp4",
+                    prompt_tokens=8192,
+                    output_tokens=1024,
+                    tokens_per_s_per_user=speed,
+                    modes=("disaggregated",),
+                    clock=float(clock),
+                )
+                if found:
+                    points.append((found[0].gpu_power_w / tdp_w, found[0].output_tokens_per_s_per_gpu))
+            draws, outputs = np.array(points).T
+            # Between two clocks of the grid, linear; below the lowest draw there is no layout.
+            kept = [float(np.interp(1.0 - cut, draws[::-1], outputs[::-1], left=np.nan)) for cut in CUTS]
+            lost = [1.0 - output / outputs[0] for output in kept]
+            rows.append(
+                [
+                    f"{name}, {speed:g} tokens/s/user",
+                    f"{draws[0]:.0%}",
+                    *("none" if np.isnan(value) else f"{value:.1%}" for value in lost[1:]),
+                ]
+            )
+            lines.append((rows[-1][0], [100 * cut for cut in CUTS], [100 * value for value in lost]))
+    picture(
+        "provisioned", "Output lost when GPUs get less power", lines, "% less than TDP per GPU", "% less output per GPU"
+    )
+    return [
+        *table(["output lost", "draw at full clock / TDP", *(f"{cut:.0%} below TDP" for cut in CUTS[1:])], rows),
+        "",
+        "Published (NVIDIA, site figure): 31 % less provisioned power per GPU costs 6 to 9 % of output per GPU. Here a GPU's mean draw in the best "
+        "layout has to fit; it is below TDP at full clock already, and the more so the faster users are served, so that a part of the cut costs "
+        "nothing.",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ CPX racks
+
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
+CPX = (0, 2, 4, 6, 8)
+LAYOUT_STEPS = (4, 2, 1)
+
+
+def _mixed(prefill: int, cpx: int, decode: int, share: float) -> SiteConfig:
+    pools = [PoolConfig("gb300_nvl72", "prefill", prefill, dp=4)]
+    if cpx:
+        pools.append(PoolConfig("rubin_cpx_sidecar", "prefill", cpx, pp=8))
+    pools.append(PoolConfig("gb300_nvl72", "decode", decode, dp=8, mtp=True))
+    mix = {"chat": 1.0 - share, "coding": share} if share > 0.0 else {"chat": 1.0}
+    return SiteConfig("Mixed", 4e6, MODEL, tuple(pools), 1.0, mix, group_edges=(4096.0, 32768.0))
+
+
+def _best(cpx: int, share: float) -> tuple[float, float, tuple[int, int]]:
+    """Return the most requests/s under the cap with so many CPX racks, tokens/J there, and the GB300 racks of both phases."""
+    known: dict[tuple[int, int], Any] = {}
+
+    def at(racks: tuple[int, int]) -> Any:
+        if racks not in known:
+            known[racks] = steady_site(_mixed(racks[0], cpx, racks[1], share)).under_cap(4e6)
+        return known[racks]
+
+    here = (6, 8)
+    for step in LAYOUT_STEPS:
+        while True:
+            around = [
+                (here[0] + a * step, here[1] + b * step)
+                for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, -1), (-1, 1))
+            ]
+            best = max((r for r in around if min(r) >= 1), key=lambda r: at(r).load_rps)
+            if at(best).load_rps <= at(here).load_rps * (1.0 + 1e-6):
+                break
+            here = best
+    return at(here).load_rps, at(here).tokens_per_joule, here
+
+
+def cpx() -> list[str]:
+    """What CPX racks bring under a cap, over the share of long prompts."""
+    rows, lines = [], []
+    for share in SHARES:
+        found = [_best(count, share) for count in CPX]
+        loads = np.array([load for load, _, _ in found])
+        best = int(np.argmax(loads))
+        none, some = found[0], found[best]
+        spared = sum(none[2]) - sum(some[2])
+        rows.append(
+            [
+                f"{share:.0%}",
+                f"{none[0]:,.0f} ({none[2][0]} + {none[2][1]})",
+                f"{some[0]:,.0f} ({some[2][0]} + {CPX[best]} CPX + {some[2][1]})",
+                f"{some[0] / none[0] - 1.0:+.1%}",
+                f"{some[1] / none[1] - 1.0:+.1%}",
+                _break_even(CPX[best], spared, some[0] / none[0], sum(none[2])),
+            ]
+        )
+        lines.append((f"{share:.0%} coding", list(CPX), list(100.0 * loads / loads[0])))
+    picture("cpx", "Requests/s under 4 MW, best GB300 racks beside, without CPX = 100", lines, "CPX racks", "%")
+    header = [
+        "share of coding",
+        "requests/s without (GB300 prefill + decode)",
+        "with the best number",
+        "more served",
+        "tokens/J",
+        "pays up to, GB300 racks per CPX rack",
+    ]
+    return [
+        *table(header, rows),
+        "",
+        "A 4 MW site, chat with a growing share of coding prompts (mean 11,400 tokens); for each number of CPX racks the best numbers of GB300 "
+        "racks. The last column needs no price list: it is what a CPX rack may cost, in GB300 racks, before GB300 racks alone serve a request "
+        "at the same capital. Rubin CPX is hypothetical: announced, withdrawn, never shipped; its efficiency is assumed, not measured.",
+    ]
+
+
+def _break_even(count: int, spared: int, gain: float, without: int) -> str:
+    """Return the price of a CPX rack, in GB300 racks, at which capital per request/s is that of the site without."""
+    if count == 0:
+        return "never"
+    return f"{(gain * without - (without - spared)) / count:.2f}"
+
+
+# ------------------------------------------------------------------------------------------- disaggregated, aggregated
+
+
+def aggregated() -> list[str]:
+    """Output per GPU of disaggregated over aggregated serving, over speed and prompt length."""
+    speeds = (5.0, 10.0, 20.0, 35.0, 50.0, 75.0, 100.0)
+    rows, lines = [], []
+    for prompt in (1024, 8192, 32768):
+        outputs: list[list[float]] = []
+        for mode in ("disaggregated", "aggregated"):
+            outputs.append(
+                [
+                    point[0].output_tokens_per_s_per_gpu if point else float("nan")
+                    for speed in speeds
+                    for point in [
+                        serving_frontier(
+                            "gb300_nvl72",
+                            MODEL,
+                            precision="fp4",
+                            prompt_tokens=prompt,
+                            output_tokens=1024,
+                            tokens_per_s_per_user=speed,
+                            modes=(mode,),  # type: ignore[arg-type]
+                        )
+                    ]
+                ]
+            )
+        gains = np.array(outputs[0]) / np.array(outputs[1])
+        rows.append([f"{prompt:,}", *("no layout" if np.isnan(gain) else f"{gain:.2f}" for gain in gains)])
+        lines.append((f"prompts of {prompt:,} tokens", list(speeds), list(gains)))
+    picture(
+        "aggregated", "Output per GPU, disaggregated over aggregated", lines, "tokens/s per user (1 / TPOT)", "ratio"
+    )
+    return [
+        *table(["prompt tokens", *(f"{speed:g} tokens/s" for speed in speeds)], rows),
+        "",
+        "GB300 NVL72, DeepSeek-R1 in fp4, answers of 1,024 tokens, the best layout of each mode. Published gains on NVL72 racks are 1.4x to 6x, "
+        "growing with prompt length and speed; at short prompts and loose limits there is nothing to gain.",
+    ]
+
+
+EXPERIMENTS: dict[str, Callable[[], list[str]]] = {
+    "phase_clocks": phase_clocks,
+    "provisioned": provisioned,
+    "cpx": cpx,
+    "aggregated": aggregated,
+}
+
+
+def main() -> None:
+    """Run the experiments and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
+    parser.add_argument("--stdout", action="store_true", help="print instead of writing docs/experiments.md")
+    chosen = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    names = [match.group(2) for match in BLOCK.finditer(page)]
+    if sorted(names) != sorted(EXPERIMENTS):
+        raise SystemExit(f"error: {PAGE.name} has the blocks {names}; it must have each of {list(EXPERIMENTS)} once.")
+    done = {name: "\n".join(EXPERIMENTS[name]()) + "\n" for name in chosen.only}
+    page = BLOCK.sub(lambda m: m.group(1) + done[m.group(2)] + m.group(3) if m.group(2) in done else m.group(0), page)
+    if chosen.stdout:
+        print("\n".join(done.values()))
+    else:
+        PAGE.write_text(page, encoding="utf-8")
+        print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

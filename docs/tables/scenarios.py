@@ -1,0 +1,138 @@
+"""Write docs/scenarios.md: what every scenario brings, with a small plot of cap, demand and mix.
+
+``python docs/tables/scenarios.py`` (needs the ``plot`` extra for the picture ``docs/images/scenarios.png``); ``--check`` fails when the
+page is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ai_factory_gym import AIFactoryEnv
+from ai_factory_gym.scenarios import Scenario, scenario, scenario_names
+
+DOCS = Path(__file__).parents[1]
+PAGE = DOCS / "scenarios.md"
+PICTURE = DOCS / "images" / "scenarios.png"
+
+SITE = "hyperscale"
+"""Site whose classes and day are shown: it serves all of them."""
+
+SEED = 1
+
+INTRODUCTION = f"""# Scenarios
+
+What a day brings beside the site and its users: `gym.make(..., scenario="burst")`. Several come together with a plus,
+`scenario="diurnal+curtailment+agent_surge"`: the events of all of them happen, where curtailments overlap the deeper one holds, and the
+larger overdispersion applies. A scenario of one's own is a TOML file of the same form: `scenario="my_day.toml"`, also in a sum. Hours are
+local time; every event is drawn once per episode and returns daily. `diurnal` is the one to train on; the others are held out.
+
+Tables: `[[bursts]]` raise all demand, each class by its exposure; `[[cap_events]]` lower the cap, known `notice_s` before; `[[shifts]]` change
+the demand of some classes for hours. Agents' training and evaluation seeds never meet, whatever the scenario.
+
+This page is written by `python docs/tables/scenarios.py`.
+
+![Demand by class and cap of one day](images/{PICTURE.name})
+
+One day of the site `{SITE}`, evaluation seed {SEED}: requests per second by class (colours, left) and the cap (line, right, share of the base cap).
+"""
+
+
+def _hours(low: float, high: float) -> str:
+    return f"{low:g} to {high:g} h"
+
+
+def _range(low: float, high: float, unit: str = "") -> str:
+    return f"{low:g}{unit}" if low == high else f"{low:g} to {high:g}{unit}"
+
+
+def events(chosen: Scenario) -> list[str]:
+    """Return what happens in a scenario, one line per event."""
+    lines = [
+        f"burst x {_range(b.multiplier_low, b.multiplier_high)} for {_range(b.duration_min_low, b.duration_min_high)} min, "
+        f"onset {_hours(b.window_start_hour, b.window_end_hour)}"
+        for b in chosen.bursts
+    ]
+    lines += [
+        f"cap -{e.depth:.0%} for {e.duration_s / 3600.0:g} h, onset {_hours(e.window_start_hour, e.window_end_hour)}, announced "
+        f"{e.notice_s / 60.0:g} min ahead"
+        for e in chosen.cap_events
+    ]
+    lines += [
+        f"{', '.join(s.classes)} x {_range(s.factor_low, s.factor_high)} for {s.duration_hours:g} h, onset "
+        f"{_hours(s.window_start_hour, s.window_end_hour)}, within {s.ramp_min:g} min"
+        for s in chosen.shifts
+    ]
+    return lines
+
+
+def page() -> str:
+    """Return the page."""
+    rows = ["| scenario | daily curve | overdispersion | deferrable work | events |", "|---|---|---|---|---|"]
+    for name in scenario_names():
+        chosen = scenario(name)
+        rows.append(
+            f"| `{name}`: {chosen.description} | {'yes' if chosen.daily else 'no'} | {chosen.overdispersion:g} | "
+            f"{'may wait' if chosen.deferrable else 'served at once'} | {'<br>'.join(events(chosen)) or 'none'} |"
+        )
+    return INTRODUCTION + "\n" + "\n".join(rows) + "\n"
+
+
+def draw() -> None:
+    """Draw the picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = scenario_names()
+    figure, axes = plt.subplots((len(names) + 1) // 2, 2, figsize=(11, 2.1 * ((len(names) + 1) // 2)), sharex=True)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    for axis, name in zip(axes.flat, names, strict=False):
+        env = AIFactoryEnv(site=SITE, scenario=name, warmup_s=60.0)
+        env.reset(seed=2_000_000 + SEED)
+        state = env.factory.engine.state
+        hours = np.arange(1440) / 60.0
+        demand = state.rate[0, :, 1:1441] / 1e3
+        axis.stackplot(hours, demand, labels=[cls.name for cls in env.classes], linewidth=0)
+        axis.set_title(name, fontsize=10, loc="left")
+        axis.set_xlim(0, 24)
+        axis.set_xticks(range(0, 25, 6))
+        axis.set_ylabel("1,000 requests/s", fontsize=8)
+        steps = state.cap_steps[0]
+        steps = steps[steps[:, 0] < np.inf]
+        times = np.clip(np.append(steps[:, 0], np.inf) / 3600.0, 0.0, 24.0)
+        cap = axis.twinx()
+        cap.step(
+            times,
+            np.append(steps[:, 1], steps[-1, 1]) / env.task.site.cap_w,
+            where="post",
+            color="black",
+            linewidth=1.2,
+        )
+        cap.set_ylim(0, 1.1)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower right", ncols=2, fontsize=8, bbox_to_anchor=(0.98, 0.04))
+    figure.tight_layout()
+    figure.savefig(PICTURE, dpi=90)
+
+
+def main() -> None:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail when docs/scenarios.md is stale; write nothing")
+    if parser.parse_args().check:
+        if PAGE.read_text(encoding="utf-8") != page():
+            raise SystemExit("error: docs/scenarios.md is stale; run python docs/tables/scenarios.py.")
+        return
+    PAGE.write_text(page(), encoding="utf-8")
+    draw()
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Levers in steps, for algorithms that choose among a few values: ``MultiDiscrete`` (PPO, MaskablePPO) or ``Discrete`` (DQN).
+
+Masks tell what is impossible now: to send work to a pool without an active rack, and to let racks sleep that have to stay awake. An
+impossible choice is no error, it has no effect; a mask only keeps an agent from having to learn that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Pool, PoolInt, PoolSpec, Site
+from ai_factory_gym.env import AIFactoryEnv
+from ai_factory_gym.errors import ConfigError, check_count, check_flag
+
+NEUTRAL = 0.0
+
+
+class DiscreteLevers(gymnasium.ActionWrapper[np.ndarray, Any, np.ndarray]):
+    """Every number of the action in equal steps from -1 to 1.
+
+    Args:
+        env: An ``AIFactoryEnv``, wrapped or not.
+        steps: Values per number; odd, so that zero, the neutral one, is among them.
+        one_at_a_time: False: ``MultiDiscrete``, one choice per number and step. True: ``Discrete``, and every step changes one number,
+            or none with the last choice; the others stay as they are. The action begins neutral at a reset.
+
+    Raises:
+        ConfigError: For an environment of another kind, or steps that are not odd and at least 3.
+    """
+
+    def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray], steps: int = 5, one_at_a_time: bool = False) -> None:
+        """Lay out the choices."""
+        super().__init__(env)
+        if not isinstance(env.unwrapped, AIFactoryEnv):
+            raise ConfigError(f"env: {env.unwrapped!r} is not allowed; must be an AIFactoryEnv.")
+        if check_count("steps", steps) < 3 or steps % 2 == 0:
+            raise ConfigError(
+                f"steps: {steps!r} is not allowed; must be an odd number of at least 3, so that zero is among them."
+            )
+        check_flag("one_at_a_time", one_at_a_time)
+        self._base: AIFactoryEnv = env.unwrapped
+        self.steps = steps
+        self.one_at_a_time = one_at_a_time
+        self.values: NDArray[np.float32] = np.linspace(-1.0, 1.0, steps, dtype=np.float32)
+        size = self._base.action_layout.size
+        self.action_space = spaces.Discrete(size * steps + 1) if one_at_a_time else spaces.MultiDiscrete([steps] * size)
+        self._held = np.zeros(size, dtype=np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode with a neutral action."""
+        self._held[:] = NEUTRAL
+        return super().reset(seed=seed, options=options)
+
+    def action(self, action: Any) -> np.ndarray:
+        """Return the action of the environment that a choice stands for."""
+        if not self.action_space.contains(action):
+            raise ConfigError(f"action: {action!r} is not allowed; must be in {self.action_space}.")
+        if not self.one_at_a_time:
+            self._held = self.values[np.asarray(action)]
+        elif action < len(self._held) * self.steps:
+            self._held[int(action) // self.steps] = self.values[int(action) % self.steps]
+        return self._held.copy()
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return what is possible now.
+
+        Returns:
+            bool[numbers x steps], one block per number of the action, with at least one true in each; and for ``one_at_a_time`` one more,
+            always true, for changing nothing. ``sb3_contrib.MaskablePPO`` reads it.
+        """
+        masks = self._possible()
+        return np.append(masks.ravel(), True) if self.one_at_a_time else masks.ravel()
+
+    def _possible(self) -> NDArray[np.bool_]:
+        layout, params = self._base.action_layout, self._base.factory.params
+        state = self._base.factory.engine.state
+        ints, numbers = state.pool_int[0], state.pool[0]
+        masks = np.ones((layout.size, self.steps), dtype=np.bool_)
+        neutral = self.values == NEUTRAL
+        closed = (ints[:, PoolInt.ACTIVE] == 0) | (ints[:, PoolInt.CLOSED] > 0)
+        phase = params.pool[:, PoolSpec.PHASE]
+        groups = params.capacity.shape[1]
+        for kind, name in ((PREFILL, "route_prefill"), (DECODE, "route_decode")):
+            if name in layout.slices:
+                block = masks[layout[name]].reshape(groups, -1, self.steps)
+                block[:, closed[phase == kind]] = neutral
+        if "active_racks" in layout.slices:
+            block = masks[layout["active_racks"]]
+            now_s = state.site[0, Site.TIME_S]
+            awake = ints[:, PoolInt.ACTIVE] + ints[:, PoolInt.WAKING]
+            for pool in np.flatnonzero(now_s < numbers[:, Pool.DWELL_UNTIL_S]):
+                block[pool] = self._racks(int(pool)) >= awake[pool]
+        return masks
+
+    def _racks(self, pool: int) -> Array:
+        """Return the racks that each step of a pool's number wants awake."""
+        layout = self._base.action_layout
+        below, centre, above = (part[pool] for part in (layout.racks_below, layout.centre_racks, layout.racks_above))
+        span = np.where(self.values < 0.0, below, above)
+        return np.asarray(np.ceil(centre + self.values * span - 1e-6))
+
+
+__all__ = ["DiscreteLevers"]

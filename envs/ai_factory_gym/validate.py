@@ -1,0 +1,199 @@
+"""What is wrong, or unlikely to be meant, in a site of one's own. ``python -m ai_factory_gym validate FILE`` prints it.
+
+What cannot be simulated at all is an error, raised where the site is read or its arrays are built. Here stands what can be simulated
+but would surprise: each finding says what was found, in figures, and what could be changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
+from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite
+from ai_factory_gym.params import build_params, check_cap, nameplate_it_w, resolution, served_classes, site_pue
+from ai_factory_gym.physics.performance import (
+    DECODE_KV_CAPACITY_TOKENS,
+    DECODE_KV_REQUEST_TOKENS,
+    DECODE_TOKENS_PER_ITERATION,
+    PREFILL_FRONTEND_S,
+    PREFILL_KV_BYTES_PER_TOKEN,
+    PREFILL_TRANSFER_BYTES_PER_S,
+    decode_iteration_s,
+    prefill_work_s,
+)
+from ai_factory_gym.sites import SiteConfig, load_site
+from ai_factory_gym.workload.classes import RequestClass
+from ai_factory_gym.workload.demand import mean_path
+
+LOPSIDED = 2.0
+"""How many times the load of the other a phase may stand before it counts as oversized (status: design choice)."""
+
+
+def steady_site(site: SiteConfig) -> SteadySite:
+    """Return the steady-state model of a site at the default resolution's strata."""
+    classes = served_classes(site)
+    return SteadySite(site, classes, build_params(site, classes, resolution("cohort"), control_interval_s=60.0))
+
+
+def daily_demand_rps(site: SiteConfig, classes: tuple[RequestClass, ...]) -> np.ndarray:
+    """Return the mean demand of every minute of the day by class, requests/s, float64[classes, 1440]."""
+    mean = np.array([site.mix[cls.name] for cls in classes]) * site.demand_rps
+    return mean_path([cls.demand for cls in classes], mean, 0.0, 1440, daily=True)
+
+
+def _power(site: SiteConfig, steady: SteadySite, saturation: OperatingPoint) -> Iterator[str]:
+    nameplate_w = nameplate_it_w(site, steady.params.power) * site_pue(site, 1.0)
+    if nameplate_w <= site.cap_w:
+        yield (
+            f"cap_w: {site.cap_w / 1e6:,.3f} MW is more than all racks can draw ({nameplate_w / 1e6:,.3f} MW with cooling): power never binds; "
+            "lower the cap or add racks."
+        )
+    elif saturation.facility_w < site.cap_w:
+        yield (
+            f"cap_w: at the load that saturates the SLA the site draws {saturation.facility_w / site.cap_w:.2f} of its cap: the racks bind "
+            "before the power does; the shipped sites draw 1.25 to 1.4 times their cap there."
+        )
+
+
+def _demand(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
+    capped = steady.under_cap(site.cap_w)
+    demand = daily_demand_rps(site, steady.classes).sum(axis=0)
+    if capped.load_rps <= 0.0:
+        yield "demand_rps: the site cannot keep its SLA under its cap at any load; raise cap_w or loosen the classes' limits."
+        return
+    hours = float((demand > capped.load_rps).mean()) * 24.0
+    if hours > 0.0:
+        yield (
+            f"demand_rps: the mean day asks for more than the cap can serve with the SLA ({capped.load_rps:,.0f} requests/s) during "
+            f"{hours:.1f} h, up to {demand.max():,.0f}: requests will be turned away or late. Mean demand is {site.demand_rps / capped.load_rps:.2f} "
+            "of what the cap can serve; the shipped sites have 0.60 to 0.65."
+        )
+
+
+def _phase_limit_rps(steady: SteadySite, phase: int, most_rps: float) -> float:
+    """Return the load at which a phase alone would be at its limit at full clock, requests/s, at most ``most_rps``."""
+    pools = np.flatnonzero(steady.params.pool[:, PoolSpec.PHASE] == phase)
+
+    def fits(load_rps: float) -> bool:
+        point = steady.at(load_rps)
+        if phase == PREFILL:
+            return all(point.utilisation[k] <= PREFILL_UTILISATION_LIMIT for k in pools)
+        return all(point.tpot_s[k] <= steady.tpot_limit_s and point.utilisation[k] < 1.0 for k in pools)
+
+    low, high = 0.0, most_rps
+    for _ in range(20):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return high
+
+
+def _balance(steady: SteadySite, saturation: OperatingPoint) -> Iterator[str]:
+    names = ("prefill", "decode")
+    most = 2.0 * LOPSIDED * saturation.load_rps
+    limits = [_phase_limit_rps(steady, phase, most) for phase in (PREFILL, DECODE)]
+    tight = int(np.argmin(limits))
+    loose = 1 - tight
+    if limits[loose] > LOPSIDED * limits[tight]:
+        more = "more than " if limits[loose] >= 0.99 * most else ""
+        yield (
+            f"pools: {names[tight]} is at its limit at {limits[tight]:,.0f} requests/s, {names[loose]} at {more}{limits[loose]:,.0f}: move racks "
+            f"from {names[loose]} to {names[tight]}, or leave some out."
+        )
+
+
+def _first_token_s(steady: SteadySite, prompt: float) -> float:
+    """Return the time to the first token of a lone request on the best pools at full clock, s."""
+    params = steady.params
+    prefill, decode = np.inf, np.inf
+    for perf, spec in zip(params.perf, params.pool, strict=True):
+        if spec[PoolSpec.PHASE] == PREFILL:
+            scaling_s, fixed_s = prefill_work_s(perf, prompt, prompt * prompt)
+            sent_s = prompt * perf[PREFILL_KV_BYTES_PER_TOKEN] / perf[PREFILL_TRANSFER_BYTES_PER_S]
+            prefill = min(prefill, scaling_s + fixed_s + sent_s + perf[PREFILL_FRONTEND_S])
+        else:
+            decode = min(decode, decode_iteration_s(perf, 1.0, prompt, 1.0)[0])
+    return float(prefill + decode)
+
+
+def _classes(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
+    params = steady.params
+    decode = [k for k, spec in enumerate(params.pool) if spec[PoolSpec.PHASE] == DECODE]
+    room = {
+        site.pools[k].name: params.perf[k, DECODE_KV_CAPACITY_TOKENS] - params.perf[k, DECODE_KV_REQUEST_TOKENS]
+        for k in decode
+    }
+    for cls in steady.classes:
+        longest = cls.prompt.maximum + cls.output.maximum
+        small = [name for name, tokens in room.items() if tokens < longest]
+        if small:
+            yield (
+                f"mix.{cls.name}: a request may hold {longest:,.0f} tokens of KV, more than a replica of {', '.join(small)} has room for "
+                f"({min(room.values()):,.0f} at least): such requests would block that pool; give its replicas more GPUs (dp, tp), or lower "
+                "max_context."
+            )
+        if cls.deferrable:
+            continue
+        for what, prompt in (("a mean prompt", cls.prompt.mean()), ("the longest prompt", cls.prompt.maximum)):
+            takes_s, limit_s = _first_token_s(steady, prompt), cls.ttft_limit_s(prompt)
+            if takes_s > limit_s:
+                yield (
+                    f"mix.{cls.name}: the first token of {what} ({prompt:,.0f} tokens) takes {takes_s:.2f} s on an idle site, and {limit_s:.2f} s "
+                    "are allowed: it will always be missed; add a faster prefill pool, or loosen the class's TTFT."
+                )
+                break
+        fastest_s = min(
+            decode_iteration_s(params.perf[k], 1.0, cls.prompt.mean(), 1.0)[0]
+            / params.perf[k, DECODE_TOKENS_PER_ITERATION]
+            for k in decode
+        )
+        if fastest_s > cls.tpot_s:
+            yield (
+                f"mix.{cls.name}: a lone request takes {1e3 * fastest_s:.1f} ms a token on the fastest pool, and {1e3 * cls.tpot_s:.1f} ms are "
+                "allowed; use mtp, more GPUs per replica, or a faster rack."
+            )
+
+
+def findings(site: SiteConfig) -> list[str]:
+    """Return what would surprise in a site, in the order power, demand, pools, classes; empty when nothing does.
+
+    Raises:
+        ConfigError: When the site cannot be simulated at all.
+    """
+    check_cap(site, site.cap_w)
+    steady = steady_site(site)
+    saturation = steady.saturation()
+    if saturation.load_rps <= 0.0:
+        return [f"pools: no load keeps the SLA ({steady.at(1e-6).binds or 'tpot'} binds).", *_classes(site, steady)]
+    return [
+        *_power(site, steady, saturation),
+        *_demand(site, steady),
+        *_balance(steady, saturation),
+        *_classes(site, steady),
+    ]
+
+
+def validate(source: str | Path) -> str:
+    """Return what ``validate`` prints about a site.
+
+    Args:
+        source: TOML path or shipped site name.
+
+    Raises:
+        ConfigError: When the site cannot be simulated at all, with the first reason.
+    """
+    site = load_site(source)
+    found = findings(site)
+    racks = sum(pool.racks for pool in site.pools)
+    head = f"{source}: {site.name}, {racks} racks in {len(site.pools)} pools, can be simulated"
+    if not found:
+        return f"{head}; nothing to remark.\n"
+    return (
+        "\n".join([f"{head}; {len(found)} remark{'s' if len(found) > 1 else ''}:", *(f"- {text}" for text in found)])
+        + "\n"
+    )
+
+
+__all__ = ["daily_demand_rps", "findings", "steady_site", "validate"]

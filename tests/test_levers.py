@@ -1,0 +1,271 @@
+"""Levers beyond the four of the published tasks: neutral at zero, monotone in what they set, conserving, and clear about mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ai_factory_gym
+from ai_factory_gym import AIFactoryEnv, ConfigError
+from ai_factory_gym.engine.layout import DECODE, Array, Class, ClassSpec, Gate, Pool, PoolSpec
+from ai_factory_gym.levers import DEFAULT_LEVERS, LEAST_LIMIT, LEVERS
+from ai_factory_gym.observation import BLOCKS, LEVER_BLOCKS
+from ai_factory_gym.sites import load_site
+
+EXTRA = ("power_limit", "batch_ceiling", "admission", "deferral")
+NOON = {"start_time_s": 12 * 3600.0, "horizon_s": 1200.0, "warmup_s": 600.0}
+CLASSES = ("chat", "customer_service", "ecommerce_agent", "reasoning", "coding", "batch")
+
+
+def make(levers: tuple[str, ...], **settings: Any) -> AIFactoryEnv:
+    """Return the Edge site at noon with some levers."""
+    return AIFactoryEnv(site="edge", levers=levers, **{**NOON, **settings})
+
+
+def play(env: AIFactoryEnv, actions: Array, seed: int = 3) -> tuple[Array, list[dict[str, Any]]]:
+    """Return observations and infos of an episode under given actions."""
+    observation, info = env.reset(seed=seed)
+    observations, infos = [observation], [info]
+    for action in actions:
+        observation, _, _, _, info = env.step(action)
+        observations.append(observation)
+        infos.append(info)
+    return np.array(observations), infos
+
+
+def constant(env: AIFactoryEnv, steps: int = 20, **values: Any) -> list[dict[str, Any]]:
+    """Return the infos of an episode with one encoded action."""
+    action = env.action_layout.encode(clock=1.0, racks=env.action_layout.racks, **values)
+    return play(env, np.repeat(action[None], steps, axis=0))[1]
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+@pytest.mark.parametrize("lever", EXTRA)
+def test_a_lever_at_zero_changes_nothing(lever: str, resolution: str) -> None:
+    scale = {"demand_scale": 0.05} if resolution == "request" else {}
+    plain, fitted = (
+        make(levers, resolution=resolution, **scale) for levers in (DEFAULT_LEVERS, (*DEFAULT_LEVERS, lever))
+    )
+    drawn = np.random.default_rng(1).uniform(-1, 1, (10, plain.action_layout.size)).astype(np.float32)
+    wider = np.zeros((10, fitted.action_layout.size), np.float32)
+    wider[:, : plain.action_layout.size] = drawn
+    seen, infos = play(plain, drawn)
+    also_seen, also_infos = play(fitted, wider)
+    assert infos == also_infos
+    for name, place in plain.observation_layout.slices.items():
+        width = place.stop - place.start
+        begin = fitted.observation_layout[name].start
+        assert np.array_equal(seen[:, place], also_seen[:, begin : begin + width]), name
+
+
+def test_positive_numbers_leave_limits_off() -> None:
+    env = make(("clock", "power_limit", "batch_ceiling", "admission"))
+    size = env.action_layout.size
+    clocks = env.action_layout["clock"].stop
+    full, off = (np.zeros((5, size), np.float32) for _ in range(2))
+    full[:, clocks:] = 1.0
+    assert play(env, full)[1] == play(env, off)[1]
+
+
+def test_dimensions_and_blocks_are_documented() -> None:
+    env = make(LEVERS)
+    decode = int((env.factory.params.pool[:, PoolSpec.PHASE] == DECODE).sum())
+    sizes = {name: place.stop - place.start for name, place in env.action_layout.slices.items()}
+    assert [sizes[name] for name in EXTRA] == [4, decode, len(CLASSES), 1]
+    for lever, block, _, _ in LEVER_BLOCKS:
+        assert lever in EXTRA and f"``{block}`` *" in str(AIFactoryEnv.__doc__)
+        assert env.observation_layout[block].start >= env.observation_layout["previous_action"].stop
+        assert f"``{lever}`` *" in str(AIFactoryEnv.__doc__)
+    plain = make(DEFAULT_LEVERS)
+    assert list(plain.observation_layout.slices) == [name for name, _, _ in BLOCKS]
+    assert ai_factory_gym.AIFactoryEnv(site="edge").action_layout.levers == DEFAULT_LEVERS
+
+
+@given(st.lists(st.sampled_from(LEVERS), min_size=1, max_size=8, unique=True))
+@settings(max_examples=12, deadline=None)
+def test_any_subset_composes(levers: list[str]) -> None:
+    env = AIFactoryEnv(site="edge", levers=tuple(levers), horizon_s=180.0, warmup_s=60.0)
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        action = rng.uniform(-1, 1, env.action_layout.size).astype(np.float32)
+        observation, reward, _, _, info = env.step(action)
+    assert np.isfinite(observation).all() and math.isfinite(reward)
+    assert env.observation_space.contains(observation)
+    assert all(math.isfinite(value) for value in info.values())
+
+
+def test_a_power_limit_is_obeyed_and_saves_energy() -> None:
+    # Below the cap: at full clock the brake would limit the draw before the lever does.
+    env = make(("clock", "active_racks", "power_limit"), demand_scale=0.7)
+    largest = env.action_layout.rack_w
+    racks = env.factory.params.pool[:, PoolSpec.RACKS]
+    energy, met = [], []
+    for share in (math.inf, 0.6, 0.55, 0.5, 0.45, 0.4):
+        infos = constant(env, power_limit_w=share * largest if share < math.inf else math.inf)
+        energy.append(infos[-1]["energy_j"])
+        met.append(infos[-1]["requests_met_slo"])
+        numbers = env.factory.engine.state.pool[0]
+        assert infos[-1]["brake_s"] == 0.0
+        # Clocks are set for the batch at the start of a segment, which the arrivals of half a minute may exceed.
+        assert (numbers[:, Pool.POWER_W] <= share * largest * racks * 1.01).all()
+    assert all(a > b for a, b in itertools.pairwise(energy))
+    assert energy[-1] < 0.75 * energy[0] and met[-1] > 0.99 * met[0]
+
+
+def test_the_lower_of_clock_and_power_limit_holds() -> None:
+    env = make(("clock", "active_racks", "power_limit"))
+    tight = 0.5 * env.action_layout.rack_w
+    low = play(env, np.repeat(env.action_layout.encode(clock=0.5, racks=env.action_layout.racks)[None], 5, axis=0))[1]
+    both = env.action_layout.encode(clock=0.5, racks=env.action_layout.racks, power_limit_w=tight)
+    limited = play(env, np.repeat(both[None], 5, axis=0))[1]
+    assert limited[-1]["clock_mean"] <= low[-1]["clock_mean"] + 1e-12
+
+
+def test_a_batch_ceiling_holds_and_makes_requests_wait() -> None:
+    env = make(("clock", "active_racks", "batch_ceiling"))
+    params = env.factory.params
+    decode = params.pool[:, PoolSpec.PHASE] == DECODE
+    tpot = []
+    for most in (4096, 1000, 600):
+        infos = constant(env, most_batch=most)
+        numbers = env.factory.engine.state.pool[0][decode]
+        replicas = params.pool[decode, PoolSpec.RACKS] * params.pool[decode, PoolSpec.UNITS_PER_RACK]
+        assert np.array_equal(numbers[:, Pool.MAX_BATCH], [most] * decode.sum())
+        assert (numbers[:, Pool.IN_FLIGHT] <= most * replicas + 1e-6).all()
+        tpot.append(float(numbers[:, Pool.TPOT_S].max()))
+        met = infos[-1]["requests_met_slo"]
+    assert tpot[0] > tpot[1] > tpot[2]
+    assert met > 0
+
+
+@given(st.integers(1, 4096))
+@settings(max_examples=50, deadline=None)
+def test_a_batch_ceiling_is_encoded_exactly(most: int) -> None:
+    env = make(("batch_ceiling",))
+    least = env.action_layout.arrays[3][2]
+    decode = env.factory.params.pool[:, PoolSpec.PHASE] == DECODE
+    wanted = np.maximum(most, np.ceil(least[decode]))
+    action = env.action_layout.encode(most_batch=wanted)
+    found = env.action_layout.decide(action[None].astype(np.float64)).most_batch
+    assert found is not None
+    # Actions are float32: seven digits of the logarithm.
+    assert np.allclose(found[0][decode], wanted, rtol=2e-6, atol=1.0)
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.75])
+def test_admission_turns_away_exactly_the_rest(share: float, resolution: str) -> None:
+    scale = {"demand_scale": 0.05} if resolution == "request" else {}
+    env = make(("clock", "active_racks", "admission"), resolution=resolution, scenario="steady", **scale)
+    admitted = np.ones(len(env.classes))
+    admitted[1] = share
+    env.reset(seed=0)
+    action = env.action_layout.encode(clock=1.0, racks=env.action_layout.racks, admitted=admitted)
+    # The warm-up is neutral: from the first step on.
+    for _ in range(20):
+        _, _, _, _, info = env.step(action)
+    name = env.classes[1].name
+    counters = env.factory.engine.state.cls[0, 1]
+    arrived, rejected = info[f"class/{name}/arrived"], counters[Class.REJECTED]
+    assert arrived > 100
+    assert abs(rejected - (1.0 - share) * arrived) <= 1.0 + 1e-6
+    assert info[f"class/{env.classes[0].name}/attainment"] > 0.95
+    assert counters[Class.ADMITTED] == pytest.approx(share, abs=1e-6)
+
+
+def test_what_is_turned_away_has_arrived_and_is_missed() -> None:
+    env = make(("admission",), drain=True)
+    env.reset(seed=0)
+    nothing = env.action_layout.encode(admitted=0.0)
+    truncated = False
+    while not truncated:
+        _, _, _, truncated, info = env.step(nothing)
+    assert info["requests_arrived"] > 0
+    assert info["requests_met_slo"] + info["requests_missed_slo"] == pytest.approx(info["requests_arrived"])
+    for cls in env.classes:
+        if not cls.deferrable:
+            assert info[f"class/{cls.name}/met"] == 0
+            assert info[f"class/{cls.name}/missed"] == info[f"class/{cls.name}/arrived"]
+
+
+def test_the_world_does_not_depend_on_admission() -> None:
+    env = make(("admission",))
+    arrived = []
+    for admitted in (1.0, 0.5):
+        infos = play(env, np.repeat(env.action_layout.encode(admitted=admitted)[None], 20, axis=0))[1]
+        arrived.append([infos[-1][f"class/{cls.name}/arrived"] for cls in env.classes if not cls.deferrable])
+    assert arrived[0] == arrived[1]
+
+
+def test_deferred_work_is_held_back_or_released_and_never_late_for_it() -> None:
+    env = make(("deferral",), horizon_s=4 * 3600.0, start_time_s=0.0)
+    held = next(k for k, cls in enumerate(env.classes) if cls.deferrable)
+    pending, due = [], []
+    for hand in (-1.0, 0.0, 1.0):
+        observations, _ = play(env, np.full((240, 1), hand, np.float32))
+        pending.append(env.factory.engine.state.cls[0, held, Class.PENDING])
+        due.append(observations[-1, env.observation_layout["class_due"]][held])
+    assert pending[0] > pending[1] > pending[2] > 0.0
+    assert due[0] <= due[1] <= due[2]
+    assert due[0] < due[2]
+
+
+def test_work_held_back_to_its_deadline_is_still_done() -> None:
+    env = make(("deferral",), horizon_s=10 * 3600.0, start_time_s=0.0, drain=True, resolution="coarse")
+    env.reset(seed=1)
+    truncated = False
+    while not truncated:
+        _, _, _, truncated, info = env.step(np.full(1, -1.0, np.float32))
+    batch = next(cls for cls in env.classes if cls.deferrable)
+    assert info[f"class/{batch.name}/attainment"] > 0.99
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ConfigError, match="levers: unknown value 'power_limits'.*Did you mean 'power_limit'"):
+        make(("power_limits",))
+    chat_only = dataclasses.replace(load_site("edge"), mix={"chat": 1.0})
+    with pytest.raises(ConfigError, match="levers: 'deferral' is not possible: no class"):
+        AIFactoryEnv(site=chat_only, levers=("deferral",), lambda_tokens_per_joule="estimate")
+    with pytest.raises(ConfigError, match="'admission' is given twice"):
+        make(("admission", "clock", "admission"))
+
+
+def test_the_lowest_limit_is_that_of_the_documentation() -> None:
+    env = make(("power_limit",))
+    decision = env.action_layout.decide(np.full((1, 4), -1.0))
+    assert np.allclose(decision.power_limit_w[0], LEAST_LIMIT * env.action_layout.rack_w)
+    assert decision.gate is not None and (decision.gate[..., Gate.ADMITTED] == 1.0).all()
+    deferrable = env.factory.params.cls[:, ClassSpec.DEFERRABLE]
+    assert deferrable.sum() == 1
+
+
+def test_rules_leave_other_levers_alone() -> None:
+    baselines = pytest.importorskip("ai_factory_baselines", reason="needs the baselines package")
+    env = make(LEVERS)
+    observation, _ = env.reset(seed=0)
+    for name in ("uniform", "length_aware"):
+        action, _ = baselines.make(name, env).predict(observation)
+        for lever in EXTRA:
+            assert (action[env.action_layout[lever]] == 0.0).all()
+
+
+def test_all_levers_in_a_vector_environment() -> None:
+    settings = {"levers": LEVERS, **NOON}
+    single = make(LEVERS)
+    rows = gymnasium.make_vec(
+        "ai_factory/Edge-v0", num_envs=2, vectorization_mode="vector_entry_point", threads=2, **settings
+    )
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, 2, single.action_layout.size)).astype(np.float32)
+    rows.reset(seed=3)
+    trail = [rows.step(action)[0][0] for action in actions]
+    assert np.array_equal(play(single, actions[:, 0])[0][1:], np.array(trail))
+    rows.close()

@@ -1,0 +1,144 @@
+"""Sites of one's own: Custom-v0, files of one's own, what ``validate`` and ``describe`` say, and sites nobody thought of."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from ai_factory_gym import AIFactoryEnv, ConfigError
+from ai_factory_gym.__main__ import main
+from ai_factory_gym.describe import plot_day
+from ai_factory_gym.registration import CUSTOM
+from ai_factory_gym.sites import load_site, site_names
+from ai_factory_gym.task import estimated_lambda, frozen_lambdas
+from ai_factory_gym.validate import findings, validate
+from tests import random_sites
+
+SITES = Path(__file__).parents[1] / "examples" / "sites"
+EXAMPLES = ("cage", "coding")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run_as_custom_task(name: str) -> None:
+    env = gymnasium.make(CUSTOM, site=str(SITES / f"{name}.toml"), horizon_s=600.0, warmup_s=120.0)
+    observation, _ = env.reset(seed=0)
+    for _ in range(5):
+        observation, reward, _, _, info = env.step(np.zeros(env.action_space.shape, np.float32))
+    assert env.observation_space.contains(observation)
+    assert info["sla_attainment"] > 0.9
+    rows = gymnasium.make_vec(
+        CUSTOM,
+        num_envs=2,
+        vectorization_mode="vector_entry_point",
+        site=str(SITES / f"{name}.toml"),
+        horizon_s=600.0,
+        warmup_s=120.0,
+    )
+    rows.reset(seed=0)
+    for _ in range(5):
+        _, rewards, _, _, _ = rows.step(np.zeros(rows.action_space.shape, np.float32))
+    assert rewards[0] == reward
+    rows.close()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_nothing_is_to_be_remarked_about_the_examples(name: str) -> None:
+    assert findings(load_site(SITES / f"{name}.toml")) == []
+
+
+@pytest.mark.parametrize("name", site_names())
+def test_nothing_is_to_be_remarked_about_shipped_sites(name: str) -> None:
+    assert findings(load_site(name)) == []
+    assert "nothing to remark" in validate(name)
+
+
+def test_a_custom_task_needs_a_site() -> None:
+    with pytest.raises(ConfigError, match="missing key.s. site"):
+        gymnasium.make(CUSTOM)
+
+
+@pytest.mark.parametrize("name", site_names())
+def test_the_estimated_price_of_energy_is_near_the_frozen_one(name: str) -> None:
+    site = load_site(name)
+    assert estimated_lambda(site) == pytest.approx(frozen_lambdas()[site.name]["diurnal"], rel=0.10)
+    env = AIFactoryEnv(site=site, lambda_tokens_per_joule="estimate")
+    assert env.task.energy_price == estimated_lambda(site)
+    with pytest.raises(ConfigError, match="lambda_tokens_per_joule: unknown value 'guess'; allowed: estimate"):
+        AIFactoryEnv(site=site, lambda_tokens_per_joule="guess")
+
+
+def test_classes_racks_and_models_of_ones_own(tmp_path: Path) -> None:
+    site = load_site(SITES / "coding.toml")
+    own = next(cls for cls in site.own_classes if cls.name == "coding")
+    assert site.known_classes["coding"] is own and own.prompt.median == 9000.0
+    assert load_site("enterprise").known_classes["coding"].prompt.median != 9000.0
+    # The same file from another folder.
+    for name in ("coding.toml", "coding_classes.toml"):
+        (tmp_path / name).write_text((SITES / name).read_text(encoding="utf-8"), encoding="utf-8")
+    assert load_site(tmp_path / "coding.toml") == site
+    (tmp_path / "coding_classes.toml").unlink()
+    with pytest.raises(ConfigError, match="coding_classes.toml.*cannot|cannot.*coding_classes.toml"):
+        load_site(tmp_path / "coding.toml")
+
+
+def remarks(**changes: object) -> str:
+    """Return what is said about the cage with some changes."""
+    return "\n".join(findings(dataclasses.replace(load_site(SITES / "cage.toml"), **changes)))  # type: ignore[arg-type]
+
+
+def test_what_would_surprise_is_said() -> None:
+    cage = load_site(SITES / "cage.toml")
+    assert "power never binds" in remarks(cap_w=5e6)
+    assert "before the power does" in remarks(cap_w=6e5)
+    assert "requests will be turned away or late" in remarks(demand_rps=6000.0)
+    lopsided = (dataclasses.replace(cage.pools[0], racks=12), cage.pools[1])
+    assert "decode is at its limit" in remarks(pools=lopsided, cap_w=2e6)
+    assert "move racks from prefill to decode" in remarks(pools=lopsided, cap_w=2e6)
+    hasty = dataclasses.replace(
+        cage.known_classes["chat"], ttft_a_s=0.01, ttft_b_s_per_token=0.0, ttft_c_s_per_token2=0.0
+    )
+    assert "takes" in remarks(own_classes=(hasty,)) and "always be missed" in remarks(own_classes=(hasty,))
+
+
+def test_the_command_line_validates(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["validate", str(SITES / "cage.toml"), "edge"]) == 0
+    assert capsys.readouterr().out.count("nothing to remark") == 2
+    broken = tmp_path / "broken.toml"
+    broken.write_text(
+        (SITES / "cage.toml").read_text(encoding="utf-8").replace("gb300_nvl72", "gb300_nvl27"), encoding="utf-8"
+    )
+    assert main(["validate", str(broken)]) == 2
+    assert "Did you mean 'gb300_nvl72'?" in capsys.readouterr().err
+    assert main(["validate", str(tmp_path / "missing.toml")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_describe_shows_the_day_and_what_each_class_alone_could_get(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", str(SITES / "cage.toml")]) == 0
+    text = capsys.readouterr().out
+    assert "alone, requests/s" in text and "what the cap can serve" in text and "mean demand of the day" in text
+
+
+def test_the_plot_of_a_day_is_to_scale() -> None:
+    lines = plot_day(np.repeat([100.0, 50.0], 720), 75.0, height=4)
+    top, bottom = lines[1], lines[4]
+    # 105 is the top: 100 fills the rows up to the last, 50 two of four.
+    assert top.count("█") + top.count("▇") + top.count("▆") == 24
+    assert bottom.count("█") == 48
+    assert sum("what the cap can serve" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_an_invalid_site_gives_one_clear_error(seed: int) -> None:
+    key, text = random_sites.run_invalid(seed)
+    assert key in text, f"{key}: {text or 'not noticed'}"
+    assert "\n" not in text
+
+
+def test_drawn_sites_run() -> None:
+    ran = sum(random_sites.run_valid(seed) == "" for seed in range(24))
+    assert ran >= 6
