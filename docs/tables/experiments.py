@@ -65,7 +65,7 @@ def picture(
 
 # ------------------------------------------------------------------------------------------------------- phase clocks
 
-LOADS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
+LOADS = (0.2, 0.35, 0.5, 0.65)
 
 
 def _settled(site: SiteConfig, load_rps: float, prefill: float, decode: float) -> tuple[float, np.ndarray]:
@@ -252,7 +252,6 @@ def cpx() -> list[str]:
         loads = np.array([load for load, _, _ in found])
         best = int(np.argmax(loads))
         none, some = found[0], found[best]
-        spared = sum(none[2]) - sum(some[2])
         rows.append(
             [
                 f"{share:.0%}",
@@ -260,7 +259,6 @@ def cpx() -> list[str]:
                 f"{some[0]:,.0f} ({some[2][0]} + {CPX[best]} CPX + {some[2][1]})",
                 f"{some[0] / none[0] - 1.0:+.1%}",
                 f"{some[1] / none[1] - 1.0:+.1%}",
-                _break_even(CPX[best], spared, some[0] / none[0], sum(none[2])),
             ]
         )
         lines.append((f"{share:.0%} coding", list(CPX), list(100.0 * loads / loads[0])))
@@ -271,22 +269,15 @@ def cpx() -> list[str]:
         "with the best number",
         "more served",
         "tokens/J",
-        "pays up to, GB300 racks per CPX rack",
     ]
     return [
         *table(header, rows),
         "",
         "A 4 MW site, chat with a growing share of coding prompts (mean 11,400 tokens); for each number of CPX racks the best numbers of GB300 "
-        "racks. The last column needs no price list: it is what a CPX rack may cost, in GB300 racks, before GB300 racks alone serve a request "
-        "at the same capital. Rubin CPX is hypothetical: announced, withdrawn, never shipped; its efficiency is assumed, not measured.",
+        "racks, which cost nothing here but power: without CPX many of them run at low clocks. What it means per dollar is not shown, because "
+        "nobody has published what a CPX rack costs. Rubin CPX is hypothetical: announced, withdrawn, never shipped; its efficiency is "
+        "assumed, not measured.",
     ]
-
-
-def _break_even(count: int, spared: int, gain: float, without: int) -> str:
-    """Return the price of a CPX rack, in GB300 racks, at which capital per request/s is that of the site without."""
-    if count == 0:
-        return "never"
-    return f"{(gain * without - (without - spared)) / count:.2f}"
 
 
 # ------------------------------------------------------------------------------------------- disaggregated, aggregated
