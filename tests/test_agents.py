@@ -20,6 +20,7 @@ from ai_factory_gym.engine.layout import Site
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.evaluation import TRAINING_SEEDS, evaluate, read_csv
 from ai_factory_gym.factory import BREAKER_S
+from ai_factory_gym.registration import CUSTOM
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
 torch = pytest.importorskip("torch")
@@ -285,6 +286,39 @@ def test_resume_goes_on(algo: str, tiny: dict[str, Path], tmp_path: Path) -> Non
     assert int(again.newest_checkpoint().name) == 96
     assert sum(1 for _ in again.path.rglob("replay_buffer.pkl")) == (1 if algo == "sac" else 0)
     assert TrainedPolicy.load(again.last).config["provenance"]["steps"] == 96
+
+
+def test_an_agent_is_trained_on_a_site_of_ones_own(tmp_path: Path) -> None:
+    site = Path(__file__).parents[1] / "examples" / "sites" / "cage.toml"
+    table = tmp_path / "own.yml"
+    table.write_text(yaml.safe_dump({CUSTOM: TINY["ppo"]}))
+    chosen = settings(
+        {"ppo": table},
+        tmp_path / "run",
+        task=CUSTOM,
+        env=(f"site={site}",),
+        residual_of="reactive",
+        residual_levers=("clock",),
+    )
+    made = train(chosen, quiet)
+    policy = TrainedPolicy.load(made.last)
+    assert policy.config["env"] == {"site": str(site)}
+    env = gymnasium.make(CUSTOM, site=str(site), horizon_s=300.0, warmup_s=60.0)
+    observation, _ = env.reset(seed=0)
+    action, _ = policy.predict(observation)
+    assert env.action_space.contains(action)
+    again = train(Settings(resume=made.path, total_steps=96, final_seeds=0, progress=False), quiet)
+    assert [int(row["steps"]) for row in again.read_metrics()] == [0, 32, 64, 96]
+    with pytest.raises(ConfigError, match="env: scenario is not allowed; training sets"):
+        train(dataclasses.replace(chosen, env=("scenario=burst",)), quiet)
+    with pytest.raises(ConfigError, match="missing key.s. site"):
+        train(dataclasses.replace(chosen, env=()), quiet)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_hyperparameters_of_a_site_of_ones_own_are_those_of_edge(algo: str) -> None:
+    found = [hyperparameters.load_hyperparameters(algo, task) for task in (CUSTOM, TASK)]
+    assert found[0] == found[1]
 
 
 def test_training_days_stay_in_their_range() -> None:

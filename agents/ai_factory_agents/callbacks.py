@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -38,6 +39,7 @@ class EvaluationCallback(BaseCallback):
         horizon_s: Length of an episode, s; None is a day.
         jobs: Processes.
         report: Called with a line of text after each evaluation.
+        env: Further arguments of the environment.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class EvaluationCallback(BaseCallback):
         horizon_s: float | None,
         jobs: int,
         report: Callable[[str], None],
+        env: Mapping[str, Any] | None = None,
     ) -> None:
         """Go on from the evaluations the run has already."""
         super().__init__()
@@ -62,6 +65,7 @@ class EvaluationCallback(BaseCallback):
         self.horizon_s = horizon_s
         self.jobs = jobs
         self.report = report
+        self.env = dict(env or {})
         earlier = run.read_metrics()
         self.best = max((_score_of(row) for row in earlier), default=None)
         self.done_at = {int(row["steps"]) for row in earlier}
@@ -104,6 +108,7 @@ class EvaluationCallback(BaseCallback):
             self.task,
             seeds=self.seeds,
             horizon_s=self.horizon_s,
+            env_kwargs=self.env,
             n_jobs=self.jobs,
             policy_name=policy.name,
             progress=False,

@@ -37,6 +37,7 @@ from ai_factory_gym.evaluation import (
     evaluate,
     write_csv,
 )
+from ai_factory_gym.evaluation.cli import parse_env
 from ai_factory_gym.fleet import usable_cores
 from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
@@ -57,6 +58,9 @@ class Settings:
     environment step it takes about five times as long as PPO (which is why its default number of steps is lower)."""
     task: str = "ai_factory/Edge-v0"
     """Registered id of the task."""
+    env: tuple[str, ...] = ()
+    """Further arguments of the environment, KEY=VALUE: site=my_site.toml for ai_factory/Custom-v0. The agent needs the file as
+    long as it is used."""
     seed: int = 0
     """Seed of the networks and of the training days."""
     total_steps: int | None = None
@@ -140,11 +144,32 @@ def check_settings(settings: Settings) -> None:
         raise ConfigError(f"eval_seeds: {settings.eval_seeds!r} is not allowed; must be at least 1.")
     if settings.final_seeds not in range(len(EVALUATION_SEEDS) + 1):
         raise ConfigError(f"final_seeds: {settings.final_seeds!r} is not allowed; must be at least 0.")
+    environment_of(settings)
     minutes = 60.0 * check_range("eval_hours", settings.eval_hours, 1.0 / 60.0, 24.0 * 366.0, "h")
     if abs(minutes - round(minutes)) > 1e-9:
         raise ConfigError(f"eval_hours: {settings.eval_hours!r} is not allowed; must be a whole number of minutes.")
     for name in settings.scenario:
         scenario(name)
+
+
+OWN_ARGUMENTS = ("scenario", "start_time_s", "horizon_s", "miss_weight", "drain")
+"""Arguments of the environment that training and evaluation set themselves."""
+
+
+def environment_of(settings: Settings) -> dict[str, Any]:
+    """Return the further arguments of the environment, with the place of a site's file in full.
+
+    Raises:
+        ConfigError: For what is no ``KEY=VALUE``, or one of ``OWN_ARGUMENTS``.
+    """
+    parsed = parse_env(settings.env)
+    for key in OWN_ARGUMENTS:
+        if key in parsed:
+            raise ConfigError(f"env: {key} is not allowed; training sets {', '.join(OWN_ARGUMENTS)} itself.")
+    site = parsed.get("site")
+    if isinstance(site, str) and site.endswith(".toml"):
+        parsed["site"] = str(Path(site).resolve())
+    return parsed
 
 
 def train(settings: Settings, report: Callable[[str], None] = print) -> RunDirectory:
@@ -178,7 +203,8 @@ def train(settings: Settings, report: Callable[[str], None] = print) -> RunDirec
             f"total_steps: the run has {done:,} steps already; give a larger --total-steps to go on with it."
         )
     torch.set_num_threads(settings.torch_threads)
-    rule = make_rule(settings.residual_of, settings.task)
+    environment = environment_of(settings)
+    rule = make_rule(settings.residual_of, settings.task, env=environment)
     rows = settings.rows or int(hyperparameters["n_envs"])
     venv, residual = make_training_env(settings, rows, rule)
     checkpoint = None if resumed is None else resumed.newest_checkpoint()
@@ -202,6 +228,7 @@ def train(settings: Settings, report: Callable[[str], None] = print) -> RunDirec
         horizon_s=settings.eval_hours * HOUR_S,
         jobs=1,
         report=report,
+        env=environment,
     )
     kind = (
         "on its own"
@@ -250,6 +277,7 @@ def make_training_env(settings: Settings, rows: int, rule: Any) -> tuple[VecEnv,
         scenario="diurnal",
         start_time_s="random",
         miss_weight=settings.miss_weight,
+        **environment_of(settings),
     ).unwrapped
     assert isinstance(made, AIFactoryVectorEnv)
     count = settings.windows or (WINDOWS_FREE if rule is None else WINDOWS_WITH_RULE)
@@ -296,6 +324,7 @@ def compare_with_rules(
             scenario=chosen,
             seeds=settings.final_seeds,
             horizon_s=settings.eval_hours * HOUR_S,
+            env_kwargs=environment_of(settings),
             n_jobs=settings.jobs,
             policy_name=name,
             progress=None if settings.progress else False,
@@ -356,6 +385,7 @@ def _export(
         },
         rule=None if residual is None else residual.rule,
         provenance={"steps": int(model.num_timesteps), "seed": settings.seed, "versions": _versions()},
+        env=environment_of(settings),
     )
 
 

@@ -81,7 +81,7 @@ class TrainedPolicy:
         rule: Any = None,
     ) -> None:
         """Check that the parts fit together."""
-        check_keys("artefact", config, required=_REQUIRED)
+        check_keys("artefact", config, required=_REQUIRED, optional=("env",))
         if config["format"] != FORMAT:
             raise ConfigError(
                 f"artefact: format {config['format']!r} is not allowed; this version reads format {FORMAT}."
@@ -99,7 +99,9 @@ class TrainedPolicy:
         self._hidden = _layers(self.weights, "hidden")
         self._mean = (self.weights["mean.weight"], self.weights["mean.bias"])
         self._deviation = np.sqrt(self.normalisation["var"] + float(config["epsilon"]))
-        self._rule = make_rule(config["residual_of"], config["task"], config["rule_settings"]) if rule is None else rule
+        if rule is None:
+            rule = make_rule(config["residual_of"], config["task"], config["rule_settings"], config.get("env"))
+        self._rule = rule
         self._places = np.asarray(config["residual_places"], dtype=np.int64)
         self._rng = np.random.default_rng(0)
 
@@ -232,6 +234,7 @@ def from_model(
     residual: Mapping[str, Any],
     rule: Any,
     provenance: Any,
+    env: Mapping[str, Any] | None = None,
 ) -> TrainedPolicy:
     """Take the acting part out of an SB3 model and its VecNormalize.
 
@@ -245,6 +248,7 @@ def from_model(
         residual: ``residual_of`` (``none`` without a rule), ``residual_scale`` and ``residual_places``.
         rule: The rule itself, or None.
         provenance: What is worth knowing about the training, JSON-serialisable.
+        env: Further arguments of the environment, JSON-serialisable.
     """
     state = {key: value.detach().cpu().numpy().copy() for key, value in model.policy.state_dict().items()}
     weights: dict[str, NDArray[Any]] = {}
@@ -273,6 +277,7 @@ def from_model(
         "clip_observation": float(normalise.clip_obs),
         "epsilon": float(normalise.epsilon),
         "provenance": provenance,
+        **({"env": dict(env)} if env else {}),
     }
     statistics = {"mean": normalise.obs_rms.mean.copy(), "var": normalise.obs_rms.var.copy()}
     return TrainedPolicy(config, weights, statistics, rule)

@@ -66,13 +66,16 @@ def corrected_places(slices: Mapping[str, slice], levers: Sequence[str]) -> NDAr
     )
 
 
-def make_rule(name: str, task: str, settings: Mapping[str, float] | None = None) -> Any:
+def make_rule(
+    name: str, task: str, settings: Mapping[str, float] | None = None, env: Mapping[str, Any] | None = None
+) -> Any:
     """Build the rule that an agent corrects, or None for ``none``.
 
     Args:
         name: One of RESIDUAL_RULES.
         task: Registered id; the rule is made from an environment of it.
         settings: The rule's parameters, as ``rule_settings`` gave them; None takes those it is tuned to now.
+        env: Further arguments of the environment.
 
     Raises:
         ConfigError: When there is no such rule or no such task.
@@ -85,12 +88,12 @@ def make_rule(name: str, task: str, settings: Mapping[str, float] | None = None)
 
     import ai_factory_baselines
 
-    env = gymnasium.make(task)
+    made = gymnasium.make(task, **(env or {}))
     try:
-        rule: Any = ai_factory_baselines.make(name, env)
-        return rule if settings is None else type(rule)(env, dataclasses.replace(rule.settings, **settings))
+        rule: Any = ai_factory_baselines.make(name, made)
+        return rule if settings is None else type(rule)(made, dataclasses.replace(rule.settings, **settings))
     finally:
-        env.close()
+        made.close()
 
 
 def rule_settings(rule: Any) -> dict[str, float]:
