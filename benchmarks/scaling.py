@@ -14,6 +14,7 @@ import ai_factory_baselines as baselines
 from ai_factory_gym import AIFactoryEnv
 from ai_factory_gym.engine.layout import DECODE, PoolSpec
 from ai_factory_gym.factory import Factory
+from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.params import RESOLUTIONS, Resolution
 from ai_factory_gym.sites import load_site
 from benchmarks.anatomy import COUNTERS, counters
@@ -190,6 +191,7 @@ def _states(effort: Effort) -> dict[str, Probe]:
         "evening, 20:00": probe(at(20.0), steps),
         "noon, `reactive` acts": Probe(at(12.0), None, steps),
         "noon, actions from the whole range": Probe(wide, drawn_actions(steps, *wide.action_space.shape, span=1.0)),
+        "noon, all levers": probe(at(12.0, levers=LEVERS), steps),
         "noon, demand x 1.3, full clocks: braked": held(at(12.0, demand_scale=1.3), steps, decode_racks=1.0),
         "noon, fewest decode racks: crowded": held(at(12.0), steps, decode_racks=-1.0),
     }

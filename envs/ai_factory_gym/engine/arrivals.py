@@ -290,6 +290,46 @@ def _backlog_bin(state: State, time_s: float) -> int:
     return int(math.floor(time_s / BACKLOG_BIN_S)) % state.backlog.shape[2]
 
 
+@inlined_kernel
+def _release_hazard(state: State, row: int, cls: int, minute: int) -> float:
+    """Return the share of a class's backlog that is released per second: the built-in rule's, as the operator wants it."""
+    hand = state.cls[row, cls, Class.RELEASE]
+    hazard = state.hazard[row, minute]
+    if hand < 0.0:
+        hazard *= 1.0 + hand
+    elif hand > 0.0:
+        hazard += hand * max(0.0, FASTEST_RELEASE_PER_S - hazard)
+    return float(hazard)
+
+
+@inlined_kernel
+def _release_share(hazard: float, left_s: float, urgent_s: float, tick_s: float) -> float:
+    """Return the share of a bin that a tick releases, with ``left_s`` to the bin's deadline."""
+    share = hazard * tick_s
+    if left_s < urgent_s:
+        share = max(share, tick_s / max(tick_s, left_s - 0.5 * urgent_s))
+    return min(1.0, share)
+
+
+@kernel
+def _most_released(params: Params, state: State, row: int, begin_s: float, tick_s: float, minute: int) -> float:
+    """Return the most requests that a tick can release, those that arrive in it left out."""
+    bins = state.backlog.shape[2]
+    now_bin = int(math.floor(begin_s / BACKLOG_BIN_S))
+    most = 0.0
+    for cell in range(params.cell.shape[0]):
+        cls = int(params.cell[cell, Cell.CLASS])
+        if params.cls[cls, ClassSpec.DEFERRABLE] == 0.0:
+            continue
+        hazard = _release_hazard(state, row, cls, minute)
+        most += state.released[row, cell] + 1.0
+        for age in range(bins):
+            left_s = (now_bin - age) * BACKLOG_BIN_S + params.cls[cls, ClassSpec.DEADLINE_S] - begin_s
+            share = _release_share(hazard, left_s, params.site[SiteSpec.URGENT_S], tick_s)
+            most += share * state.backlog[row, cell, (now_bin - age) % bins]
+    return most
+
+
 @kernel
 def _release(
     params: Params, state: State, row: int, cell: int, begin_s: float, tick_s: float, minute: int
@@ -306,12 +346,7 @@ def _release(
     spec = params.cls[int(params.cell[cell, Cell.CLASS])]
     bins = state.backlog.shape[2]
     urgent_s = params.site[SiteSpec.URGENT_S]
-    hand = state.cls[row, int(params.cell[cell, Cell.CLASS]), Class.RELEASE]
-    hazard = state.hazard[row, minute]
-    if hand < 0.0:
-        hazard *= 1.0 + hand
-    elif hand > 0.0:
-        hazard += hand * max(0.0, FASTEST_RELEASE_PER_S - hazard)
+    hazard = _release_hazard(state, row, int(params.cell[cell, Cell.CLASS]), minute)
     now_bin = int(math.floor(begin_s / BACKLOG_BIN_S))
     amount = state.released[row, cell]
     deadline_s = begin_s + spec[ClassSpec.DEADLINE_S]
@@ -323,10 +358,7 @@ def _release(
             continue
         # The oldest request of a bin sets the bin's deadline.
         left_s = (now_bin - age) * BACKLOG_BIN_S + spec[ClassSpec.DEADLINE_S] - begin_s
-        share = hazard * tick_s
-        if left_s < urgent_s:
-            share = max(share, tick_s / max(tick_s, left_s - 0.5 * urgent_s))
-        out = waiting * min(1.0, share)
+        out = waiting * _release_share(hazard, left_s, urgent_s, tick_s)
         state.backlog[row, cell, place] = waiting - out
         amount += out
         if out > 0.0:
@@ -408,11 +440,8 @@ def most_arrivals(params: Params, state: State, row: int, begin_s: float, tick_s
     minute = minute_of(state, path_start_s, begin_s)
     mean = 0.0
     for cls in range(params.cls.shape[0]):
-        if params.cls[cls, ClassSpec.DEFERRABLE] == 0.0:
-            mean += state.rate[row, cls, minute] * tick_s
-        else:
-            mean += state.cls[row, cls, Class.PENDING] + state.rate[row, cls, minute] * tick_s
-    return int(mean + 10.0 * math.sqrt(mean) + 64.0)
+        mean += state.rate[row, cls, minute] * tick_s
+    return int(mean + 10.0 * math.sqrt(mean) + 64.0 + _most_released(params, state, row, begin_s, tick_s, minute))
 
 
 @kernel
