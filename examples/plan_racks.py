@@ -22,6 +22,7 @@ import numpy as np
 
 import ai_factory_baselines
 from ai_factory_gym import ConfigError
+from ai_factory_gym.errors import check_range
 from ai_factory_gym.evaluation import EvaluationResult, evaluate
 from ai_factory_gym.operating_point import OperatingPoint, SteadySite
 from ai_factory_gym.params import build_params, resolution, served_classes
@@ -89,7 +90,8 @@ def best_for(cpx: int, trace: Trace, cap_w: float, limits: tuple[float | None, f
             known[racks] = plan(site_of(racks[0], cpx, racks[1], cap_w, *limits), trace)
         return known[racks]
 
-    here = (4, 8)
+    # Few racks first: with too many, idling alone takes more than a small cap.
+    here = (1, 1)
     for step in STEPS:
         improved = True
         while improved:
@@ -132,7 +134,9 @@ def main() -> int:
     parser.add_argument("--cap-mw", type=float, default=5.0, help="facility power, MW (%(default)g)")
     parser.add_argument("--tpot-ms", type=float, help="limit of the time per output token (that of chat, 80)")
     parser.add_argument(
-        "--ttft-s", type=float, help="constant part of the limit of the time to first token (that of chat, 2)"
+        "--ttft-s",
+        type=float,
+        help="constant part of the limit of the time to first token (that of chat, 2), for the simulation",
     )
     parser.add_argument("--most-cpx", type=int, default=8, help="most CPX racks (%(default)d)")
     parser.add_argument(
@@ -140,10 +144,16 @@ def main() -> int:
     )
     parser.add_argument("--csv", type=Path, help="write the table here too; the file must not exist")
     chosen = parser.parse_args()
-    if chosen.csv is not None and chosen.csv.exists():
-        print(f"error: csv: {str(chosen.csv)!r} exists; give a new name.", file=sys.stderr)
+    if chosen.csv is not None and (chosen.csv.exists() or not chosen.csv.parent.is_dir()):
+        print(f"error: csv: {str(chosen.csv)!r} exists, or its folder does not; give another name.", file=sys.stderr)
         return 2
     try:
+        check_range("cap-mw", chosen.cap_mw, 0.01, 1e5, "MW")
+        check_range("most-cpx", chosen.most_cpx, 0, 1000)
+        check_range("simulate", chosen.simulate, 0 if chosen.csv is None else 1, 1000)
+        for key, value in (("tpot-ms", chosen.tpot_ms), ("ttft-s", chosen.ttft_s)):
+            if value is not None:
+                check_range(key, value, 1e-3, 1e6)
         trace = load_trace(chosen.trace)
         limits = (chosen.tpot_ms / 1e3 if chosen.tpot_ms else None, chosen.ttft_s)
         print(
@@ -156,6 +166,10 @@ def main() -> int:
             found = best_for(cpx, trace, 1e6 * chosen.cap_mw, limits)
             plans.append((cpx, found))
             point = found.point
+            if point.load_rps <= 0.0:
+                raise ConfigError(
+                    f"cap-mw: under {chosen.cap_mw:g} MW no number of racks serves these requests within the limits."
+                )
             bar = "#" * round(40 * point.load_rps / plans[0][1].point.load_rps)
             print(
                 f"{cpx:>4}{found.racks[0]:>15}{found.racks[-1]:>14}{point.load_rps:>12,.0f}{point.tokens_per_joule:>10.3f}"

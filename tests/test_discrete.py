@@ -92,6 +92,13 @@ def test_mistakes_are_named() -> None:
         DiscreteLevers(env, steps=4)
     with pytest.raises(ConfigError, match="must be an AIFactoryEnv"):
         DiscreteLevers(gymnasium.make("CartPole-v1"))
+    for steps in (-3, 1, "5", None, True):
+        with pytest.raises(ConfigError, match="steps: .* is not allowed; must be an odd number of at least 3"):
+            DiscreteLevers(env, steps=steps)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be an AIFactoryEnv"):
+        DiscreteLevers(EDGE)  # type: ignore[arg-type]
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        DiscreteLevers(gymnasium.make(EDGE, **SHORT)).action_masks()
     wrapped = DiscreteLevers(env)
     wrapped.reset(seed=0)
     with pytest.raises(ConfigError, match="action: 7 is not allowed"):

@@ -112,7 +112,13 @@ def test_the_command_line_validates(capsys: pytest.CaptureFixture[str], tmp_path
         (SITES / "cage.toml").read_text(encoding="utf-8").replace("gb300_nvl72", "gb300_nvl27"), encoding="utf-8"
     )
     assert main(["validate", str(broken)]) == 2
-    assert "Did you mean 'gb300_nvl72'?" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "Did you mean 'gb300_nvl72'?" in message and "broken.toml" in message and "pools[0]" in message
+    assert main(["validate", "ai_factory/Edge-v0"]) == 0
+    assert main(["describe", "ai_factory/Custom-v0"]) == 2
+    assert "has no site of its own; give the TOML file of yours" in capsys.readouterr().err
+    assert main(["validate", "cage"]) == 2
+    assert "A site of your own is the path of a TOML file." in capsys.readouterr().err
     assert main(["validate", str(tmp_path / "missing.toml")]) == 2
     assert "cannot read" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.operating_point import OperatingPoint
 from ai_factory_gym.params import idle_facility_w, nameplate_it_w, site_pue
-from ai_factory_gym.registration import TASKS
+from ai_factory_gym.registration import CUSTOM, TASKS
 from ai_factory_gym.sites import SiteConfig, load_site
 from ai_factory_gym.validate import daily_demand_rps, steady_site
 from ai_factory_gym.workload.traces import load_trace, superposition_report
@@ -22,6 +22,8 @@ def task_site(name: str) -> SiteConfig:
     Raises:
         ConfigError: When it is none of them.
     """
+    if name == CUSTOM:
+        raise ConfigError(f"task: {name!r} has no site of its own; give the TOML file of yours.")
     if name in TASKS:
         return load_site(TASKS[name])
     if name.endswith(".toml") or name in TASKS.values():

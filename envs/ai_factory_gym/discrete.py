@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Pool, PoolInt, PoolSpec, Site
 from ai_factory_gym.env import AIFactoryEnv
-from ai_factory_gym.errors import ConfigError, check_count, check_flag
+from ai_factory_gym.errors import ConfigError, check_flag
 
 NEUTRAL = 0.0
 
@@ -35,15 +35,16 @@ class DiscreteLevers(gymnasium.ActionWrapper[np.ndarray, Any, np.ndarray]):
 
     def __init__(self, env: gymnasium.Env[np.ndarray, np.ndarray], steps: int = 5, one_at_a_time: bool = False) -> None:
         """Lay out the choices."""
+        base = getattr(env, "unwrapped", env)
+        if not isinstance(base, AIFactoryEnv):
+            raise ConfigError(f"env: {base!r} is not allowed; must be an AIFactoryEnv.")
         super().__init__(env)
-        if not isinstance(env.unwrapped, AIFactoryEnv):
-            raise ConfigError(f"env: {env.unwrapped!r} is not allowed; must be an AIFactoryEnv.")
-        if check_count("steps", steps) < 3 or steps % 2 == 0:
+        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 3 or steps % 2 == 0:
             raise ConfigError(
                 f"steps: {steps!r} is not allowed; must be an odd number of at least 3, so that zero is among them."
             )
         check_flag("one_at_a_time", one_at_a_time)
-        self._base: AIFactoryEnv = env.unwrapped
+        self._base: AIFactoryEnv = base
         self.steps = steps
         self.one_at_a_time = one_at_a_time
         self.values: NDArray[np.float32] = np.linspace(-1.0, 1.0, steps, dtype=np.float32)
@@ -79,6 +80,7 @@ class DiscreteLevers(gymnasium.ActionWrapper[np.ndarray, Any, np.ndarray]):
         return np.append(masks.ravel(), True) if self.one_at_a_time else masks.ravel()
 
     def _possible(self) -> NDArray[np.bool_]:
+        self._base.factory.need_episodes()
         layout, params = self._base.action_layout, self._base.factory.params
         state = self._base.factory.engine.state
         ints, numbers = state.pool_int[0], state.pool[0]

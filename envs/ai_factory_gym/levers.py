@@ -11,7 +11,8 @@
 | admission | classes | share of arrivals let in, the others are turned away: -1 none, linear up to 0; from 0 all | all |
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
 
-The first four are in use by default. Zero is neutral for the other four: they are then as if they were not in use.
+A power limit is kept by the clock, which does not go below 0.2: a rack that is full of work may draw more than LEAST_LIMIT there.
+The first four levers are in use by default. Zero is neutral for the other four: they are then as if they were not in use.
 
 A routing weight under 1 % of its group's sum becomes 0; pools without an active rack get nothing. Clock and power limit compose:
 the lower of the two clocks is in force. The reference batch is that of ``params.reference_batch``: the largest that keeps the tightest

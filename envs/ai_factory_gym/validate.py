@@ -24,6 +24,7 @@ from ai_factory_gym.physics.performance import (
     decode_iteration_s,
     prefill_work_s,
 )
+from ai_factory_gym.registration import TASKS
 from ai_factory_gym.sites import SiteConfig, load_site
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.demand import mean_path
@@ -67,9 +68,9 @@ def _demand(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
     hours = float((demand > capped.load_rps).mean()) * 24.0
     if hours > 0.0:
         yield (
-            f"demand_rps: the mean day asks for more than the cap can serve with the SLA ({capped.load_rps:,.0f} requests/s) during "
+            f"demand_rps: the mean day asks for more than the site can serve with the SLA under its cap ({capped.load_rps:,.0f} requests/s) during "
             f"{hours:.1f} h, up to {demand.max():,.0f}: requests will be turned away or late. Mean demand is {site.demand_rps / capped.load_rps:.2f} "
-            "of what the cap can serve; the shipped sites have 0.60 to 0.65."
+            "of that; the shipped sites have 0.60 to 0.65."
         )
 
 
@@ -179,12 +180,12 @@ def validate(source: str | Path) -> str:
     """Return what ``validate`` prints about a site.
 
     Args:
-        source: TOML path or shipped site name.
+        source: TOML path, shipped site name or task id.
 
     Raises:
         ConfigError: When the site cannot be simulated at all, with the first reason.
     """
-    site = load_site(source)
+    site = load_site(TASKS.get(str(source), source))
     found = findings(site)
     racks = sum(pool.racks for pool in site.pools)
     head = f"{source}: {site.name}, {racks} racks in {len(site.pools)} pools, can be simulated"

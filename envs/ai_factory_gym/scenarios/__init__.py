@@ -189,7 +189,7 @@ def scenario(name: str | Path | Scenario) -> Scenario:
         return _read(Path(name))
     names = scenario_names()
     if not isinstance(name, str) or name not in names:
-        raise unknown("scenario", name, names)
+        raise ConfigError(f"{unknown('scenario', name, names)} A scenario of your own is the path of a TOML file.")
     return _shipped(name)
 
 

@@ -15,6 +15,10 @@ from ai_factory_gym.workload.classes import RequestClass, load_classes
 SITES_PATH = Path(__file__).parent
 
 
+MAX_BATCH = 4096
+"""Requests in flight on a decode replica unless a pool says otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
     """The racks of one type that do one phase.
@@ -44,7 +48,7 @@ class PoolConfig:
     pp: int = 1
     ep: int | None = None
     mtp: bool = False
-    max_batch: int = 4096
+    max_batch: int = MAX_BATCH
     min_active: int = 1
 
     def __post_init__(self) -> None:
@@ -65,8 +69,8 @@ class PoolConfig:
         check_range(f"{where}.racks", self.racks, 1, 100_000)
         check_range(f"{where}.max_batch", self.max_batch, 1, 1_000_000)
         check_range(f"{where}.min_active", self.min_active, 0, self.racks)
-        if self.phase == "prefill" and (self.mtp or self.ep is not None):
-            raise ConfigError(f"{where}: mtp and ep are settings of decode pools.")
+        if self.phase == "prefill" and (self.mtp or self.ep is not None or self.max_batch != MAX_BATCH):
+            raise ConfigError(f"{where}: mtp, ep and max_batch are settings of decode pools.")
         if self.phase == "decode" and self.pp != 1:
             raise ConfigError(
                 f"{where}.pp: {self.pp!r} is not allowed; pipeline stages are a setting of prefill pools."
@@ -133,6 +137,7 @@ class BrakeConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
+        check_flag("brake.enabled", self.enabled)
         check_range("brake.reaction_s", self.reaction_s, 0.1, 60.0, "s")
         check_range("brake.clock", self.clock, 0.2, 1.0)
         check_range("brake.floor", self.floor, 0.2, self.clock)
@@ -225,7 +230,8 @@ class SiteConfig:
             check_text(where + "model", self.model)
         check_range(where + "cap_w", self.cap_w, 1e4, 1e11, "W")
         check_range(where + "demand_rps", self.demand_rps, 1e-6, 1e9, "requests/s")
-        check_range(where + "clock_min", self.clock_min, 0.2, 1.0)
+        # Above it the clock lever's zero would lie below its lowest ceiling (levers.NEUTRAL_CLOCK).
+        check_range(where + "clock_min", self.clock_min, 0.2, 0.75)
         check_range(where + "drain_s", self.drain_s, 0.0, 86400.0, "s")
         check_range(where + "dwell_s", self.dwell_s, 0.0, 86400.0, "s")
         check_range(where + "electricity_usd_per_mwh", self.electricity_usd_per_mwh, -1e4, 1e5, "USD/MWh")
@@ -348,7 +354,11 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         )
         if isinstance(entry["rack"], str):
             entry = {**entry, "rack": own["racks"].get(entry["rack"], entry["rack"])}
-        pools.append(PoolConfig(**entry))
+        try:
+            pools.append(PoolConfig(**entry))
+        except ConfigError as error:
+            text = str(error)
+            raise ConfigError(text if text.startswith("pools") else f"pools[{index}]: {text}") from None
     values["pools"] = tuple(sorted(pools, key=lambda pool: PHASES.index(pool.phase)))
     edges = values.get("group_edges", [4096.0])
     if not isinstance(edges, (list, tuple)):
@@ -377,11 +387,18 @@ def load_site(source: str | Path | Mapping[str, Any] | SiteConfig) -> SiteConfig
     name = str(source)
     path = Path(name) if name.endswith(".toml") else SITES_PATH / f"{name}.toml"
     if not name.endswith(".toml") and name not in site_names():
-        raise unknown("site", name, site_names())
+        known = (
+            unknown("site", source, site_names()) if isinstance(source, str) else f"site: {source!r} is not allowed."
+        )
+        raise ConfigError(f"{known} A site of your own is the path of a TOML file.")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"site: cannot read {str(path)!r} ({error.strerror or error}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"site: {str(path)!r} is not valid TOML ({error}).") from None
-    return site_from_table(table, f"site {name!r}", path.parent)
+    try:
+        return site_from_table(table, f"site {name!r}", path.parent)
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(f"site {name!r}") else f"site {name!r}: {text}") from None
