@@ -306,10 +306,22 @@ LETS_GO = Play(
 )
 """A brake that nearly halts decode and lets go: requests end before the first token that was dated at their admission."""
 
+COMES_EARLY = Play(
+    seed=0,
+    demand=1.0,
+    caps=(0.15625,),
+    bias=((0.375, 1.0, 0.0, 0.0), *6 * (NOTHING,)),
+    clock=((1.0, 0.0, 0.0, 0.0), *6 * (NOTHING,)),
+    awake=((1.0, 0.0, 0.0, 0.0), *6 * (NOTHING,)),
+    limit=((0.0, 0.0, 0.125, 0.0), *6 * (NOTHING,)),
+)
+"""More of a slice has come than an even flow would have brought: what the bound of the draw leaves out must still be to come."""
+
 
 @pytest.mark.parametrize("grain", ["cohort", "request"])
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @example(play=LETS_GO)
+@example(play=COMES_EARLY)
 @given(play=PLAYS)
 def test_conservation_whatever_the_operator_does(grain: str, play: Play) -> None:
     play_out(play, grain)

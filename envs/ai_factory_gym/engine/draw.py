@@ -7,8 +7,12 @@ import math
 from ai_factory_gym.engine.decode import nearly_full
 from ai_factory_gym.engine.layout import (
     COHORT,
+    NOBODY,
     PREFILL,
+    REQUEST,
     CapStep,
+    Cohort,
+    CohortInt,
     Params,
     Pool,
     PoolInt,
@@ -121,14 +125,41 @@ def _decode_power_w(
 
 
 @kernel
+def _note_later(params: Params, state: State, row: int, from_s: float, slice_end_s: float) -> None:
+    """Note for each decode pool what comes between ``from_s`` and the end of the present slice, and cannot draw before.
+
+    It is what lies in the inboxes with a later arrival. As much is left out as an even flow would bring, where that is less: what
+    is in prefill or in transfer counts in any case.
+    """
+    for pool in range(params.pool.shape[0]):
+        state.pool[row, pool, Pool.LATER] = 0.0
+        state.pool[row, pool, Pool.LATER_TOKENS] = 0.0
+    even_s = slice_end_s - from_s - _UNEVEN_S
+    if even_s <= 0.0 or params.site[SiteSpec.RESOLUTION] == REQUEST:
+        return
+    for pool in range(params.pool.shape[0]):
+        slot = state.pool_int[row, pool, PoolInt.INBOX_HEAD]
+        while slot != NOBODY:
+            cohort = state.cohort[row, slot]
+            if cohort[Cohort.ARRIVAL_S] >= from_s:
+                numbers = state.pool[row, state.cohort_int[row, slot, CohortInt.DECODE_POOL]]
+                numbers[Pool.LATER] += cohort[Cohort.COUNT]
+                numbers[Pool.LATER_TOKENS] += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
+            slot = state.link[row, slot]
+    for pool in range(params.pool.shape[0]):
+        numbers = state.pool[row, pool]
+        numbers[Pool.LATER] = min(numbers[Pool.LATER], even_s * numbers[Pool.COMING])
+        numbers[Pool.LATER_TOKENS] = min(numbers[Pool.LATER_TOKENS], even_s * numbers[Pool.COMING_TOKENS])
+
+
+@kernel
 def _most_power_w(
-    params: Params, state: State, row: int, pool: int, seconds: float, later_s: float, clock: float, duty: float
+    params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float
 ) -> float:
     """Return an upper bound of a pool's mean power over the next ``seconds``, W.
 
     Prefill: no more can be served than waits, is in service or arrives. Decode: no request finishes and every request
-    bound for the pool joins the batch, as far as its memory holds them, but those that arrive in the last ``later_s`` of
-    the present slice of the tick.
+    bound for the pool joins the batch, as far as its memory holds them, but those that ``_note_later`` has noted.
     """
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
@@ -154,13 +185,13 @@ def _most_power_w(
             )
         return pool_power_w(params, state, row, pool, clock, busy, busy, 0.0)
     in_flight = numbers[Pool.IN_FLIGHT]
-    waiting = numbers[Pool.WAITING] - later_s * numbers[Pool.COMING]
+    waiting = numbers[Pool.WAITING] - numbers[Pool.LATER]
     bound_for = in_flight + max(0.0, waiting)
     replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
     if bound_for <= 0.0:
         return _decode_power_w(params, state, row, pool, clock, duty, 0.0, 1.0)
     # Contexts grow while requests are decoded: from what the batch holds now to all that is promised to it.
-    largest = numbers[Pool.RESERVED] + max(0.0, numbers[Pool.WAITING_TOKENS] - later_s * numbers[Pool.COMING_TOKENS])
+    largest = numbers[Pool.RESERVED] + max(0.0, numbers[Pool.WAITING_TOKENS] - numbers[Pool.LATER_TOKENS])
     largest /= bound_for
     context = numbers[Pool.CONTEXT] / in_flight if in_flight > 0.0 else largest
     most = min(bound_for, replicas * numbers[Pool.MAX_BATCH])
@@ -200,7 +231,6 @@ def _stays_below(
     state: State,
     row: int,
     seconds: float,
-    later_s: float,
     clock_limit: float,
     prefill_duty: float,
     decode_duty: float,
@@ -208,13 +238,13 @@ def _stays_below(
 ) -> bool:
     """Tell whether facility draw is sure to stay at or below ``limit_w`` for ``seconds`` with no clock above ``clock_limit``.
 
-    ``later_s`` is the time from then to the end of the present slice of the tick.
+    ``_note_later`` has been called for the end of that time.
     """
     it_w = 0.0
     for pool in range(params.pool.shape[0]):
         clock = min(_throttled_clock(params, state, row, pool), clock_limit)
         duty = prefill_duty if params.pool[pool, PoolSpec.PHASE] == PREFILL else decode_duty
-        it_w += _most_power_w(params, state, row, pool, seconds, max(0.0, later_s - _UNEVEN_S), clock, duty)
+        it_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
         if it_w > limit_w:
             return False
     return facility_power_w(params, it_w) <= limit_w
@@ -260,7 +290,7 @@ def _active_rack_w(
 ) -> float:
     """Return the draw of one awake rack at a clock with the pool's present work, W."""
     if params.pool[pool, PoolSpec.PHASE] == PREFILL:
-        watts = _most_power_w(params, state, row, pool, params.site[SiteSpec.TICK_S], 0.0, clock, 1.0)
+        watts = _most_power_w(params, state, row, pool, params.site[SiteSpec.TICK_S], clock, 1.0)
     else:
         numbers = state.pool[row, pool]
         in_flight = numbers[Pool.IN_FLIGHT]
@@ -280,7 +310,7 @@ def _shed_waking(params: Params, state: State, row: int) -> None:
 
 
 @kernel
-def _brake_fit(params: Params, state: State, row: int, seconds: float, later_s: float, target_w: float) -> None:
+def _brake_fit(params: Params, state: State, row: int, seconds: float, target_w: float) -> None:
     """Set the brake's clock and duties so that draw stays at or below ``target_w`` for ``seconds``.
 
     First the clock, down to the brake's floor; where the floor does not fit, decode iterations pause part of the time,
@@ -292,13 +322,13 @@ def _brake_fit(params: Params, state: State, row: int, seconds: float, later_s: 
     site[Site.DECODE_DUTY] = 1.0
     site[Site.PREFILL_DUTY] = 1.0
     site[Site.BRAKE_CLOCK] = high
-    if _stays_below(params, state, row, seconds, later_s, high, 1.0, 1.0, target_w):
+    if _stays_below(params, state, row, seconds, high, 1.0, 1.0, target_w):
         return
-    if _stays_below(params, state, row, seconds, later_s, floor, 1.0, 1.0, target_w):
+    if _stays_below(params, state, row, seconds, floor, 1.0, 1.0, target_w):
         low = floor
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
-            if _stays_below(params, state, row, seconds, later_s, middle, 1.0, 1.0, target_w):
+            if _stays_below(params, state, row, seconds, middle, 1.0, 1.0, target_w):
                 low = middle
             else:
                 high = middle
@@ -307,21 +337,21 @@ def _brake_fit(params: Params, state: State, row: int, seconds: float, later_s: 
     site[Site.BRAKE_CLOCK] = floor
     low_duty = 0.0
     high_duty = 1.0
-    if _stays_below(params, state, row, seconds, later_s, floor, 1.0, 0.0, target_w):
+    if _stays_below(params, state, row, seconds, floor, 1.0, 0.0, target_w):
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low_duty + high_duty)
-            if _stays_below(params, state, row, seconds, later_s, floor, 1.0, middle, target_w):
+            if _stays_below(params, state, row, seconds, floor, 1.0, middle, target_w):
                 low_duty = middle
             else:
                 high_duty = middle
         site[Site.DECODE_DUTY] = low_duty
         return
     site[Site.DECODE_DUTY] = 0.0
-    if not _stays_below(params, state, row, seconds, later_s, floor, 0.0, 0.0, target_w):
+    if not _stays_below(params, state, row, seconds, floor, 0.0, 0.0, target_w):
         _shed_waking(params, state, row)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low_duty + high_duty)
-        if _stays_below(params, state, row, seconds, later_s, floor, middle, 0.0, target_w):
+        if _stays_below(params, state, row, seconds, floor, middle, 0.0, target_w):
             low_duty = middle
         else:
             high_duty = middle
@@ -335,11 +365,14 @@ def _sure_until_s(
     """Return until when the brake need not look at the draw: until ``end_s``, for some seconds, or no longer than it takes to react."""
     spec = params.site
     limit_w = _SURE * cap_w
-    if _stays_below(params, state, row, end_s - begin_s, slice_end_s - end_s, 1.0, 1.0, 1.0, limit_w):
+    _note_later(params, state, row, end_s, slice_end_s)
+    if _stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w):
         return end_s
     soon_s = begin_s + _FIT_S
-    if soon_s < end_s and _stays_below(params, state, row, _FIT_S, slice_end_s - soon_s, 1.0, 1.0, 1.0, limit_w):
-        return soon_s
+    if soon_s < end_s:
+        _note_later(params, state, row, soon_s, slice_end_s)
+        if _stays_below(params, state, row, _FIT_S, 1.0, 1.0, 1.0, limit_w):
+            return soon_s
     # Stop exactly when the brake would have to act.
     left_s = spec[SiteSpec.BRAKE_REACTION_S] - state.site[row, Site.OVERDRAW_S]
     return float(min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, 1e-3))))
@@ -374,13 +407,13 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
     if site[Site.BRAKED] > 0.0:
         end_s = min(end_s, begin_s + _FIT_S)
         seconds = end_s - begin_s
-        later_s = slice_end_s - end_s
+        _note_later(params, state, row, end_s, slice_end_s)
         release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w
         held = begin_s - site[Site.BRAKED_AT_S] >= spec[SiteSpec.BRAKE_HOLD_S]
-        if held and _stays_below(params, state, row, seconds, later_s, 1.0, 1.0, 1.0, release_w):
+        if held and _stays_below(params, state, row, seconds, 1.0, 1.0, 1.0, release_w):
             site[Site.BRAKED] = 0.0
         else:
-            _brake_fit(params, state, row, seconds, later_s, spec[SiteSpec.BRAKE_TARGET] * cap_w)
+            _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w)
             clock_limit = site[Site.BRAKE_CLOCK]
             prefill_duty = site[Site.PREFILL_DUTY]
             decode_duty = site[Site.DECODE_DUTY]

@@ -244,6 +244,8 @@ class Pool(IntEnum):
     COMING = 49  # cohort resolution: requests/s bound for this decode pool that come in the present slice of the tick
     COMING_TOKENS = 50  # their prompt + output tokens, tokens/s
     MAX_BATCH = 51  # decode: requests per replica that the operator allows, at most those of the pool
+    LATER = 52  # cohort resolution: requests bound for this decode pool that come too late for the present bound of the draw
+    LATER_TOKENS = 53  # their prompt + output tokens
 
 
 class PoolInt(IntEnum):
