@@ -248,25 +248,8 @@ def load_of(moments: Array, rate: float, out: Array) -> None:
 
 
 @inlined_kernel
-def with_tpot(phase: Phase, tpot_s: Array) -> Phase:
-    """Return a phase with other TPOT limits, float64[P]."""
-    return Phase(
-        phase.kind,
-        phase.perf,
-        phase.power,
-        phase.units,
-        phase.most_batch,
-        phase.floor,
-        phase.per_rack,
-        phase.order,
-        tpot_s,
-        phase.sigma,
-    )
-
-
-@inlined_kernel
-def with_per_rack(phase: Phase, per_rack: Array) -> Phase:
-    """Return a phase whose pools may serve other groups, float64[G, P]."""
+def with_limits(phase: Phase, per_rack: Array, tpot_s: Array) -> Phase:
+    """Return a phase whose pools may serve other groups, float64[G, P], or have other TPOT limits, float64[P]."""
     return Phase(
         phase.kind,
         phase.perf,
@@ -276,7 +259,7 @@ def with_per_rack(phase: Phase, per_rack: Array) -> Phase:
         phase.floor,
         per_rack,
         phase.order,
-        phase.tpot_s,
+        tpot_s,
         phase.sigma,
     )
 

@@ -40,8 +40,7 @@ from ai_factory_baselines.plant import (
     facility_watts,
     most_watts,
     scaled_load,
-    with_per_rack,
-    with_tpot,
+    with_limits,
 )
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array
 from ai_factory_gym.jit import inlined_kernel, kernel
@@ -543,7 +542,7 @@ def _serve_bare(model: Model, bare: Limits, outlook: Outlook, target_w: float, r
     for way in range(ways):
         settled = room.loads[KEPT]
         _scale_groups(load, groups - way, groups, 1e-9, settled)
-        phase = with_per_rack(prefill, model.isolated[way - 1] if way > 0 else prefill.per_rack)
+        phase = with_limits(prefill, model.isolated[way - 1] if way > 0 else prefill.per_rack, prefill.tpot_s)
         room.sufficient[way] = arrange(
             phase,
             bare,
@@ -557,7 +556,7 @@ def _serve_bare(model: Model, bare: Limits, outlook: Outlook, target_w: float, r
         )
     for limits in range(model.tpot_s.shape[0]):
         suffices = arrange(
-            with_tpot(decode, model.tpot_s[limits]),
+            with_limits(decode, decode.per_rack, model.tpot_s[limits]),
             bare,
             load,
             model.tilts[DECODE],

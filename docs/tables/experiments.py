@@ -18,9 +18,8 @@ import numpy as np
 from ai_factory_gym import AIFactoryEnv, serving_frontier
 from ai_factory_gym.catalogue import rack
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Pool, PoolSpec
-from ai_factory_gym.operating_point import CLOCKS, SteadySite
+from ai_factory_gym.operating_point import CLOCKS, SteadySite, steady_site
 from ai_factory_gym.sites import PoolConfig, SiteConfig, load_site
-from ai_factory_gym.validate import steady_site
 
 DOCS = Path(__file__).parents[1]
 PAGE = DOCS / "experiments.md"

@@ -8,11 +8,11 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_range, unknown
-from ai_factory_gym.operating_point import OperatingPoint
+from ai_factory_gym.operating_point import OperatingPoint, steady_site
 from ai_factory_gym.params import idle_facility_w, nameplate_it_w, site_pue
 from ai_factory_gym.registration import CUSTOM, TASKS
 from ai_factory_gym.sites import SiteConfig, load_site
-from ai_factory_gym.validate import daily_demand_rps, steady_site
+from ai_factory_gym.validate import daily_demand_rps
 from ai_factory_gym.workload.traces import load_trace, superposition_report
 
 

@@ -25,12 +25,12 @@ from ai_factory_gym.control_step import (
     step_rows,
 )
 from ai_factory_gym.engine.kernel import DONE
-from ai_factory_gym.engine.layout import Array, CapStep, Purpose
+from ai_factory_gym.engine.layout import Array, CapStep, PoolSpec, Purpose
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
-from ai_factory_gym.observation import ObservationLayout, lay_out, reference_scales
+from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out
 from ai_factory_gym.params import build_params, check_cap, reference_batch
 from ai_factory_gym.reward import TERMS, energy_price_factor
 from ai_factory_gym.scenarios import Scenario, scenario
@@ -109,14 +109,13 @@ class Factory:
         self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
         self.mean_rate = self._mean_rate()
         slices, size = lay_out(len(self.pools), len(self.classes), self.action_layout.size, task.levers)
-        nameplate_w, ttft_s, batch = reference_scales(self.params, batch, self.mean_rate)
         self.observation_layout = ObservationLayout(
             slices=slices,
             size=size,
-            pool_batch=batch,
-            pool_nameplate_w=nameplate_w,
+            pool_batch=np.maximum(batch, 1.0),
+            pool_nameplate_w=self.params.pool[:, PoolSpec.RACKS] * self.action_layout.rack_w,
             class_rate=self.mean_rate,
-            class_ttft_s=ttft_s,
+            class_ttft_s=class_limits_s(self.params),
             base_cap_w=task.site.cap_w,
             tpot_s=min(cls.tpot_s for cls in self.classes),
             price=task.site.electricity_usd_per_mwh / 100.0,

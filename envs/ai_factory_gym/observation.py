@@ -31,7 +31,6 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
-from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
 
 LIMIT = 10.0
 DAY_S = 86400.0
@@ -363,14 +362,8 @@ def observe_row(
     _lever_blocks(params, state, row, out, begins, batch, rack_w, now_s)
 
 
-def reference_scales(params: Params, nominal_batch: Array, class_rate: Array) -> tuple[Array, Array, Array]:
-    """Return nameplate per pool (W), TTFT limit of an average prompt per class (s) and the reference batch (at least 1)."""
-    nameplate_w = np.array(
-        [
-            params.pool[index, PoolSpec.RACKS] * rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0))
-            for index, row in enumerate(params.power)
-        ]
-    )
+def class_limits_s(params: Params) -> Array:
+    """Return the TTFT limit of an average prompt of each class, s, float64[classes]."""
     limits = np.zeros(len(params.cls))
     for index in range(len(params.cls)):
         cells = params.cell[params.cell[:, Cell.CLASS] == index]
@@ -383,7 +376,7 @@ def reference_scales(params: Params, nominal_batch: Array, class_rate: Array) ->
             + params.cls[index, ClassSpec.TTFT_B] * float(share @ cells[:, Cell.PROMPT])
             + params.cls[index, ClassSpec.TTFT_C] * float(share @ cells[:, Cell.PROMPT_SQ])
         )
-    return nameplate_w, limits, np.maximum(nominal_batch, 1.0)
+    return limits
 
 
-__all__ = ["BLOCKS", "LEVER_BLOCKS", "LIMIT", "ObservationLayout", "lay_out", "observe_row", "reference_scales"]
+__all__ = ["BLOCKS", "LEVER_BLOCKS", "LIMIT", "ObservationLayout", "class_limits_s", "lay_out", "observe_row"]

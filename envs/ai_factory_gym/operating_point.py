@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Cell, Params, PoolSpec
-from ai_factory_gym.params import mean_context, nameplate_it_w, reference_tpot_s, site_pue
+from ai_factory_gym.params import (
+    build_params,
+    mean_context,
+    nameplate_it_w,
+    reference_tpot_s,
+    resolution,
+    served_classes,
+    site_pue,
+)
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
@@ -219,4 +227,10 @@ class SteadySite:
         return point(low)
 
 
-__all__ = ["CLOCKS", "PREFILL_UTILISATION_LIMIT", "OperatingPoint", "SteadySite"]
+def steady_site(site: SiteConfig) -> SteadySite:
+    """Return the steady-state model of a site at the default resolution's strata."""
+    classes = served_classes(site)
+    return SteadySite(site, classes, build_params(site, classes, resolution("cohort"), control_interval_s=60.0))
+
+
+__all__ = ["CLOCKS", "PREFILL_UTILISATION_LIMIT", "OperatingPoint", "SteadySite", "steady_site"]

@@ -184,11 +184,9 @@ def estimated_lambda(site: SiteConfig) -> float:
     Raises:
         ConfigError: When the site keeps its SLA under the cap at none of ``ESTIMATE_LOADS``.
     """
-    from ai_factory_gym.operating_point import SteadySite
-    from ai_factory_gym.params import build_params
+    from ai_factory_gym.operating_point import steady_site
 
-    classes = served_classes(site)
-    steady = SteadySite(site, classes, build_params(site, classes, resolution("cohort"), control_interval_s=60.0))
+    steady = steady_site(site)
     points = [steady.cheapest(float(load) * site.demand_rps) for load in ESTIMATE_LOADS]
     kept = [point.tokens_per_joule for point in points if point.binds is None and point.facility_w <= site.cap_w]
     if not kept:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
-from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite
-from ai_factory_gym.params import build_params, check_cap, nameplate_it_w, resolution, served_classes, site_pue
+from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
+from ai_factory_gym.params import check_cap, nameplate_it_w, site_pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
@@ -31,12 +31,6 @@ from ai_factory_gym.workload.demand import mean_path
 
 LOPSIDED = 2.0
 """How many times the load of the other a phase may stand before it counts as oversized (status: design choice)."""
-
-
-def steady_site(site: SiteConfig) -> SteadySite:
-    """Return the steady-state model of a site at the default resolution's strata."""
-    classes = served_classes(site)
-    return SteadySite(site, classes, build_params(site, classes, resolution("cohort"), control_interval_s=60.0))
 
 
 def daily_demand_rps(site: SiteConfig, classes: tuple[RequestClass, ...]) -> np.ndarray:
@@ -197,4 +191,4 @@ def validate(source: str | Path) -> str:
     )
 
 
-__all__ = ["daily_demand_rps", "findings", "steady_site", "validate"]
+__all__ = ["daily_demand_rps", "findings", "validate"]
