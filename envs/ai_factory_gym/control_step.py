@@ -144,8 +144,8 @@ def step_rows(
     episodes = Episodes(*episode_arrays)
     outcome = Outcome(*outcome_arrays)
     constants = Constants(*numbers)
-    bias, ceiling, power_limit_w, racks, most_batch, gate = decision_arrays
-    begins, pool_racks, racks_span, most, deferrable = lever_arrays
+    bias, ceiling, power_limit_w, racks, most_batch, gate, own = decision_arrays
+    begins, pool_racks, racks_span, most, deferrable, pairs = lever_arrays
     result = DONE
     for index in range(rows.shape[0]):
         row = rows[index]
@@ -159,6 +159,7 @@ def step_rows(
                 racks_span,
                 most,
                 deferrable,
+                pairs,
                 constants.clock_min,
                 bias[row],
                 ceiling[row],
@@ -166,10 +167,20 @@ def step_rows(
                 racks[row],
                 most_batch[row],
                 gate[row],
+                own[row],
             )
             begin_step(params, state, row)
             apply_action(
-                params, state, row, bias[row], ceiling[row], power_limit_w[row], racks[row], most_batch[row], gate[row]
+                params,
+                state,
+                row,
+                bias[row],
+                ceiling[row],
+                power_limit_w[row],
+                racks[row],
+                most_batch[row],
+                gate[row],
+                own[row],
             )
         status[row] = run_step(params, state, row, path_start_s[row])
         if status[row] != DONE:

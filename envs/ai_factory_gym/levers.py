@@ -10,13 +10,17 @@
 | batch_ceiling | decode pools | requests per replica: -1 LEAST_BATCH of the reference batch, geometric up to 0; from 0 the pool's own | as built |
 | admission | classes | share of arrivals let in, the others are turned away: -1 none, linear up to 0; from 0 all | all |
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
+| role | pairs of pools | racks of one type in prefill: -1 fewest, 0 as built, 1 most, linear, rounded; the others in decode | as built |
 
 A power limit is kept by the clock, which does not go below 0.2: a rack that is full of work may draw more than LEAST_LIMIT there.
-The first four levers are in use by default. Zero is neutral for the other four: they are then as if they were not in use.
+The first four levers are in use by default. Zero is neutral for the others: they are then as if they were not in use.
 
 A routing weight under 1 % of its group's sum becomes 0; pools without an active rack get nothing. Clock and power limit compose:
 the lower of the two clocks is in force. The reference batch is that of ``params.reference_batch``: the largest that keeps the tightest
 TPOT limit at full clock, with a margin.
+
+A pair is a rack type that has both a prefill and a decode pool; each of the two keeps its minimum of racks, and at least one. A rack that
+changes its role drains, then loads the model for ``switch_s``. ``active_racks`` is a share of the racks that ``role`` gives the pool.
 """
 
 from __future__ import annotations
@@ -47,10 +51,10 @@ LEAST_BATCH = 0.125
 DEFAULT_LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 """The levers of the published tasks."""
 
-LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral")
+LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "role")
 """All levers; the routing of a phase stands at the phase's number."""
 
-_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL = (LEVERS.index(name) for name in LEVERS[2:])
+_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _ROLE = (LEVERS.index(name) for name in LEVERS[2:])
 
 
 @inlined_kernel
@@ -73,6 +77,7 @@ def decide_row(
     racks_span: Array,
     most: Array,
     deferrable: Array,
+    pairs: Array,
     clock_min: float,
     bias: Array,
     ceiling: Array,
@@ -80,6 +85,7 @@ def decide_row(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    own: Array,
 ) -> None:
     """Translate one action into a decision.
 
@@ -90,6 +96,7 @@ def decide_row(
         racks_span: float64[3, pools]: ``racks_below``, ``centre_racks``, ``racks_above``.
         most: float64[3, pools]: largest draw of a rack, W; batch ceiling of the pool; lowest batch ceiling, 0 for prefill.
         deferrable: Whether work of a class may be deferred, bool[classes].
+        pairs: int64[pairs, 4]: prefill pool, decode pool, fewest and most racks in the prefill pool.
         clock_min: Lowest clock ceiling.
         bias: Written: float64[2, groups, pools].
         ceiling: Written: float64[pools].
@@ -97,8 +104,21 @@ def decide_row(
         racks: Written: int64[pools].
         most_batch: Written: float64[pools].
         gate: Written: float64[classes, Gate].
+        own: Written: int64[pools], racks wanted in each pool, awake or not.
     """
     pools = ceiling.shape[0]
+    for pool in range(pools):
+        own[pool] = pool_racks[pool, 1]
+    if begins[_ROLE] >= 0:
+        for pair in range(pairs.shape[0]):
+            prefill = pairs[pair, 0]
+            decode = pairs[pair, 1]
+            built = own[prefill]
+            wanted = from_centre(
+                action[begins[_ROLE] + pair], float(built - pairs[pair, 2]), float(built), float(pairs[pair, 3] - built)
+            )
+            own[prefill] = int(math.floor(wanted + 0.5))
+            own[decode] += built - own[prefill]
     for phase in (PREFILL, DECODE):
         column = begins[phase]
         for group in range(bias.shape[1]):
@@ -114,11 +134,15 @@ def decide_row(
             ceiling[pool] = from_centre(
                 action[begins[_CLOCK] + pool], NEUTRAL_CLOCK - clock_min, NEUTRAL_CLOCK, 1.0 - NEUTRAL_CLOCK
             )
-        racks[pool] = pool_racks[pool, 1]
+        racks[pool] = own[pool]
         if begins[_RACKS] >= 0:
-            wanted = from_centre(
-                action[begins[_RACKS] + pool], racks_span[0, pool], racks_span[1, pool], racks_span[2, pool]
-            )
+            below, centre, above = racks_span[0, pool], racks_span[1, pool], racks_span[2, pool]
+            if own[pool] != pool_racks[pool, 1]:
+                least = centre - below
+                centre = max(NEUTRAL_AWAKE * own[pool], least)
+                below = centre - least
+                above = own[pool] - centre
+            wanted = from_centre(action[begins[_RACKS] + pool], below, centre, above)
             racks[pool] = int(math.ceil(wanted - 1e-6))
         if begins[_LIMIT] >= 0 and action[begins[_LIMIT] + pool] < 0.0:
             power_limit_w[pool] = most[0, pool] * (1.0 + (1.0 - LEAST_LIMIT) * action[begins[_LIMIT] + pool])
@@ -153,9 +177,10 @@ def _decide_rows(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    own: Array,
 ) -> None:
     """Translate actions, float64[n, size], into decisions, one entry per row (see ``decide_row``)."""
-    begins, pool_racks, racks_span, most, deferrable = lever_arrays
+    begins, pool_racks, racks_span, most, deferrable, pairs = lever_arrays
     for row in range(action.shape[0]):
         decide_row(
             action[row],
@@ -164,6 +189,7 @@ def _decide_rows(
             racks_span,
             most,
             deferrable,
+            pairs,
             clock_min,
             bias[row],
             ceiling[row],
@@ -171,7 +197,19 @@ def _decide_rows(
             racks[row],
             most_batch[row],
             gate[row],
+            own[row],
         )
+
+
+def pairs_of(params: Params) -> Array:
+    """Return the pairs of pools whose racks may change their role, int64[pairs, 4]: prefill pool, decode pool, fewest and most in prefill."""
+    least = np.maximum(1.0, params.pool[:, PoolSpec.MIN_ACTIVE])
+    racks = params.pool[:, PoolSpec.RACKS]
+    rows = []
+    for prefill, decode in enumerate(params.pool[:, PoolSpec.PARTNER].astype(np.int64)):
+        if decode >= 0 and params.pool[prefill, PoolSpec.PHASE] == PREFILL:
+            rows.append([prefill, decode, least[prefill], racks[prefill] + racks[decode] - least[decode]])
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
 def no_decision(rows: int, params: Params) -> Decision:
@@ -184,6 +222,7 @@ def no_decision(rows: int, params: Params) -> Decision:
         racks=np.zeros((rows, pools), np.int64),
         most_batch=np.tile(params.pool[:, PoolSpec.MAX_BATCH], (rows, 1)),
         gate=open_gate(rows, len(params.cls)),
+        own=np.tile(params.pool[:, PoolSpec.RACKS].astype(np.int64), (rows, 1)),
     )
 
 
@@ -205,7 +244,9 @@ class ActionLayout:
         racks_below: How many fewer at -1.
         racks_above: How many more at 1.
         rack_w: Largest draw of a rack, W, float64[pools].
-        arrays: Begins, phases and racks, the span of racks, the largest settings, and who is deferrable, as ``decide_row`` wants them.
+        pairs: Prefill pool, decode pool, fewest and most racks in the prefill pool of each pair, int64[pairs, 4].
+        arrays: Begins, phases and racks, the span of racks, the largest settings, who is deferrable, and the pairs, as ``decide_row``
+            wants them.
     """
 
     params: Params = field(repr=False)
@@ -234,11 +275,17 @@ class ActionLayout:
             "batch_ceiling": int((phase == DECODE).sum()),
             "admission": len(self.params.cls),
             "deferral": int(deferrable.sum()),
+            "role": len(pairs_of(self.params)),
         }
         if "deferral" in self.levers and not deferrable.any():
             raise ConfigError(
                 "levers: 'deferral' is not possible: no class of this site and scenario is deferrable; leave the lever out, or "
                 "choose a scenario and a mix with deferrable work."
+            )
+        if "role" in self.levers and not sizes["role"]:
+            raise ConfigError(
+                "levers: 'role' is not possible: no rack type of this site has both a prefill and a decode pool; leave the lever out, or "
+                "give a rack type pools of both phases (with GPUs of one kind, and one power profile)."
             )
         slices = {}
         begin = 0
@@ -256,6 +303,7 @@ class ActionLayout:
         object.__setattr__(self, "rack_w", np.array(rack_w))
         largest = self.params.pool[:, PoolSpec.MAX_BATCH]
         least = np.minimum(largest, np.maximum(1.0, LEAST_BATCH * self.reference_batch))
+        object.__setattr__(self, "pairs", pairs_of(self.params))
         object.__setattr__(
             self,
             "arrays",
@@ -265,6 +313,7 @@ class ActionLayout:
                 np.stack([self.racks_below, self.centre_racks, self.racks_above]),
                 np.stack([self.rack_w, largest, least]),
                 deferrable,
+                self.pairs,
             ),
         )
 
@@ -275,6 +324,7 @@ class ActionLayout:
     racks_below: Array = field(init=False, repr=False)
     racks_above: Array = field(init=False, repr=False)
     rack_w: Array = field(init=False, repr=False)
+    pairs: Array = field(init=False, repr=False)
     arrays: tuple[Array, ...] = field(init=False, repr=False)
 
     def __getitem__(self, lever: str) -> slice:
@@ -297,7 +347,7 @@ class ActionLayout:
             The decision, one entry per row.
         """
         decision = no_decision(len(action), self.params)
-        assert decision.most_batch is not None and decision.gate is not None
+        assert decision.most_batch is not None and decision.gate is not None and decision.own is not None
         given = np.asarray(action, dtype=np.float64)
         _decide_rows(
             given,
@@ -309,6 +359,7 @@ class ActionLayout:
             decision.racks,
             decision.most_batch,
             decision.gate,
+            decision.own,
         )
         return decision
 
@@ -323,43 +374,53 @@ class ActionLayout:
         most_batch: Array | float | None = None,
         admitted: Array | float | None = None,
         release: Array | float | None = None,
+        role: Array | int | None = None,
     ) -> Array:
         """Return the action that sets physical values; what is None, or whose lever is not in use, is left at zero.
 
         Args:
             clock: Clock ceilings per pool, or one for all.
-            racks: Racks awake per pool.
+            racks: Racks awake per pool, of those that ``role`` gives it.
             route_prefill: Routing factors (1 is capacity-proportional), [groups, prefill pools].
             route_decode: The same for decode.
             power_limit_w: Most an active rack of each pool may draw, W, inf for no limit, or one for all.
             most_batch: Most requests per replica of each decode pool, or one for all.
             admitted: Share of the arrivals of each class that is let in, or one for all.
             release: Hand on the deferred work of each deferrable class, as the lever's own number, or one for all.
+            role: Racks of each pair that are to be in its prefill pool, or one number for all pairs.
 
         Returns:
             float32[size] in [-1, 1].
         """
         action = np.zeros(self.size)
+        own = self.racks.astype(np.float64)
+        if role is not None and "role" in self.slices:
+            prefill, decode, fewest, most = self.pairs.T
+            wanted = np.clip(np.broadcast_to(role, prefill.shape), fewest, most)
+            built = own[prefill]
+            action[self.slices["role"]] = to_centre(wanted, built - fewest, built, most - built)
+            own[prefill], own[decode] = wanted, built + own[decode] - wanted
         if clock is not None and "clock" in self.slices:
             below, above = NEUTRAL_CLOCK - self.clock_min, 1.0 - NEUTRAL_CLOCK
             action[self.slices["clock"]] = to_centre(clock, below, NEUTRAL_CLOCK, above)
         if racks is not None and "active_racks" in self.slices:
             # Half a rack below the wanted number rounds up to it.
-            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, self.params.pool[:, PoolSpec.MIN_ACTIVE])
-            centred = to_centre(aim, self.racks_below, self.centre_racks, self.racks_above)
-            action[self.slices["active_racks"]] = centred
+            least = self.params.pool[:, PoolSpec.MIN_ACTIVE]
+            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, least)
+            centre = np.maximum(NEUTRAL_AWAKE * own, least)
+            action[self.slices["active_racks"]] = to_centre(aim, centre - least, centre, own - centre)
         for name, factor in (("route_prefill", route_prefill), ("route_decode", route_decode)):
             if factor is not None and name in self.slices:
                 # A factor of zero has no logarithm, and is below the lever's smallest anyway.
                 positive = np.maximum(np.asarray(factor, dtype=np.float64), 1e-300)
                 action[self.slices[name]] = np.log(positive).reshape(-1) / ROUTING_GAIN
-        _, _, _, most, _ = self.arrays
+        largest_settings = self.arrays[3]
         if power_limit_w is not None and "power_limit" in self.slices:
             share = np.minimum(np.broadcast_to(power_limit_w, self.rack_w.shape) / self.rack_w, 1.0)
             action[self.slices["power_limit"]] = (share - 1.0) / (1.0 - LEAST_LIMIT)
         if most_batch is not None and "batch_ceiling" in self.slices:
             decode = self.params.pool[:, PoolSpec.PHASE] == DECODE
-            largest, least = most[1, decode], most[2, decode]
+            largest, least = largest_settings[1, decode], largest_settings[2, decode]
             # A little more than the wanted number is rounded down to it.
             wanted = np.clip(np.broadcast_to(most_batch, largest.shape) + 1e-3, 1.0, largest)
             action[self.slices["batch_ceiling"]] = -np.log(wanted / largest) / np.minimum(

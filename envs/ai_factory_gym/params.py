@@ -533,6 +533,11 @@ def build_params(
         pools[index, PoolSpec.WAKE_S] = pool.group.wake_s
         pools[index, PoolSpec.DRAIN_S] = site.drain_s
         pools[index, PoolSpec.DWELL_S] = site.dwell_s
+        pools[index, PoolSpec.PARTNER] = -1.0
+        pools[index, PoolSpec.SWITCH_S] = site.switch_s
+    for prefill, decode in site.pairs:
+        pools[prefill, PoolSpec.PARTNER] = decode
+        pools[decode, PoolSpec.PARTNER] = prefill
     params = Params(
         site=np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction)),
         pool=pools,

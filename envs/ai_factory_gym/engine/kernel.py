@@ -29,7 +29,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.ledger import sweep
 from ai_factory_gym.engine.prefill import advance_prefill
-from ai_factory_gym.engine.racks import advance_racks, order_racks
+from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import compute_rate
 
@@ -111,6 +111,7 @@ def apply_action(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    own: Array,
 ) -> None:
     """Put an operator's decision into force for the control step that begins.
 
@@ -124,8 +125,12 @@ def apply_action(
         racks: int64[pools] racks wanted awake.
         most_batch: float64[pools] requests per decode replica, at most the pool's own.
         gate: float64[classes, Gate].
+        own: int64[pools] racks wanted in a pool, awake or not; the others of a pair of pools go to its partner.
     """
     now_s = state.site[row, Site.TIME_S]
+    for pool in range(params.pool.shape[0]):
+        if params.pool[pool, PoolSpec.PHASE] == PREFILL and params.pool[pool, PoolSpec.PARTNER] >= 0.0:
+            order_role(params, state, row, pool, own[pool], now_s)
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.CLOCK_CEILING] = ceiling[pool]
         state.pool[row, pool, Pool.POWER_LIMIT_W] = power_limit_w[pool]
@@ -290,6 +295,7 @@ def act_rows(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    own: Array,
 ) -> None:
     """Begin a control step of the given rows with one action each.
 
@@ -303,6 +309,7 @@ def act_rows(
         racks: int64[n, pools].
         most_batch: float64[n, pools].
         gate: float64[n, classes, Gate].
+        own: int64[n, pools].
     """
     params = Params(*params_arrays)
     state = State(*state_arrays)
@@ -319,4 +326,5 @@ def act_rows(
             racks[index],
             most_batch[index],
             gate[index],
+            own[index],
         )

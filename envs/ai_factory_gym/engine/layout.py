@@ -99,6 +99,8 @@ class PoolSpec(IntEnum):
     WAKE_S = 6
     DRAIN_S = 7
     DWELL_S = 8
+    PARTNER = 9  # pool of the other phase whose racks may take this one's role, -1 where there is none
+    SWITCH_S = 10
 
 
 class ClassSpec(IntEnum):
@@ -267,6 +269,7 @@ class PoolInt(IntEnum):
     TODAY = 13  # decode: day of the token clock up to which finishes are in the heap, later ones in the calendar
     ASSIGNED = 14  # cohorts anywhere in the site that are bound for this pool
     CLOSED = 15  # 1 while the pool takes no new requests because its last rack is to sleep
+    MOVING = 16  # of the draining racks, those that go to the partner pool when they are done
 
 
 class Class(IntEnum):

@@ -66,6 +66,7 @@ class Decision:
         racks: Racks wanted awake, int64[n, pools].
         most_batch: Requests per decode replica, float64[n, pools]; None is what the pools allow.
         gate: What is let in and released by class, float64[n, classes, Gate]; None is everything, by the built-in rule.
+        own: Racks wanted in each pool, awake or not, int64[n, pools]; None is as built.
     """
 
     bias: Array
@@ -74,6 +75,7 @@ class Decision:
     racks: Array
     most_batch: Array | None = None
     gate: Array | None = None
+    own: Array | None = None
 
 
 def open_gate(rows: int, classes: int) -> Array:
@@ -201,7 +203,7 @@ class Engine:
                 self._replace(self._state._replace(**wider))
             return
         deadline_s = float(np.max(params.cls[:, ClassSpec.DEADLINE_S]))
-        longest_s = float(np.max(params.pool[:, [PoolSpec.WAKE_S, PoolSpec.DRAIN_S]]))
+        longest_s = float(np.max(params.pool[:, [PoolSpec.WAKE_S, PoolSpec.DRAIN_S, PoolSpec.SWITCH_S]]))
         state = allocate(
             rows=self.rows,
             pools=len(params.pool),
@@ -227,11 +229,13 @@ class Engine:
             decision: One entry per row.
         """
         params, count = self.params, len(rows)
-        most_batch, gate = decision.most_batch, decision.gate
+        most_batch, gate, own = decision.most_batch, decision.gate, decision.own
         if most_batch is None:
             most_batch = np.tile(params.pool[:, PoolSpec.MAX_BATCH], (count, 1))
         if gate is None:
             gate = open_gate(count, len(params.cls))
+        if own is None:
+            own = np.tile(params.pool[:, PoolSpec.RACKS].astype(np.int64), (count, 1))
         kernel.act_rows(
             tuple(self.params),
             tuple(self.state),
@@ -242,6 +246,7 @@ class Engine:
             decision.racks,
             most_batch,
             gate,
+            own,
         )
         self._status[rows] = kernel.NEEDS_SLOTS
         while (
