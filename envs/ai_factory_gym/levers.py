@@ -10,10 +10,14 @@
 | batch_ceiling | decode pools | requests per replica: -1 LEAST_BATCH of the reference batch, geometric up to 0; from 0 the pool's own | as built |
 | admission | classes | share of arrivals let in, the others are turned away: -1 none, linear up to 0; from 0 all | all |
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
+| effort | classes that may be cut | output over that of full effort: -1 the least of the class, linear up to 0; from 0 all | full effort |
 | role | pairs of pools | racks of one type in prefill: -1 fewest, 0 as built, 1 most, linear, rounded; the others in decode | as built |
 
 A power limit is kept by the clock, which does not go below 0.2: a rack that is full of work may draw more than LEAST_LIMIT there.
 The first four levers are in use by default. Zero is neutral for the others: they are then as if they were not in use.
+
+A smaller effort makes answers of new requests shorter, and worth less (``workload.effort``): the reward counts their worth, ``good_tokens`` what
+was emitted. Deferred work gets the effort of the moment in which it is released.
 
 A routing weight under 1 % of its group's sum becomes 0; pools without an active rack get nothing. Clock and power limit compose:
 the lower of the two clocks is in force. The reference batch is that of ``params.reference_batch``: the largest that keeps the tightest
@@ -51,10 +55,10 @@ LEAST_BATCH = 0.125
 DEFAULT_LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 """The levers of the published tasks."""
 
-LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "role")
+LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "effort", "role")
 """All levers; the routing of a phase stands at the phase's number."""
 
-_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _ROLE = (LEVERS.index(name) for name in LEVERS[2:])
+_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT, _ROLE = (LEVERS.index(name) for name in LEVERS[2:])
 
 
 @inlined_kernel
@@ -77,6 +81,7 @@ def decide_row(
     racks_span: Array,
     most: Array,
     deferrable: Array,
+    least_effort: Array,
     pairs: Array,
     clock_min: float,
     bias: Array,
@@ -96,6 +101,7 @@ def decide_row(
         racks_span: float64[3, pools]: ``racks_below``, ``centre_racks``, ``racks_above``.
         most: float64[3, pools]: largest draw of a rack, W; batch ceiling of the pool; lowest batch ceiling, 0 for prefill.
         deferrable: Whether work of a class may be deferred, bool[classes].
+        least_effort: Smallest effort of a class, 1 where answers may not be cut, float64[classes].
         pairs: int64[pairs, 4]: prefill pool, decode pool, fewest and most racks in the prefill pool.
         clock_min: Lowest clock ceiling.
         bias: Written: float64[2, groups, pools].
@@ -164,6 +170,12 @@ def decide_row(
         if begins[_DEFERRAL] >= 0 and deferrable[cls]:
             gate[cls, Gate.RELEASE] = action[place]
             place += 1
+    place = begins[_EFFORT]
+    for cls in range(gate.shape[0]):
+        gate[cls, Gate.EFFORT] = 1.0
+        if begins[_EFFORT] >= 0 and least_effort[cls] < 1.0:
+            gate[cls, Gate.EFFORT] = 1.0 + min(0.0, action[place]) * (1.0 - least_effort[cls])
+            place += 1
 
 
 @kernel
@@ -180,7 +192,7 @@ def _decide_rows(
     own: Array,
 ) -> None:
     """Translate actions, float64[n, size], into decisions, one entry per row (see ``decide_row``)."""
-    begins, pool_racks, racks_span, most, deferrable, pairs = lever_arrays
+    begins, pool_racks, racks_span, most, deferrable, least_effort, pairs = lever_arrays
     for row in range(action.shape[0]):
         decide_row(
             action[row],
@@ -189,6 +201,7 @@ def _decide_rows(
             racks_span,
             most,
             deferrable,
+            least_effort,
             pairs,
             clock_min,
             bias[row],
@@ -245,8 +258,8 @@ class ActionLayout:
         racks_above: How many more at 1.
         rack_w: Largest draw of a rack, W, float64[pools].
         pairs: Prefill pool, decode pool, fewest and most racks in the prefill pool of each pair, int64[pairs, 4].
-        arrays: Begins, phases and racks, the span of racks, the largest settings, who is deferrable, and the pairs, as ``decide_row``
-            wants them.
+        arrays: Begins, phases and racks, the span of racks, the largest settings, who is deferrable, the least efforts, and the pairs,
+            as ``decide_row`` wants them.
     """
 
     params: Params = field(repr=False)
@@ -266,6 +279,7 @@ class ActionLayout:
         phase = self.params.pool[:, PoolSpec.PHASE]
         groups = self.params.capacity.shape[1]
         deferrable = self.params.cls[:, ClassSpec.DEFERRABLE] > 0.0
+        least_effort = self.params.cls[:, ClassSpec.EFFORT_LEAST].copy()
         sizes = {
             "route_prefill": groups * int((phase == PREFILL).sum()),
             "route_decode": groups * int((phase == DECODE).sum()),
@@ -275,8 +289,14 @@ class ActionLayout:
             "batch_ceiling": int((phase == DECODE).sum()),
             "admission": len(self.params.cls),
             "deferral": int(deferrable.sum()),
+            "effort": int((least_effort < 1.0).sum()),
             "role": len(pairs_of(self.params)),
         }
+        if "effort" in self.levers and not sizes["effort"]:
+            raise ConfigError(
+                "levers: 'effort' is not possible: no class of this site has an [effort] table, which says how far its answers may be cut; "
+                "leave the lever out, or choose a mix with reasoning."
+            )
         if "deferral" in self.levers and not deferrable.any():
             raise ConfigError(
                 "levers: 'deferral' is not possible: no class of this site and scenario is deferrable; leave the lever out, or "
@@ -313,6 +333,7 @@ class ActionLayout:
                 np.stack([self.racks_below, self.centre_racks, self.racks_above]),
                 np.stack([self.rack_w, largest, least]),
                 deferrable,
+                least_effort,
                 self.pairs,
             ),
         )
@@ -374,6 +395,7 @@ class ActionLayout:
         most_batch: Array | float | None = None,
         admitted: Array | float | None = None,
         release: Array | float | None = None,
+        effort: Array | float | None = None,
         role: Array | int | None = None,
     ) -> Array:
         """Return the action that sets physical values; what is None, or whose lever is not in use, is left at zero.
@@ -387,6 +409,7 @@ class ActionLayout:
             most_batch: Most requests per replica of each decode pool, or one for all.
             admitted: Share of the arrivals of each class that is let in, or one for all.
             release: Hand on the deferred work of each deferrable class, as the lever's own number, or one for all.
+            effort: Output over that of full effort of each class that may be cut, or one for all.
             role: Racks of each pair that are to be in its prefill pool, or one number for all pairs.
 
         Returns:
@@ -414,7 +437,7 @@ class ActionLayout:
                 # A factor of zero has no logarithm, and is below the lever's smallest anyway.
                 positive = np.maximum(np.asarray(factor, dtype=np.float64), 1e-300)
                 action[self.slices[name]] = np.log(positive).reshape(-1) / ROUTING_GAIN
-        largest_settings = self.arrays[3]
+        largest_settings, least_effort = self.arrays[3], self.arrays[5]
         if power_limit_w is not None and "power_limit" in self.slices:
             share = np.minimum(np.broadcast_to(power_limit_w, self.rack_w.shape) / self.rack_w, 1.0)
             action[self.slices["power_limit"]] = (share - 1.0) / (1.0 - LEAST_LIMIT)
@@ -430,6 +453,9 @@ class ActionLayout:
             action[self.slices["admission"]] = np.asarray(admitted, dtype=np.float64) - 1.0
         if release is not None and "deferral" in self.slices:
             action[self.slices["deferral"]] = release
+        if effort is not None and "effort" in self.slices:
+            least = least_effort[least_effort < 1.0]
+            action[self.slices["effort"]] = (np.broadcast_to(effort, least.shape) - 1.0) / (1.0 - least)
         return np.minimum(np.maximum(action, -1.0), 1.0).astype(np.float32)
 
 

@@ -99,6 +99,7 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "classes",
         "deferrable: time left to the oldest request that is not released / the class's deadline, 1 when there is none; others: 0",
     ),
+    ("effort", "class_effort", "classes", "output that is allowed / output at full effort"),
     (
         "role",
         "pool_racks",
@@ -310,17 +311,19 @@ def _lever_blocks(
         if begins[1] >= 0:
             decode = params.pool[pool, PoolSpec.PHASE] != PREFILL
             out[begins[1] + pool] = min(LIMIT, numbers[Pool.MAX_BATCH] / batch[pool]) if decode else 0.0
-        if begins[4] >= 0:
+        if begins[5] >= 0:
             partner = int(params.pool[pool, PoolSpec.PARTNER])
             total = params.pool[pool, PoolSpec.RACKS]
             total += params.pool[partner, PoolSpec.RACKS] if partner >= 0 else 0.0
-            out[begins[4] + pool] = racks_staying(state, row, pool) / total
+            out[begins[5] + pool] = racks_staying(state, row, pool) / total
     for cls in range(params.cls.shape[0]):
         if begins[2] >= 0:
             out[begins[2] + cls] = state.cls[row, cls, Class.ADMITTED]
         if begins[3] >= 0:
             held = params.cls[cls, ClassSpec.DEFERRABLE] > 0.0
             out[begins[3] + cls] = _class_due(params, state, row, cls, now_s) if held else 0.0
+        if begins[4] >= 0:
+            out[begins[4] + cls] = state.cls[row, cls, Class.EFFORT]
 
 
 @inlined_kernel
