@@ -344,6 +344,9 @@ LIMIT_MARGIN = 0.96
 """Share of the cap that the limits of all racks add up to, cooling included: clocks are set for the batch at the start of a segment."""
 
 CONSTANT = Scenario("constant", "Poisson arrivals at constant rates", daily=False, overdispersion=0.0)
+KEPT = 0.98
+"""Share of the cap that a setting may draw in the search: other seeds draw a little more. Not every limit can be kept, see ``levers``."""
+
 SETTLE_STEPS, MEASURED_STEPS = 40, 60
 SEARCH_SEED, REPORT_SEEDS = 1, (11, 12, 13)
 HELD = 0.95
@@ -462,7 +465,7 @@ class RoleSite:
 
         def rank(setting: Setting) -> tuple[bool, float, float]:
             fate = self.fate(load_rps, setting)
-            return fate.most_w <= ROLE_CAP_W, round(fate.attainment, 3), fate.per_joule
+            return fate.most_w <= KEPT * ROLE_CAP_W, round(fate.attainment, 3), fate.per_joule
 
         if kind == "uniform":
             return self.uniform(self.built)
@@ -471,7 +474,7 @@ class RoleSite:
         moved = max((self.uniform(prefill) for prefill in range(3, ROLE_RACKS - 1)), key=rank)
         if kind == "roles":
             return moved
-        near = range(max(2, moved[0] - 2), min(ROLE_RACKS - 2, moved[0] + 2) + 1)
+        near = range(moved[0] - 1, moved[0] + 2)
         return max((setting for prefill in near for setting in self.divided(prefill)), key=rank)
 
     def holds(self, kind: str, high_rps: float) -> float:
@@ -493,11 +496,13 @@ class RoleSite:
 def roles() -> list[str]:
     """What moving racks between the phases and dividing the power brings at peak load, against uniform limits."""
     held_rows, met_rows, lines = [], [], []
-    gains, kept, most_w = {}, {}, 0.0
+    gains: dict[str, float] = {}
+    alone: list[float] = []
+    most_w = held_w = 0.0
     for built, name in ROLE_CASES:
         case = RoleSite(built, ROLE_MIXES[name])
         title = f"{name}, built {built} + {ROLE_RACKS - built}"
-        above = 2.0 * max(
+        above = 1.2 * max(
             steady_site(RoleSite(prefill, case.mix).site).saturation().load_rps for prefill in range(4, ROLE_RACKS, 4)
         )
         held = {kind: case.holds(kind, above) for kind in ROLE_KINDS}
@@ -506,9 +511,13 @@ def roles() -> list[str]:
         at_own = {kind: case.report(held[kind], case.best(held[kind], kind)) for kind in ("uniform", "both")}
         chosen = {kind: case.best(peak, kind) for kind in ROLE_KINDS}
         at_peak = {kind: case.report(peak, setting) for kind, setting in chosen.items()}
-        most_w = max(most_w, *(fate.most_w for fate in (*at_own.values(), *at_peak.values())))
+        fates = (*at_own.values(), *at_peak.values())
+        most_w = max(most_w, *(fate.most_w for fate in fates))
+        held_w = max(held_w, *(fate.most_w for fate in fates if fate.attainment >= HELD))
         gains[title] = held["both"] / held["uniform"]
-        kept[title] = at_peak["both"].attainment / max(at_peak["uniform"].attainment, 1e-9)
+        ratio = at_peak["both"].attainment / max(at_peak["uniform"].attainment, 1e-9)
+        if gains[title] > 1.05:
+            alone.append((held["limits"] - held["uniform"]) / (held["both"] - held["uniform"]))
         joules = [1e3 * at_own[kind].per_joule for kind in ("uniform", "both")]
         prefill, *limits_w = chosen["both"]
         held_rows.append(
@@ -525,7 +534,7 @@ def roles() -> list[str]:
                 title,
                 f"{peak:,.0f}",
                 *(f"{100.0 * fate.attainment:.1f}%" for fate in at_peak.values()),
-                f"{kept[title]:.2f}x" if kept[title] < 10.0 else "over 10x",
+                f"{ratio:.2f}x" if ratio < 10.0 else "over 10x",
                 f"{prefill} + {ROLE_RACKS - prefill}, {limits_w[0] / 1e3:.0f} / {limits_w[1] / 1e3:.0f} kW",
             ]
         )
@@ -541,14 +550,14 @@ def roles() -> list[str]:
         "load, % of what roles and limits hold",
         "% of requests",
     )
-    kinds = ["uniform", "limits", "roles", "both"]
+    least, most = min(gains.values()), max(gains.values())
     return [
         "The largest load held, and requests that met the SLO per kJ of facility energy at the load that each holds:",
         "",
         *table(
             [
                 "traffic, racks built",
-                *(f"{kind}, requests/s" for kind in kinds),
+                *(f"{kind}, requests/s" for kind in ROLE_KINDS),
                 "gain",
                 "per kJ, uniform / both",
                 "gain",
@@ -558,9 +567,17 @@ def roles() -> list[str]:
         "",
         "At the peak, the share of requests that met the SLO:",
         "",
-        *table(["traffic, racks built", "requests/s", *kinds, "ratio", "racks and limits of both"], met_rows),
+        *table(["traffic, racks built", "requests/s", *ROLE_KINDS, "ratio", "racks and limits of both"], met_rows),
         "",
-        f"{gains} {kept} {most_w}",
+        "Published (RAPID, arXiv 2601.12241, MI300X nodes): up to 2x SLO attainment at peak load over uniform caps and fixed roles, and up to 1.7x "
+        f"requests per second and watt. The cap is the same here, so the latter is the load held: {least:.2f}x to {most:.2f}x, nothing where the "
+        "racks were built for the traffic they get, most where it has moved away from them. The ratio of attainments at one load says less, and "
+        "here can be as large as one likes: beyond what it holds, a site that serves first come first served and turns nobody away at the gate is "
+        "late for nearly all, as the plot shows; and limits that were divided for one load fall off a cliff beyond it. Roles bring nearly all of "
+        f"the gain, a limit per pool {min(alone):.0%} to {max(alone):.0%} of it alone and next to nothing beside roles: of 24 racks one is 4 %, so "
+        "that a split meets the traffic closely; among a few GPUs it does not, and power has more to even out. Settings are searched with the "
+        "traffic known and constant; racks take four minutes to change (drain and load), limits none. Largest draw of a minute at loads that are "
+        f"held: {held_w / 1e6:.2f} MW; far beyond them up to {most_w / 1e6:.2f} MW, because clocks are set by the batch at the start of a segment.",
     ]
 
 
