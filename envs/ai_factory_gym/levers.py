@@ -32,7 +32,7 @@ from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, ClassSpec, Gate
 from ai_factory_gym.engine.simulator import Decision, open_gate
 from ai_factory_gym.errors import ConfigError, unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
-from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
+from ai_factory_gym.params import largest_rack_w
 
 ROUTING_GAIN = 4.0
 NEUTRAL_CLOCK = 0.75
@@ -204,7 +204,7 @@ class ActionLayout:
         centre_racks: Racks wanted awake at action 0, float64[pools].
         racks_below: How many fewer at -1.
         racks_above: How many more at 1.
-        rack_w: Largest draw of a rack, W, float64[pools].
+        rack_w: Largest draw of a rack, W, float64[pools]; pools in the same racks have the whole rack's.
         arrays: Begins, phases and racks, the span of racks, the largest settings, and who is deferrable, as ``decide_row`` wants them.
     """
 
@@ -252,8 +252,7 @@ class ActionLayout:
         object.__setattr__(self, "centre_racks", np.maximum(NEUTRAL_AWAKE * racks, least))
         object.__setattr__(self, "racks_below", self.centre_racks - least)
         object.__setattr__(self, "racks_above", racks - self.centre_racks)
-        rack_w = [rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0)) for row in self.params.power]
-        object.__setattr__(self, "rack_w", np.array(rack_w))
+        object.__setattr__(self, "rack_w", largest_rack_w(self.params.power, self.params.pool))
         largest = self.params.pool[:, PoolSpec.MAX_BATCH]
         least = np.minimum(largest, np.maximum(1.0, LEAST_BATCH * self.reference_batch))
         object.__setattr__(

@@ -110,7 +110,7 @@ class ObservationLayout:
         slices: Block name to slice.
         size: Length of the observation.
         pool_batch: Reference batch per decode replica, float64[pools].
-        pool_nameplate_w: IT power of the pool at its limit, float64[pools].
+        pool_nameplate_w: IT power of the pool's racks at their limit, float64[pools].
         class_rate: Mean demand, requests/s, float64[classes].
         class_ttft_s: TTFT limit of an average prompt, float64[classes].
         base_cap_w: Cap of the site.

@@ -10,6 +10,14 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.arrivals import admit, most_arrivals
+from ai_factory_gym.engine.coupled import (
+    book_shared_time,
+    couple_throttles,
+    leave_time_to_prefill,
+    stay_where_prefilled,
+    takes_from_others,
+    wanted_racks,
+)
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
 from ai_factory_gym.engine.draw import meter_segment, plan_segment
 from ai_factory_gym.engine.layout import (
@@ -56,11 +64,13 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
     """
     pools = params.pool.shape[0]
     shares = state.weight[row, phase, group]
+    if params.site[SiteSpec.COUPLED] > 0.0 and phase == DECODE and stay_where_prefilled(params, state, row, group):
+        return
     total = 0.0
     available = 0.0
     for pool in range(pools):
         shares[pool] = 0.0
-        if params.pool[pool, PoolSpec.PHASE] != phase:
+        if params.pool[pool, PoolSpec.PHASE] != phase or not takes_from_others(params, pool):
             continue
         ints = state.pool_int[row, pool]
         if ints[PoolInt.ACTIVE] > 0 and not ints[PoolInt.CLOSED]:
@@ -90,7 +100,7 @@ def _route_anywhere(params: Params, state: State, row: int, phase: int, shares: 
     count = 0.0
     for waking_only in (True, False):
         for pool in range(params.pool.shape[0]):
-            if params.pool[pool, PoolSpec.PHASE] == phase:
+            if params.pool[pool, PoolSpec.PHASE] == phase and takes_from_others(params, pool):
                 if not waking_only or state.pool_int[row, pool, PoolInt.WAKING] > 0:
                     shares[pool] = 1.0
                     count += 1.0
@@ -126,11 +136,14 @@ def apply_action(
         gate: float64[classes, Gate].
     """
     now_s = state.site[row, Site.TIME_S]
+    coupled = params.site[SiteSpec.COUPLED] > 0.0
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.CLOCK_CEILING] = ceiling[pool]
-        state.pool[row, pool, Pool.POWER_LIMIT_W] = power_limit_w[pool]
+        state.pool[row, pool, Pool.POWER_LIMIT_W] = min(power_limit_w[pool], params.pool[pool, PoolSpec.RACK_LIMIT_W])
         state.pool[row, pool, Pool.MAX_BATCH] = min(most_batch[pool], params.pool[pool, PoolSpec.MAX_BATCH])
-        order_racks(params, state, row, pool, racks[pool], now_s)
+        order_racks(params, state, row, pool, wanted_racks(params, racks, pool) if coupled else racks[pool], now_s)
+    if coupled:
+        couple_throttles(params, state, row)
     for cls in range(params.cls.shape[0]):
         state.cls[row, cls, Class.ADMITTED] = gate[cls, Gate.ADMITTED]
         state.cls[row, cls, Class.RELEASE] = gate[cls, Gate.RELEASE]
@@ -200,12 +213,17 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     advance_racks(params, state, row, begin_s)
     end_s = plan_segment(params, state, row, begin_s, end_s)
     pools = params.pool.shape[0]
+    coupled = params.site[SiteSpec.COUPLED] > 0.0
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == PREFILL:
             advance_prefill(params, state, row, pool, end_s)
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == DECODE:
+            if coupled:
+                leave_time_to_prefill(params, state, row, pool, end_s - begin_s)
             advance_decode(params, state, row, pool, end_s)
+            if coupled:
+                book_shared_time(params, state, row, pool)
             predict_admission_wait(params, state, row, pool, end_s - begin_s)
     meter_segment(params, state, row, begin_s, end_s)
     state.site[row, Site.TIME_S] = end_s

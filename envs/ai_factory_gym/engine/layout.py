@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 PREFILL, DECODE = 0, 1
+SEPARATE, SHARED_POWER, SHARED_GPUS = 0, 1, 2
+"""What two pools have in common: nothing; their racks, with two kinds of GPU; their racks and GPUs."""
+
 COHORT, REQUEST = 0, 1
 
 NOBODY = -1
@@ -85,6 +88,7 @@ class SiteSpec(IntEnum):
     TRACE_SPAN_S = 19
     SLICES = 20  # slices of a tick that are entered one by one while a decode pool is nearly full
     DAYS_PER_TOKEN = 21  # days of the calendar of finishes per token of a decode pool's clock
+    COUPLED = 22  # 1 where two pools live in the same racks
 
 
 class PoolSpec(IntEnum):
@@ -99,6 +103,11 @@ class PoolSpec(IntEnum):
     WAKE_S = 6
     DRAIN_S = 7
     DWELL_S = 8
+    PARTNER = 9  # the pool of the other phase in the same racks, -1 for none
+    COUPLING = 10  # SEPARATE, SHARED_POWER or SHARED_GPUS
+    INTERFERENCE = 11  # shared GPUs: share of decode's time that is lost per share of the GPUs' time in prefill
+    PREFILL_LIMIT = 12  # shared GPUs: largest share of their time that prefill may take
+    RACK_LIMIT_W = 13  # most a rack may draw, kept by its clocks; inf where the GPUs' own limits are all there is
 
 
 class ClassSpec(IntEnum):
@@ -246,6 +255,7 @@ class Pool(IntEnum):
     MAX_BATCH = 51  # decode: requests per replica that the operator allows, at most those of the pool
     LATER = 52  # cohort resolution: requests bound for this decode pool that come too late for the present bound of the draw
     LATER_TOKENS = 53  # their prompt + output tokens
+    PREFILL_SHARE = 54  # decode on shared GPUs: share of their time that prefill took in the last segment
 
 
 class PoolInt(IntEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,23 @@ MAX_BATCH = 4096
 """Requests in flight on a decode replica unless a pool says otherwise."""
 
 
+BOTH = "both"
+"""Phase of a pool whose GPUs prefill and decode: aggregated serving."""
+
+_OF_PHASE: Mapping[str, dict[str, Any]] = {"prefill": {"mtp": False, "ep": None, "max_batch": MAX_BATCH}, "decode": {}}
+"""Settings that one half of an aggregated pool does not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """The racks of one type that do one phase.
+    """The racks of one type that do one phase, or both.
+
+    A site makes two pools of one that does ``both``, RACK/prefill and RACK/decode, that share racks and GPUs. Two pools of a rack type with
+    two kinds of GPU share racks and power: they are the two halves of the same racks, and a site gives both.
 
     Attributes:
         rack: Catalogue id of the rack type, or a rack type of one's own.
-        phase: ``prefill`` or ``decode``.
+        phase: ``prefill``, ``decode``, or ``both`` on the same GPUs (aggregated serving).
         racks: Number of racks.
         profile: Power profile of the rack type; None is its default.
         precision: Weight precision.
@@ -36,6 +46,9 @@ class PoolConfig:
         mtp: Multi-token prediction in decode.
         max_batch: Most requests in flight on a decode replica.
         min_active: Fewest racks the operator may keep awake; 0 lets the pool be emptied.
+        rack_limit_w: Most that one rack may draw, kept by its clocks, W; of two pools in the same racks, both together. None leaves
+            it at what the GPUs draw at their own limits, which is the rack's nameplate.
+        aggregated: Set by the site: whether the pool is one half of one that does both.
     """
 
     rack: str | Rack
@@ -50,14 +63,22 @@ class PoolConfig:
     mtp: bool = False
     max_batch: int = MAX_BATCH
     min_active: int = 1
+    rack_limit_w: float | None = None
+    aggregated: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
         if not isinstance(self.rack, Rack):
             check_text("pools: rack", self.rack)
         where = f"pools[{self.name}]"
-        if self.phase not in PHASES:
-            raise unknown(f"{where}.phase", self.phase, PHASES)
+        if self.phase not in (*PHASES, BOTH):
+            raise unknown(f"{where}.phase", self.phase, (*PHASES, BOTH))
+        check_flag(f"{where}.aggregated", self.aggregated)
+        if self.phase == BOTH and len(self.rack_type.groups) > 1:
+            raise ConfigError(
+                f"{where}.phase: 'both' is not allowed; this rack has GPUs of two kinds, one for each phase: give a prefill pool and a decode "
+                "pool with the same number of racks."
+            )
         for key in ("racks", "tp", "dp", "pp", "max_batch", *(("ep",) if self.ep is not None else ())):
             check_count(f"{where}.{key}", getattr(self, key))
         check_flag(f"{where}.mtp", self.mtp)
@@ -71,7 +92,9 @@ class PoolConfig:
         check_range(f"{where}.min_active", self.min_active, 0, self.racks)
         if self.phase == "prefill" and (self.mtp or self.ep is not None or self.max_batch != MAX_BATCH):
             raise ConfigError(f"{where}: mtp, ep and max_batch are settings of decode pools.")
-        if self.phase == "decode" and self.pp != 1:
+        if self.rack_limit_w is not None:
+            check_range(f"{where}.rack_limit_w", self.rack_limit_w, 100.0, 1e7, "W")
+        if self.phase != "prefill" and self.pp != 1:
             raise ConfigError(
                 f"{where}.pp: {self.pp!r} is not allowed; pipeline stages are a setting of prefill pools."
             )
@@ -96,6 +119,17 @@ class PoolConfig:
         """The rack's GPUs that do this phase."""
         kinds = self.rack_type.groups
         return kinds[0] if len(kinds) == 1 else self.rack_type.group(self.phase)
+
+    @property
+    def shares_racks(self) -> bool:
+        """Whether another pool lives in the same racks."""
+        return self.aggregated or len(self.rack_type.groups) > 1
+
+    def halves(self) -> tuple[PoolConfig, ...]:
+        """Return the pools of one that does both phases, else the pool itself."""
+        if self.phase != BOTH:
+            return (self,)
+        return tuple(replace(self, phase=phase, aggregated=True, **_OF_PHASE[phase]) for phase in PHASES)
 
     @property
     def gpus_per_rack(self) -> int:
@@ -237,13 +271,20 @@ class SiteConfig:
         check_range(where + "electricity_usd_per_mwh", self.electricity_usd_per_mwh, -1e4, 1e5, "USD/MWh")
         check_range(where + "carbon_g_per_kwh", self.carbon_g_per_kwh, 0.0, 5e3, "g/kWh")
         self.served_model  # noqa: B018 - refuses an unknown model here rather than later
+        if any(pool.phase == BOTH for pool in self.pools):
+            halves = [half for pool in self.pools for half in pool.halves()]
+            object.__setattr__(self, "pools", tuple(sorted(halves, key=lambda pool: PHASES.index(pool.phase))))
         for phase in PHASES:
             if not any(pool.phase == phase for pool in self.pools):
                 raise ConfigError(f"{where}pools: no {phase} pool; a site needs at least one pool of each phase.")
         names = [pool.name for pool in self.pools]
         for name in names:
             if names.count(name) > 1:
-                raise ConfigError(f"{where}pools: {name!r} is given twice; give one pool per rack type and phase.")
+                raise ConfigError(
+                    f"{where}pools: {name!r} is given twice; give one pool per rack type and phase (one that does both is one of each), or a "
+                    "rack type of your own under another name."
+                )
+        self._check_shared_racks(where)
         edges = self.group_edges
         for edge in edges:
             check_range(f"{where}group_edges", edge, 0.0, 1e9, "tokens")
@@ -257,6 +298,43 @@ class SiteConfig:
         total = sum(self.mix.values())
         if abs(total - 1.0) > 1e-6:
             raise ConfigError(f"{where}mix: shares sum to {total:.6g}; they must sum to 1.")
+
+    def _check_shared_racks(self, where: str) -> None:
+        """Refuse pools in the same racks that do not fit together (ConfigError)."""
+        for pool in self.pools:
+            if not pool.shares_racks:
+                continue
+            other = self.pools[self.partner(pool)] if self.partner(pool) >= 0 else None
+            if other is None:
+                rest = "decode" if pool.phase == "prefill" else "prefill"
+                why = "is one half of aggregated racks" if pool.aggregated else "is one of two kinds of GPU in its racks"
+                raise ConfigError(
+                    f"{where}pools[{pool.name}]: {why}; give the {rest} pool of {pool.rack_type.id!r} too."
+                )
+            alike = ("racks", "min_active", "rack_limit_w")
+            if pool.aggregated or other.aggregated:
+                alike += ("aggregated", "profile", "precision", "tp", "dp", "pp")
+            for key in alike:
+                if getattr(pool, key) != getattr(other, key):
+                    raise ConfigError(
+                        f"{where}pools[{pool.name}].{key}: {getattr(pool, key)!r} is not allowed; must be that of {other.name!r}, which "
+                        f"lives in the same racks: {getattr(other, key)!r}."
+                    )
+        alone = {pool.phase for pool in self.pools if not pool.aggregated}
+        if len(alone) == 1 and any(pool.aggregated for pool in self.pools):
+            (phase,) = alone
+            raise ConfigError(
+                f"{where}pools: beside the pools that do both phases there are {phase} pools only, which nothing would be sent to or taken from; "
+                "give pools of the other phase too, or leave them out."
+            )
+
+    def partner(self, pool: PoolConfig) -> int:
+        """Return the number of the pool that lives in the same racks, -1 for none."""
+        if pool.shares_racks:
+            for index, other in enumerate(self.pools):
+                if other.rack_type.id == pool.rack_type.id and other.phase != pool.phase:
+                    return index
+        return -1
 
     @property
     def served_model(self) -> Model:
@@ -341,7 +419,7 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     if not isinstance(values["pools"], (list, tuple)) or not values["pools"]:
         raise ConfigError(f"{source}: pools: must be a list of at least one [[pools]] table.")
     pools = []
-    pool_fields = [f.name for f in fields(PoolConfig)]
+    pool_fields = [f.name for f in fields(PoolConfig) if f.name != "aggregated"]
     for index, entry in enumerate(values["pools"]):
         where = f"{source}: pools[{index}]"
         if not isinstance(entry, Mapping):
@@ -359,7 +437,7 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         except ConfigError as error:
             text = str(error)
             raise ConfigError(text if text.startswith("pools") else f"pools[{index}]: {text}") from None
-    values["pools"] = tuple(sorted(pools, key=lambda pool: PHASES.index(pool.phase)))
+    values["pools"] = tuple(sorted(pools, key=lambda pool: (*PHASES, BOTH).index(pool.phase)))
     edges = values.get("group_edges", [4096.0])
     if not isinstance(edges, (list, tuple)):
         raise ConfigError(f"{source}: group_edges: {edges!r} is not allowed; must be a list of prompt lengths.")
