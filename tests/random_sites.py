@@ -84,7 +84,9 @@ def couple(pools: list[Table], rng: np.random.Generator) -> list[Table]:
         pools = [entry for entry in pools if entry["rack"] != mixed]
         pools += [{**racks, "phase": "prefill", "pp": 8}, {**racks, "phase": "decode", "dp": 8, "mtp": True}]
     if rng.random() < 0.25:
-        last = next((entry for entry in reversed(pools) if entry["phase"] == "decode" and "cpx" not in entry["rack"]), None)
+        last = next(
+            (entry for entry in reversed(pools) if entry["phase"] == "decode" and "cpx" not in entry["rack"]), None
+        )
         if last is not None:
             rest = [entry for entry in pools if entry["rack"] != last["rack"]]
             phases = {entry["phase"] for entry in rest}

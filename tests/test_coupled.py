@@ -35,9 +35,11 @@ from ai_factory_gym.engine.layout import (
     SiteSpec,
     Stage,
 )
+from ai_factory_gym.engine.truth import truth_of
 from ai_factory_gym.levers import LEAST_LIMIT
 from ai_factory_gym.operating_point import SteadySite, steady_site
-from ai_factory_gym.params import LEAST_DECODE_SHARE, idle_facility_w, nameplate_it_w, site_pue
+from ai_factory_gym.params import LEAST_DECODE_SHARE, idle_facility_w, largest_rack_w, nameplate_it_w, site_pue
+from ai_factory_gym.physics.power import prefill_part
 from ai_factory_gym.sites import PoolConfig, SiteConfig, load_site
 from ai_factory_gym.validate import validate
 from tests import random_sites
@@ -164,7 +166,10 @@ def validate_text(site: Table) -> str:
     lines = [f"{key} = {value!r}".replace("'", '"') for key, value in site.items() if key not in ("pools", "mix")]
     lines += ["[mix]", *(f"{key} = {value}" for key, value in site["mix"].items())]
     for pool in site["pools"]:
-        lines += ["[[pools]]", *(f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in pool.items())]
+        lines += [
+            "[[pools]]",
+            *(f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in pool.items()),
+        ]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "site.toml"
         path.write_text("\n".join(lines).replace("'", '"'), encoding="utf-8")
@@ -226,8 +231,7 @@ def test_racks_move_together_and_energy_adds_up(name: str) -> None:
     """Under wandering actions, pools that may be emptied included."""
     site = copy.deepcopy(SITES[name])
     for pool in site["pools"]:
-        if name != "mixed":
-            pool["min_active"] = 0
+        pool["min_active"] = 0
     env = make(site, horizon_s=3600.0, demand_scale=0.5)
     env.reset(seed=2)
     specs = env.factory.params.pool
@@ -249,7 +253,8 @@ def test_racks_move_together_and_energy_adds_up(name: str) -> None:
         assert decided <= info["requests_arrived"]
         assert info["energy_j"] > before
         before = info["energy_j"]
-    assert asleep > 0
+    # Of two wishes the larger holds: in the mixed site all four are never low at once.
+    assert asleep > 0 or name == "mixed"
     assert decided > 0
 
 
@@ -319,7 +324,9 @@ def test_under_a_tight_rack_limit_more_prefill_means_slower_decode() -> None:
     for share in (0.0, 0.1, 0.2):
         tpot = []
         for limit_w in (370e3, 150e3):
-            site = table(*cpx_pools(rack_limit_w=limit_w), demand_rps=2500.0, mix={"chat": 1.0 - share, "coding": share})
+            site = table(
+                *cpx_pools(rack_limit_w=limit_w), demand_rps=2500.0, mix={"chat": 1.0 - share, "coding": share}
+            )
             env = make(site)
             env.reset(seed=5)
             for _ in range(5):
@@ -534,7 +541,9 @@ def test_without_a_limit_shared_racks_are_as_pools_apart() -> None:
         steady = SteadySite(task.site, task.classes, env.factory.params).at(info["requests_arrived"] / 600.0)
         assert sum(steady.pool_w) == pytest.approx(info["it_energy_j"] / 600.0, rel=0.05)
         counters = state.cls[0].sum(axis=0)
-        totals.append([info["output_tokens"], counters[Class.TPOT_SUM_S], state.pool[0, 1, Pool.ENERGY_J], steady.pool_w[1]])
+        totals.append(
+            [info["output_tokens"], counters[Class.TPOT_SUM_S], state.pool[0, 1, Pool.ENERGY_J], steady.pool_w[1]]
+        )
     assert totals[0] == pytest.approx(totals[1], rel=1e-9)
 
 
@@ -588,7 +597,9 @@ def test_more_prefill_slows_decode_on_shared_gpus_and_the_lower_clock_holds() ->
 def test_disaggregated_and_aggregated_serve_the_same_physics() -> None:
     """With hardly any prompt to prefill, aggregated racks are decode racks."""
     pools = ({"rack": "gb300_nvl72", "phase": "prefill", "racks": 6, "dp": 8},)
-    apart = table(*pools, {"rack": "gb300_nvl72", "phase": "decode", "racks": 6, "dp": 8, "mtp": True}, mix={"chat": 1.0})
+    apart = table(
+        *pools, {"rack": "gb300_nvl72", "phase": "decode", "racks": 6, "dp": 8, "mtp": True}, mix={"chat": 1.0}
+    )
     together = table(both(6), mix={"chat": 1.0})
     separate, shared = (steady_site(load_site(site)).at(30.0) for site in (apart, together))
     assert shared.tpot_s[1] == pytest.approx(separate.tpot_s[1], rel=0.01)
@@ -616,6 +627,25 @@ def test_a_snapshot_goes_on_where_it_was_taken(name: str) -> None:
     # The last action is part of what is seen, so the first observation after the restored one is compared as a whole.
     assert (np.array(first) == np.array(again)).all()
     assert NOBODY == -1
+
+
+@pytest.mark.parametrize("name", ["shared", "aggregated"])
+def test_racks_that_are_not_as_catalogued_are_so_for_both_pools(name: str) -> None:
+    """Idle draw is one of a rack, and at the GPUs' limit the rack draws its nameplate all the same."""
+    env = make({**SITES[name], "demand_rps": 1e-6}, scenario="steady+mismatch")
+    env.reset(seed=1)
+    truth = truth_of(env.factory.params, env.factory.engine.state, 0)
+    assert np.isfinite(truth.idle_power).all()
+    assert truth.idle_power[0] == truth.idle_power[1] != 1.0
+    idle_w = sum(group.profile(None).idle_rack_w for group in find_rack(env.pools[0].rack).groups)
+    info = env.step(full(env))[4]
+    assert info["it_power_w"] == pytest.approx(env.action_layout.racks[0] * idle_w * truth.idle_power[0], rel=1e-6)
+    power = env.factory.engine.state.power[0]
+    busy = power[1] if name == "aggregated" else power[0]
+    if name == "aggregated":
+        assert power[0] == pytest.approx(prefill_part(busy, env.factory.params.pool[0, PoolSpec.PREFILL_LIMIT]))
+    largest_w = largest_rack_w(power, env.factory.params.pool)
+    assert largest_w == pytest.approx(env.action_layout.rack_w)
 
 
 @pytest.mark.parametrize("name", SITES)
@@ -666,6 +696,4 @@ def test_max_q_computes_slower_and_caps_lower() -> None:
             for phase in ("prefill", "decode")
         ]
         both_profiles[profile] = make(table(*pools)).factory.params
-    assert (
-        both_profiles["max_q"].capacity[PREFILL][:, 0] < both_profiles["max_p"].capacity[PREFILL][:, 0]
-    ).all()
+    assert (both_profiles["max_q"].capacity[PREFILL][:, 0] < both_profiles["max_p"].capacity[PREFILL][:, 0]).all()

@@ -85,7 +85,9 @@ def describe(name: str) -> str:
     for pool in site.pools:
         if pool.phase == "prefill" and site.partner(pool) >= 0:
             what = "GPUs (aggregated)" if pool.aggregated else "racks and their power"
-            lines.append(f"{pool.name} and {site.pools[site.partner(pool)].name} share {what}: {pool.racks} racks in all")
+            lines.append(
+                f"{pool.name} and {site.pools[site.partner(pool)].name} share {what}: {pool.racks} racks in all"
+            )
     if any(pool.rack_type.hypothetical for pool in site.pools):
         lines.append("* hypothetical: announced, then withdrawn; never shipped")
     lines += [

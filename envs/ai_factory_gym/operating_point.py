@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, SHARED_GPUS, Array, Cell, Params, PoolSpec, SiteSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, SHARED_GPUS, Array, Cell, Params, PoolSpec
 from ai_factory_gym.params import (
     build_params,
     mean_context,

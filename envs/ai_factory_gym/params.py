@@ -41,20 +41,7 @@ from ai_factory_gym.physics.performance import (
     prefill_coefficients,
     prefill_work_s,
 )
-from ai_factory_gym.physics.power import (
-    POWER_ACTIVE_W,
-    POWER_COMPUTE_W,
-    POWER_IDLE_W,
-    POWER_MEMORY_CORE_W,
-    POWER_MEMORY_W,
-    POWER_OVERHEAD_W,
-    POWER_SLEEP_RACK_W,
-    POWER_TDP_W,
-    POWER_WAKE_RACK_W,
-    gpu_power_w,
-    power_coefficients,
-    rack_power_w,
-)
+from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, prefill_part, rack_power_w
 from ai_factory_gym.sites import PoolConfig, SiteConfig
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.strata import build_strata, output_slices
@@ -207,13 +194,7 @@ def pool_power(pool: PoolConfig) -> Array:
     lanes are busy all the time when its share of the GPUs' time is at its limit.
     """
     row = rack_power(pool)
-    if pool.aggregated and pool.phase == "prefill":
-        row[POWER_TDP_W] -= row[POWER_IDLE_W]
-        for column in (POWER_TDP_W, POWER_ACTIVE_W, POWER_COMPUTE_W, POWER_MEMORY_CORE_W, POWER_MEMORY_W):
-            row[column] *= prefill_limit(pool)
-        for column in (POWER_IDLE_W, POWER_OVERHEAD_W, POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W):
-            row[column] = 0.0
-    return row
+    return prefill_part(row, prefill_limit(pool)) if pool.aggregated and pool.phase == "prefill" else row
 
 
 def largest_rack_w(power: Array, pools: Array) -> Array:
@@ -259,7 +240,9 @@ def pool_specs(site: SiteConfig, perf: Array) -> Array:
         pools[index, PoolSpec.DWELL_S] = site.dwell_s
         pools[index, PoolSpec.PARTNER] = partner
         pools[index, PoolSpec.COUPLING] = SEPARATE if partner < 0 else SHARED_GPUS if pool.aggregated else SHARED_POWER
-        pools[index, PoolSpec.INTERFERENCE] = pool.group.architecture.aggregated_interference if pool.aggregated else 0.0
+        pools[index, PoolSpec.INTERFERENCE] = (
+            pool.group.architecture.aggregated_interference if pool.aggregated else 0.0
+        )
         pools[index, PoolSpec.PREFILL_LIMIT] = prefill_limit(pool) if pool.aggregated else 1.0
         pools[index, PoolSpec.RACK_LIMIT_W] = math.inf if pool.rack_limit_w is None else pool.rack_limit_w
     return pools
@@ -367,7 +350,9 @@ def reference_batch(site: SiteConfig, classes: tuple[RequestClass, ...], params:
     batch = np.zeros(len(site.pools))
     for index, pool in enumerate(site.pools):
         if pool.aggregated and pool.phase == "decode":
-            sizes = np.array([*(share @ params.cell[:, c] for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT)), context])
+            sizes = np.array(
+                [*(share @ params.cell[:, c] for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT)), context]
+            )
             batch[index] = aggregated_point(pool, params.perf[site.partner(pool)], params.perf[index], sizes, tpot_s)[0]
         elif pool.phase == "decode":
             batch[index] = largest_batch(params.perf[index], context, tpot_s, 1.0, pool.max_batch)
@@ -504,6 +489,8 @@ def _class_row(cls: RequestClass, joules: Array, deferrable: bool) -> list[float
     row[ClassSpec.PREFILL_J_PER_TOKEN2] = joules[1]
     row[ClassSpec.DECODE_J_PER_TOKEN] = joules[2]
     row[ClassSpec.TARGET] = cls.attainment_target
+    row[ClassSpec.EFFORT_LEAST] = cls.effort_least_share
+    row[ClassSpec.EFFORT_LOSS] = cls.effort_value_loss
     return row
 
 
@@ -619,6 +606,7 @@ def build_params(
     trace: Trace | None = None,
     trace_labels: Array | None = None,
     thin_fraction: float = 1.0,
+    effort: bool = False,
 ) -> Params:
     """Build the engine's constant arrays.
 
@@ -631,6 +619,7 @@ def build_params(
         trace: Requests to replay instead of synthetic demand.
         trace_labels: int64[requests], the class index of each request of the trace.
         thin_fraction: Share of the last superposed copy of the trace that is kept.
+        effort: Whether the operator may shorten answers.
 
     Returns:
         The parameters.
@@ -671,8 +660,10 @@ def build_params(
                     f"{longest:,.0f} tokens. Use more GPUs per replica or lower max_context."
                 )
     joules = _reference_joules(site, classes, perf, np.array([rack_power(pool) for pool in site.pools]), cells, weights)
+    site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
+    site_row[SiteSpec.EFFORT] = float(effort)
     params = Params(
-        site=np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction)),
+        site=site_row,
         pool=pool_specs(site, perf),
         perf=perf,
         power=power,
@@ -712,16 +703,22 @@ def idle_facility_w(site: SiteConfig) -> float:
     return float(idle_w * site_pue(site, idle_w / nameplate_it_w(site, rows)))
 
 
-def check_cap(site: SiteConfig, lowest_cap_w: float) -> None:
+def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -> None:
     """Refuse a site that draws more when idle than its lowest cap: no brake could keep it.
+
+    Args:
+        site: The site.
+        lowest_cap_w: Its lowest cap, W.
+        idle_factor: Largest factor on the idle draw that a mismatch may bring.
 
     Raises:
         ConfigError: With both figures.
     """
-    idle_w = idle_facility_w(site)
+    idle_w = idle_factor * idle_facility_w(site)
     if idle_w >= lowest_cap_w:
+        mismatch = f" and a mismatch of {idle_factor:g}" if idle_factor > 1.0 else ""
         raise ConfigError(
-            f"site {site.name!r}: idle draw {idle_w / 1e6:.3f} MW with every rack awake is not below its lowest cap "
+            f"site {site.name!r}: idle draw {idle_w / 1e6:.3f} MW with every rack awake{mismatch} is not below its lowest cap "
             f"{lowest_cap_w / 1e6:.3f} MW; raise the cap, lower the curtailment or remove racks."
         )
 

@@ -92,7 +92,7 @@ def pool_power_w(
         compute: Share of time compute units work (at most ``busy``).
         memory: Share of time the memory system works (at most ``busy``).
     """
-    power = params.power[pool]
+    power = state.power[row, pool]
     ints = state.pool_int[row, pool]
     share_compute = compute / busy if busy > 0.0 else 0.0
     share_memory = memory / busy if busy > 0.0 else 0.0
@@ -121,7 +121,7 @@ def _decode_power_w(
     if in_flight <= 0.0 or replicas <= 0.0 or duty <= 0.0:
         return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
     iteration, compute_s, memory_s = decode_iteration_s(
-        params.perf[pool], max(1.0, in_flight / replicas), context, clock
+        state.perf[row, pool], max(1.0, in_flight / replicas), context, clock
     )
     busy = duty * min(1.0, in_flight / replicas)
     return pool_power_w(
@@ -158,9 +158,7 @@ def _note_later(params: Params, state: State, row: int, from_s: float, slice_end
 
 
 @inlined_kernel
-def _most_busy(
-    params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float
-) -> float:
+def _most_busy(params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float) -> float:
     """Return an upper bound of the share of the next ``seconds`` in which a prefill pool's racks run."""
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
@@ -211,7 +209,7 @@ def _most_power_w(
     largest /= bound_for
     context = numbers[Pool.CONTEXT] / in_flight if in_flight > 0.0 else largest
     most = min(bound_for, replicas * numbers[Pool.MAX_BATCH])
-    most = max(in_flight, min(most, replicas * params.perf[pool, DECODE_KV_CAPACITY_TOKENS] / context))
+    most = max(in_flight, min(most, replicas * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS] / context))
     watts = 0.0
     for batch in (in_flight, most):
         for held in (context, largest):
@@ -262,7 +260,7 @@ def _pair_allowance_w(params: Params, state: State, row: int, pool: int) -> floa
     ints = state.pool_int[row, pool]
     allowed_w = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * state.pool[row, pool, Pool.POWER_LIMIT_W]
     for member in (pool, int(params.pool[pool, PoolSpec.PARTNER])):
-        power = params.power[member]
+        power = state.power[row, member]
         allowed_w += ints[PoolInt.WAKING] * power[POWER_WAKE_RACK_W] + ints[PoolInt.ASLEEP] * power[POWER_SLEEP_RACK_W]
     return float(allowed_w)
 
@@ -421,7 +419,7 @@ def _limited_clock(params: Params, state: State, row: int, pool: int) -> float:
     if awake == 0:
         return float(ceiling)
     others_w = pool_power_w(params, state, row, pool, ceiling, 0.0, 0.0, 0.0)
-    power = params.power[pool]
+    power = state.power[row, pool]
     others_w -= awake * rack_power_w(power, gpu_power_w(power, ceiling, 0.0, 0.0, 0.0))
     if _active_rack_w(params, state, row, pool, ceiling, others_w, awake) <= limit_w:
         return float(ceiling)

@@ -307,7 +307,9 @@ class SiteConfig:
             other = self.pools[self.partner(pool)] if self.partner(pool) >= 0 else None
             if other is None:
                 rest = "decode" if pool.phase == "prefill" else "prefill"
-                why = "is one half of aggregated racks" if pool.aggregated else "is one of two kinds of GPU in its racks"
+                why = (
+                    "is one half of aggregated racks" if pool.aggregated else "is one of two kinds of GPU in its racks"
+                )
                 raise ConfigError(
                     f"{where}pools[{pool.name}]: {why}; give the {rest} pool of {pool.rack_type.id!r} too."
                 )
