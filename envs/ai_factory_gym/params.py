@@ -401,7 +401,7 @@ def _capacity(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, 
                 pair = sorted((index, site.partner(pool)))
                 sizes = np.array([prompt, prompt_sq, output, context])
                 phase = PREFILL if pool.phase == "prefill" else DECODE
-                capacity[phase, group, index] = aggregated_point(pool, *perf[pair], sizes, tpot_s)[1]
+                capacity[phase, group, index] = aggregated_point(pool, perf[pair[0]], perf[pair[1]], sizes, tpot_s)[1]
             elif pool.phase == "prefill":
                 scaling_s, fixed_s = prefill_work_s(perf[index], prompt, prompt_sq)
                 lanes = pool.replicas_per_rack * perf[index, PREFILL_SERVERS_PER_REPLICA]

@@ -313,7 +313,7 @@ class SiteConfig:
                 raise ConfigError(
                     f"{where}pools[{pool.name}]: {why}; give the {rest} pool of {pool.rack_type.id!r} too."
                 )
-            alike = ("racks", "min_active", "rack_limit_w")
+            alike: tuple[str, ...] = ("racks", "min_active", "rack_limit_w")
             if pool.aggregated or other.aggregated:
                 alike += ("aggregated", "profile", "precision", "tp", "dp", "pp")
             for key in alike:
