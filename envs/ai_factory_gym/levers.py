@@ -12,6 +12,9 @@
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
 | effort | classes that may be cut | output over that of full effort: -1 the least of the class, linear up to 0; from 0 all | full effort |
 
+Pools in the same racks (``engine.coupled``): of two orders for racks the larger holds; a power limit is for the whole rack, and the lower
+of two holds; on shared GPUs so does the lower of two clock ceilings, and ``route_decode`` has no say in what was prefilled there.
+
 A power limit is kept by the clock, which does not go below 0.2: a rack that is full of work may draw more than LEAST_LIMIT there.
 The first four levers are in use by default. Zero is neutral for the others: they are then as if they were not in use.
 
