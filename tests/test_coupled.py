@@ -357,6 +357,25 @@ def test_a_lower_limit_draws_less_and_the_lower_of_two_holds() -> None:
     assert LEAST_LIMIT < 0.45
 
 
+def test_a_limit_of_racks_of_their_own_is_the_levers() -> None:
+    """``rack_limit_w`` at a pool that shares nothing does what the lever ``power_limit`` does."""
+    limited = random_sites.good() | {"cap_w": 1e8, "demand_rps": 4000.0}
+    limited["pools"][0]["rack_limit_w"] = 60e3
+    totals = []
+    for site in (random_sites.good() | {"cap_w": 1e8, "demand_rps": 4000.0}, limited):
+        env = make(site)
+        env.reset(seed=1)
+        limits = np.array([60e3, np.inf])
+        for _ in range(5):
+            info = env.step(full(env, power_limit_w=limits))[4]
+        totals.append(info["it_energy_j"])
+        assert env.factory.engine.state.pool[0, 0, Pool.CLOCK] < 1.0
+    # But for the warm-up, in which only the site has it.
+    assert totals[0] == pytest.approx(totals[1], rel=3e-3)
+    assert nameplate_it_w(load_site(limited)) == pytest.approx(4 * 60e3 + 4 * 138e3)
+    assert list(env.action_layout.rack_w) == pytest.approx([60e3, 138e3])
+
+
 @pytest.mark.parametrize("name", ["shared", "aggregated"])
 def test_a_limit_that_never_binds_changes_nothing(name: str) -> None:
     loose = copy.deepcopy(SITES[name])
