@@ -50,8 +50,6 @@ class Constants(NamedTuple):
     clock_min: float  # lowest clock ceiling
     scale_tokens: float  # a step's nominal output tokens
     miss_weight: float
-    usd_per_mwh: float
-    g_per_kwh: float
     breaker_s: float  # overdraw without a break that trips the breaker; inf where the brake prevents it
     drain_s: float  # longest time after the horizon in which fates are waited for; 0 where they are not
 
@@ -86,7 +84,7 @@ def _report(
     outcome: Outcome,
     row: int,
     scales: tuple[Array, ...],
-    seen: tuple[float, float, float, float],
+    seen: tuple[float, float],
     constants: Constants,
 ) -> None:
     """Write a row's observation and info."""
@@ -97,8 +95,6 @@ def _report(
         state.cls[row],
         episodes.terms[row],
         episodes.scored[row],
-        constants.usd_per_mwh,
-        constants.g_per_kwh,
         outcome.info[row],
     )
 
@@ -112,7 +108,7 @@ def step_rows(
     outcome_arrays: tuple[Array, ...],
     lever_arrays: tuple[Array, ...],
     scales: tuple[Array, ...],
-    seen: tuple[float, float, float, float],
+    seen: tuple[float, float],
     numbers: tuple[float, ...],
     rows: Array,
     path_start_s: Array,
@@ -200,7 +196,7 @@ def report_rows(
     episode_arrays: tuple[Array, ...],
     outcome_arrays: tuple[Array, ...],
     scales: tuple[Array, ...],
-    seen: tuple[float, float, float, float],
+    seen: tuple[float, float],
     numbers: tuple[float, ...],
     rows: Array,
 ) -> None:

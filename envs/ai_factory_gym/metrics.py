@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ai_factory_gym.engine.draw import JOULES_PER_KWH, JOULES_PER_MWH
 from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, Site, SiteSpec
 from ai_factory_gym.jit import inlined_kernel
 from ai_factory_gym.reward import TERMS
-
-JOULES_PER_MWH = 3.6e9
-JOULES_PER_KWH = 3.6e6
 
 Info = dict[str, float]
 
@@ -76,8 +74,6 @@ def write_info(
     cls: Array,
     terms: Array,
     scored: bool,
-    usd_per_mwh: float,
-    g_per_kwh: float,
     out: Array,
 ) -> None:
     """Write the info of one row.
@@ -88,8 +84,6 @@ def write_info(
         cls: float64[classes, Class] of the row.
         terms: This step's reward terms, float64[TERMS].
         scored: Whether the step began before the horizon; later ones cost nothing but what they find missed.
-        usd_per_mwh: Price of electricity.
-        g_per_kwh: Carbon intensity.
         out: Written: float64[keys], in the order of ``info_keys``.
     """
     classes = cls.shape[0]
@@ -143,8 +137,11 @@ def write_info(
     out[18] = site[Site.CAP_ENERGY_J]
     out[19] = site[Site.PEAK_POWER_W]
     out[20] = site[Site.BRAKE_S]
-    out[21] = energy_j / JOULES_PER_MWH * usd_per_mwh
-    out[22] = energy_j / JOULES_PER_KWH * g_per_kwh / 1000.0
+    out[21] = energy_j / JOULES_PER_MWH * site[Site.USD_PER_MWH]
+    out[22] = energy_j / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
+    if site[Site.VARIES] > 0.0:
+        out[21] = site[Site.ENERGY_USD]
+        out[22] = site[Site.CARBON_KG]
     # Constraint cost of the step, for safe RL: energy above the cap and time under the brake as shares of the step,
     # and misses beyond what the targets allow as a share of the requests decided.
     out[23] = excess / decided if decided > 0.0 else 0.0

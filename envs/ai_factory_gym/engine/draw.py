@@ -20,6 +20,7 @@ from ai_factory_gym.engine.layout import (
     Site,
     SiteSpec,
     State,
+    World,
 )
 from ai_factory_gym.engine.racks import next_rack_change_s
 from ai_factory_gym.jit import inlined_kernel, kernel
@@ -30,6 +31,9 @@ from ai_factory_gym.physics.performance import (
     decode_iteration_s,
 )
 from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, gpu_power_w, rack_power_w
+
+JOULES_PER_MWH = 3.6e9
+JOULES_PER_KWH = 3.6e6
 
 _BISECTIONS = 24
 _LOWEST_CLOCK = 0.2
@@ -204,20 +208,29 @@ def _most_power_w(
 
 
 @inlined_kernel
-def facility_power_w(params: Params, it_w: float) -> float:
-    """Return facility power for an IT power, W: IT times the PUE at this load and outdoor temperature."""
-    return it_w * facility_pue(params, it_w)
+def look_outside(state: State, row: int, minute: int) -> None:
+    """Take over the temperature, price and carbon intensity of a minute."""
+    site = state.site[row]
+    site[Site.OUTDOOR_C] = state.world[row, minute, World.OUTDOOR_C]
+    site[Site.USD_PER_MWH] = state.world[row, minute, World.USD_PER_MWH]
+    site[Site.G_PER_KWH] = state.world[row, minute, World.G_PER_KWH]
 
 
 @inlined_kernel
-def facility_pue(params: Params, it_w: float) -> float:
+def facility_power_w(params: Params, state: State, row: int, it_w: float) -> float:
+    """Return facility power for an IT power, W: IT times the PUE at this load and outdoor temperature."""
+    return it_w * facility_pue(params, state, row, it_w)
+
+
+@inlined_kernel
+def facility_pue(params: Params, state: State, row: int, it_w: float) -> float:
     """Return the PUE at an IT power of ``it_w``."""
     site = params.site
     return float(
         pue(
             site[SiteSpec.PUE_BASE],
             site[SiteSpec.PUE_KELVIN],
-            site[SiteSpec.OUTDOOR_C],
+            state.site[row, Site.OUTDOOR_C],
             it_w / site[SiteSpec.IT_NAMEPLATE_W],
             site[SiteSpec.PUE_FREE_COOLING_C],
             site[SiteSpec.PUE_FIXED_SHARE],
@@ -247,7 +260,7 @@ def _stays_below(
         it_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
         if it_w > limit_w:
             return False
-    return facility_power_w(params, it_w) <= limit_w
+    return facility_power_w(params, state, row, it_w) <= limit_w
 
 
 @inlined_kernel
@@ -467,7 +480,7 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         clock_sum += awake * clock
         awake_sum += awake
         it_w += watts
-    facility_w = facility_power_w(params, it_w)
+    facility_w = facility_power_w(params, state, row, it_w)
     over_w = max(0.0, facility_w - site[Site.CAP_W])
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w
@@ -475,6 +488,10 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     site[Site.STEP_S] += elapsed
     site[Site.STEP_ENERGY_J] += facility_w * elapsed
     site[Site.STEP_IT_ENERGY_J] += it_w * elapsed
+    energy_usd = facility_w * elapsed / JOULES_PER_MWH * site[Site.USD_PER_MWH]
+    carbon_kg = facility_w * elapsed / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
+    site[Site.STEP_ENERGY_USD] += energy_usd
+    site[Site.STEP_CARBON_KG] += carbon_kg
     site[Site.STEP_CAP_VIOLATION_J] += over_w * elapsed
     site[Site.STEP_CLOCK_S] += clock_sum / max(awake_sum, 1.0) * elapsed
     if site[Site.BRAKED] > 0.0:
@@ -482,6 +499,8 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     if scoring > 0.0:
         site[Site.ENERGY_J] += facility_w * elapsed
         site[Site.IT_ENERGY_J] += it_w * elapsed
+        site[Site.ENERGY_USD] += energy_usd
+        site[Site.CARBON_KG] += carbon_kg
         site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed
         site[Site.CAP_VIOLATION_J] += over_w * elapsed
         site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], facility_w)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.arrivals import admit, most_arrivals
+from ai_factory_gym.engine.arrivals import admit, minute_of, most_arrivals
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
-from ai_factory_gym.engine.draw import meter_segment, plan_segment
+from ai_factory_gym.engine.draw import look_outside, meter_segment, plan_segment
 from ai_factory_gym.engine.layout import (
     DECODE,
     PREFILL,
@@ -155,6 +155,8 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_MISSED_REFERENCE_J] = 0.0
     site[Site.STEP_CLOCK_S] = 0.0
     site[Site.STEP_VALUE_TOKENS] = 0.0
+    site[Site.STEP_ENERGY_USD] = 0.0
+    site[Site.STEP_CARBON_KG] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -234,6 +236,7 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
     progress = state.site_int[row]
     begin_s = state.site[row, Site.TIME_S] - tick_s * progress[SiteInt.SLICE] / slices
     while progress[SiteInt.TICK] < ticks:
+        look_outside(state, row, minute_of(state, path_start_s, begin_s))
         if progress[SiteInt.FREE] < most_arrivals(params, state, row, begin_s, tick_s, path_start_s):
             return NEEDS_SLOTS
         progress[SiteInt.SLICE] += admit(params, state, row, begin_s, tick_s, path_start_s)

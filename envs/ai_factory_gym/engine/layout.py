@@ -79,7 +79,7 @@ class SiteSpec(IntEnum):
     PUE_KELVIN = 13
     PUE_FREE_COOLING_C = 14
     IT_NAMEPLATE_W = 15
-    OUTDOOR_C = 16
+    OUTDOOR_C = 16  # as believed; State.site has that of the minute
     URGENT_S = 17  # deferrable work this close to its deadline is released at once
     THIN_FRACTION = 18  # trace replay: share of the last copy that is kept
     TRACE_SPAN_S = 19
@@ -179,6 +179,14 @@ class Site(IntEnum):
     STEP_CLOCK_S = 30
     VALUE_TOKENS = 31  # good tokens at the value of full effort: what the answers were worth
     STEP_VALUE_TOKENS = 32
+    OUTDOOR_C = 33  # of this minute
+    USD_PER_MWH = 34
+    G_PER_KWH = 35
+    ENERGY_USD = 36
+    CARBON_KG = 37
+    STEP_ENERGY_USD = 38
+    STEP_CARBON_KG = 39
+    VARIES = 40  # 1 where price or carbon intensity change within the episode
 
 
 class SiteInt(IntEnum):
@@ -382,6 +390,14 @@ class CapStep(IntEnum):
     ANNOUNCED_S = 2
 
 
+class World(IntEnum):
+    """Columns of ``State.world``, what varies around the site."""
+
+    OUTDOOR_C = 0
+    USD_PER_MWH = 1
+    G_PER_KWH = 2
+
+
 class Gate(IntEnum):
     """Columns of a decision by class."""
 
@@ -440,6 +456,7 @@ class State(NamedTuple):
     log: Array  # float64[rows, lines, Log]
     perf: Array  # float64[rows, pools, coefficients]: the true ones, of which ``Params.perf`` is what the catalogue believes
     power: Array  # float64[rows, pools, coefficients], likewise
+    world: Array  # float64[rows, minutes, World]
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -495,6 +512,7 @@ def allocate(
         log=np.zeros((rows, log_lines, len(Log))),
         perf=np.zeros((rows, pools, coefficients[0])),
         power=np.zeros((rows, pools, coefficients[1])),
+        world=np.zeros((rows, minutes, len(World))),
     )
     for row in range(rows):
         clear_row(state, row)

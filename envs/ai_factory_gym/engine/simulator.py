@@ -25,6 +25,7 @@ from ai_factory_gym.engine.layout import (
     SiteInt,
     SiteSpec,
     State,
+    World,
     allocate,
     clear_row,
     grow,
@@ -46,6 +47,7 @@ class Episode:
         shift: Shifts of the copies of a replayed trace, s, float64[copies].
         kept: Requests the last copy keeps, bool[requests].
         streams: One numpy generator per ``Purpose``.
+        world: Outdoor temperature, price and carbon intensity by minute, float64[minutes, World].
         truth: What is true in this episode over what the catalogue says; None is as it says.
     """
 
@@ -56,6 +58,7 @@ class Episode:
     shift: Array
     kept: Array
     streams: dict[Purpose, np.random.Generator]
+    world: Array
     truth: Truth | None = None
 
 
@@ -162,6 +165,8 @@ class Engine:
         state.rate[row, :, minutes:] = episode.rate[:, -1:]
         state.hazard[row, :minutes] = episode.hazard
         state.hazard[row, minutes:] = episode.hazard[-1]
+        state.world[row, :minutes] = episode.world
+        state.world[row, minutes:] = episode.world[-1]
         state.cap_steps[row, : len(episode.cap_steps)] = episode.cap_steps
         state.shift[row] = episode.shift
         state.kept[row] = episode.kept
@@ -171,6 +176,8 @@ class Engine:
         site = state.site[row]
         site[Site.TIME_S] = episode.path_start_s
         site[Site.CAP_W] = episode.cap_steps[0, CapStep.CAP_W]
+        site[[Site.OUTDOOR_C, Site.USD_PER_MWH, Site.G_PER_KWH]] = episode.world[0]
+        site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
         pool = state.pool[row]
@@ -204,6 +211,7 @@ class Engine:
                 extra = minutes - self._state.rate.shape[2]
                 wider["rate"] = np.pad(self._state.rate, ((0, 0), (0, 0), (0, extra)), mode="edge")
                 wider["hazard"] = np.pad(self._state.hazard, ((0, 0), (0, extra)), mode="edge")
+                wider["world"] = np.pad(self._state.world, ((0, 0), (0, extra), (0, 0)), mode="edge")
             if steps > self._state.cap_steps.shape[1]:
                 extra = steps - self._state.cap_steps.shape[1]
                 wider["cap_steps"] = np.pad(self._state.cap_steps, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf)
@@ -282,6 +290,10 @@ class Engine:
             Site.DECODE_DUTY,
             Site.PREFILL_DUTY,
             Site.STEP_S,
+            Site.OUTDOOR_C,
+            Site.USD_PER_MWH,
+            Site.G_PER_KWH,
+            Site.VARIES,
         ]
         kept = {column: site[column] for column in keep}
         site[:] = 0.0

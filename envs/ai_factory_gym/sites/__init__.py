@@ -10,6 +10,7 @@ from typing import Any
 
 from ai_factory_gym.catalogue import PHASES, PRECISIONS, Group, Model, Rack, load_models, load_racks, model, rack
 from ai_factory_gym.errors import ConfigError, check_count, check_flag, check_keys, check_range, check_text, unknown
+from ai_factory_gym.grid.series import SYNTHETIC, UNITS, Series, load_series
 from ai_factory_gym.workload.classes import RequestClass, load_classes
 
 SITES_PATH = Path(__file__).parent
@@ -184,6 +185,7 @@ class SiteConfig:
         pools: Prefill pools first, then decode pools.
         demand_rps: Mean requests per second over a day, deferrable ones included.
         mix: Share of requests by class; sums to one.
+        series: What varies with time, by kind: a file's values or ``SYNTHETIC``; kinds that are not there are constants.
         own_classes: Request classes of one's own; they come before shipped ones of the same name.
         group_edges: Prompt lengths that separate routing groups, tokens, increasing.
         max_context: Longest prompt + output the site serves, tokens; None is the model's own limit. A site that raises it
@@ -217,6 +219,7 @@ class SiteConfig:
     calibration: str = "user"
     description: str = ""
     own_classes: tuple[RequestClass, ...] = ()
+    series: tuple[tuple[str, Series | str], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -310,6 +313,23 @@ def _own(where: str, table: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def _series(where: str, table: Any, folder: Path) -> tuple[tuple[str, Series | str], ...]:
+    """Return what varies with time: of each kind a file's values, or the word for a synthetic series."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: {table!r} is not allowed; must be a table of {', '.join(UNITS)}.")
+    check_keys(where, table, required=(), optional=tuple(UNITS))
+    found: list[tuple[str, Series | str]] = []
+    for kind in UNITS:
+        if kind in table:
+            given = table[kind]
+            if not isinstance(given, str) or not (given == SYNTHETIC or given.endswith((".csv", ".csv.gz"))):
+                raise ConfigError(
+                    f"{where}: {kind}: {given!r} is not allowed; must be {SYNTHETIC!r} or the name of a CSV file."
+                )
+            found.append((kind, SYNTHETIC if given == SYNTHETIC else load_series(folder / given, kind)))
+    return tuple(found)
+
+
 def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str | Path = ".") -> SiteConfig:
     """Build a site from a parsed table.
 
@@ -338,6 +358,7 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     if isinstance(values["model"], str):
         values["model"] = own["models"].get(values["model"], values["model"])
     values["own_classes"] = tuple(own["classes"].values())
+    values["series"] = _series(f"{source}: series", values.get("series", {}), Path(folder))
     if not isinstance(values["pools"], (list, tuple)) or not values["pools"]:
         raise ConfigError(f"{source}: pools: must be a list of at least one [[pools]] table.")
     pools = []
