@@ -140,7 +140,7 @@ def step_rows(
     episodes = Episodes(*episode_arrays)
     outcome = Outcome(*outcome_arrays)
     constants = Constants(*numbers)
-    bias, ceiling, power_limit_w, racks, most_batch, gate = decision_arrays
+    bias, ceiling, power_limit_w, racks, most_batch, gate, order = decision_arrays
     begins, pool_racks, racks_span, most, deferrable, least_effort = lever_arrays
     result = DONE
     for index in range(rows.shape[0]):
@@ -163,10 +163,20 @@ def step_rows(
                 racks[row],
                 most_batch[row],
                 gate[row],
+                order[row],
             )
             begin_step(params, state, row)
             apply_action(
-                params, state, row, bias[row], ceiling[row], power_limit_w[row], racks[row], most_batch[row], gate[row]
+                params,
+                state,
+                row,
+                bias[row],
+                ceiling[row],
+                power_limit_w[row],
+                racks[row],
+                most_batch[row],
+                gate[row],
+                order[row],
             )
         status[row] = run_step(params, state, row, path_start_s[row])
         if status[row] != DONE:

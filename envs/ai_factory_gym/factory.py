@@ -124,7 +124,9 @@ class Factory:
             tpot_s=min(cls.tpot_s for cls in self.classes),
             pool_rack_w=self.action_layout.rack_w,
         )
-        self.info_keys = info_keys(tuple(cls.name for cls in self.classes), "effort" in task.levers)
+        self.info_keys = info_keys(
+            tuple(cls.name for cls in self.classes), "effort" in task.levers, task.site.battery is not None
+        )
         self._constants = Constants(
             clock_min=task.site.clock_min,
             scale_tokens=self._nominal_tokens(),

@@ -43,14 +43,26 @@ totals since the start of the episode."""
 VALUE_KEYS = ("value_tokens",)
 """Keys that are there, behind the others, where answers may be shortened: good tokens at the value of full effort, in total."""
 
+BATTERY_KEYS = (
+    "grid_power_w",
+    "grid_energy_j",
+    "battery_charge_j",
+    "battery_in_j",
+    "battery_out_j",
+    "battery_wear_usd",
+)
+"""Keys that are there where the site has a battery: mean draw from the grid over the step; grid energy in total; charge now; what the battery
+took, gave, and what its wear cost in total. ``energy_j`` and ``facility_power_w`` stay those of the facility; cap, peak, cost of energy and
+carbon are those of the grid draw."""
+
 CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
 
-def info_keys(classes: Sequence[str], effort: bool = False) -> tuple[str, ...]:
+def info_keys(classes: Sequence[str], effort: bool = False, battery: bool = False) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use."""
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
-    parts = VALUE_KEYS if effort else ()
+    parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()))
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
 
 
@@ -115,6 +127,14 @@ def write_info(
     at += terms.shape[0]
     if params.site[SiteSpec.EFFORT] > 0.0:
         out[at] = site[Site.VALUE_TOKENS]
+        at += 1
+    if params.site[SiteSpec.BATTERY_W] > 0.0:
+        out[at] = site[Site.STEP_GRID_ENERGY_J] / elapsed
+        out[at + 1] = site[Site.GRID_ENERGY_J]
+        out[at + 2] = site[Site.BATTERY_CHARGE_J]
+        out[at + 3] = site[Site.BATTERY_IN_J]
+        out[at + 4] = site[Site.BATTERY_OUT_J]
+        out[at + 5] = site[Site.BATTERY_OUT_J] / JOULES_PER_MWH * params.site[SiteSpec.BATTERY_USD_PER_MWH]
     energy_j = site[Site.ENERGY_J]
     out[0] = site[Site.TIME_S]
     out[1] = site[Site.STEP_ENERGY_J] / elapsed
@@ -139,7 +159,7 @@ def write_info(
     out[20] = site[Site.BRAKE_S]
     out[21] = energy_j / JOULES_PER_MWH * site[Site.USD_PER_MWH]
     out[22] = energy_j / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
-    if site[Site.VARIES] > 0.0:
+    if site[Site.VARIES] > 0.0 or params.site[SiteSpec.BATTERY_W] > 0.0:
         out[21] = site[Site.ENERGY_USD]
         out[22] = site[Site.CARBON_KG]
     # Constraint cost of the step, for safe RL: energy above the cap and time under the brake as shares of the step,

@@ -25,6 +25,7 @@ from ai_factory_gym.engine.layout import (
     PoolInt,
     PoolSpec,
     Site,
+    SiteSpec,
     State,
     Transition,
 )
@@ -99,6 +100,12 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "deferrable: time left to the oldest request that is not released / the class's deadline, 1 when there is none; others: 0",
     ),
     ("effort", "class_effort", "classes", "output that is allowed / output at full effort"),
+    (
+        "battery",
+        "battery",
+        "2",
+        "charge / capacity; power given over the last segment / largest power, negative while it is charged",
+    ),
 )
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
 
@@ -300,6 +307,10 @@ def _lever_blocks(
         if begins[1] >= 0:
             decode = params.pool[pool, PoolSpec.PHASE] != PREFILL
             out[begins[1] + pool] = min(LIMIT, numbers[Pool.MAX_BATCH] / batch[pool]) if decode else 0.0
+    if begins[5] >= 0:
+        spec = params.site
+        out[begins[5]] = state.site[row, Site.BATTERY_CHARGE_J] / spec[SiteSpec.BATTERY_J]
+        out[begins[5] + 1] = state.site[row, Site.BATTERY_OUT_W] / spec[SiteSpec.BATTERY_W]
     for cls in range(params.cls.shape[0]):
         if begins[2] >= 0:
             out[begins[2] + cls] = state.cls[row, cls, Class.ADMITTED]

@@ -619,6 +619,12 @@ def _site_row(
     row[SiteSpec.PUE_KELVIN] = site.cooling.per_kelvin
     row[SiteSpec.PUE_FREE_COOLING_C] = site.cooling.free_cooling_c
     row[SiteSpec.OUTDOOR_C] = site.cooling.outdoor_c
+    if site.battery is not None:
+        row[SiteSpec.BATTERY_W] = site.battery.power_w
+        row[SiteSpec.BATTERY_J] = 3600.0 * site.battery.energy_wh
+        row[SiteSpec.BATTERY_INITIAL_J] = 3600.0 * site.battery.energy_wh * site.battery.initial_charge
+        row[SiteSpec.BATTERY_USD_PER_MWH] = site.battery.wear_usd_per_mwh
+        row[SiteSpec.BATTERY_EFFICIENCY] = math.sqrt(site.battery.round_trip_efficiency)
     row[SiteSpec.IT_NAMEPLATE_W] = nameplate_it_w(site, power)
     row[SiteSpec.URGENT_S] = URGENT_S
     row[SiteSpec.THIN_FRACTION] = thin_fraction

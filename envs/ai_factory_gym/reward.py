@@ -56,7 +56,7 @@ def reward_terms(
     terms[3] = 0.0
     terms[4] = 0.0
     if scored:
-        terms[1] = -price * site[Site.STEP_ENERGY_J] / scale_tokens
+        terms[1] = -price * (site[Site.STEP_ENERGY_J] + site[Site.STEP_BATTERY_LOSS_J]) / scale_tokens
         terms[3] = -CAP_WEIGHT * (site[Site.STEP_CAP_VIOLATION_J] / (site[Site.CAP_W] * site[Site.STEP_S]))
         terms[4] = -BRAKE_WEIGHT * site[Site.STEP_BRAKE_S] / site[Site.STEP_S]
     total = 0.0

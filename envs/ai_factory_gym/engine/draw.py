@@ -208,6 +208,55 @@ def _most_power_w(
 
 
 @inlined_kernel
+def battery_help_w(params: Params, state: State, row: int, seconds: float) -> float:
+    """Return what the battery can give for all of ``seconds``, W."""
+    spec = params.site
+    if spec[SiteSpec.BATTERY_W] <= 0.0:
+        return 0.0
+    charge_j = state.site[row, Site.BATTERY_CHARGE_J]
+    return float(min(spec[SiteSpec.BATTERY_W], charge_j * spec[SiteSpec.BATTERY_EFFICIENCY] / seconds))
+
+
+@inlined_kernel
+def _ordered_discharge_w(params: Params, state: State, row: int, seconds: float) -> float:
+    """Return what the battery gives for all of ``seconds`` because the operator has ordered it, W."""
+    ordered_w = max(0.0, state.site[row, Site.BATTERY_ORDER]) * params.site[SiteSpec.BATTERY_W]
+    return float(min(ordered_w, battery_help_w(params, state, row, seconds)))
+
+
+@kernel
+def use_battery(params: Params, state: State, row: int, facility_w: float, elapsed: float) -> float:
+    """Book what the battery did in a segment and return what it gave, W; negative is what it took.
+
+    It gives what is ordered, and whatever the site draws above its cap, as long as it holds anything; it never exports. It is charged
+    from what is left below the cap only. What is lost is lost one half on the way in and one half on the way out.
+    """
+    site = state.site[row]
+    spec = params.site
+    efficiency = spec[SiteSpec.BATTERY_EFFICIENCY]
+    order = site[Site.BATTERY_ORDER]
+    wanted_w = max(order * spec[SiteSpec.BATTERY_W], facility_w - site[Site.CAP_W])
+    out_w = 0.0
+    if wanted_w > 0.0:
+        out_w = min(wanted_w, facility_w, battery_help_w(params, state, row, elapsed))
+        taken_j = out_w * elapsed / efficiency
+        site[Site.BATTERY_CHARGE_J] = max(0.0, site[Site.BATTERY_CHARGE_J] - taken_j)
+        loss_j = taken_j - out_w * elapsed
+        site[Site.BATTERY_OUT_J] += site[Site.SCORING] * out_w * elapsed
+    else:
+        room_w = (spec[SiteSpec.BATTERY_J] - site[Site.BATTERY_CHARGE_J]) / (efficiency * elapsed)
+        in_w = max(0.0, min(-order * spec[SiteSpec.BATTERY_W], site[Site.CAP_W] - facility_w, room_w))
+        stored_j = in_w * elapsed * efficiency
+        site[Site.BATTERY_CHARGE_J] = min(spec[SiteSpec.BATTERY_J], site[Site.BATTERY_CHARGE_J] + stored_j)
+        loss_j = in_w * elapsed - stored_j
+        site[Site.BATTERY_IN_J] += site[Site.SCORING] * in_w * elapsed
+        out_w = -in_w
+    site[Site.STEP_BATTERY_LOSS_J] += loss_j
+    site[Site.BATTERY_OUT_W] = out_w
+    return out_w
+
+
+@inlined_kernel
 def look_outside(state: State, row: int, minute: int) -> None:
     """Take over the temperature, price and carbon intensity of a minute."""
     site = state.site[row]
@@ -377,13 +426,14 @@ def _sure_until_s(
 ) -> float:
     """Return until when the brake need not look at the draw: until ``end_s``, for some seconds, or no longer than it takes to react."""
     spec = params.site
-    limit_w = _SURE * cap_w
+    limit_w = _SURE * cap_w + battery_help_w(params, state, row, end_s - begin_s)
     _note_later(params, state, row, end_s, slice_end_s)
     if _stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w):
         return end_s
     soon_s = begin_s + _FIT_S
     if soon_s < end_s:
         _note_later(params, state, row, soon_s, slice_end_s)
+        limit_w = _SURE * cap_w + battery_help_w(params, state, row, _FIT_S)
         if _stays_below(params, state, row, _FIT_S, 1.0, 1.0, 1.0, limit_w):
             return soon_s
     # Stop exactly when the brake would have to act.
@@ -421,12 +471,13 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         end_s = min(end_s, begin_s + _FIT_S)
         seconds = end_s - begin_s
         _note_later(params, state, row, end_s, slice_end_s)
-        release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w
+        ordered_w = _ordered_discharge_w(params, state, row, seconds)
+        release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w + ordered_w
         held = begin_s - site[Site.BRAKED_AT_S] >= spec[SiteSpec.BRAKE_HOLD_S]
         if held and _stays_below(params, state, row, seconds, 1.0, 1.0, 1.0, release_w):
             site[Site.BRAKED] = 0.0
         else:
-            _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w)
+            _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w + ordered_w)
             clock_limit = site[Site.BRAKE_CLOCK]
             prefill_duty = site[Site.PREFILL_DUTY]
             decode_duty = site[Site.DECODE_DUTY]
@@ -481,15 +532,19 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         awake_sum += awake
         it_w += watts
     facility_w = facility_power_w(params, state, row, it_w)
-    over_w = max(0.0, facility_w - site[Site.CAP_W])
+    grid_w = facility_w
+    if spec[SiteSpec.BATTERY_W] > 0.0:
+        grid_w -= use_battery(params, state, row, facility_w, elapsed)
+    over_w = max(0.0, grid_w - site[Site.CAP_W])
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w
     site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     site[Site.STEP_S] += elapsed
     site[Site.STEP_ENERGY_J] += facility_w * elapsed
     site[Site.STEP_IT_ENERGY_J] += it_w * elapsed
-    energy_usd = facility_w * elapsed / JOULES_PER_MWH * site[Site.USD_PER_MWH]
-    carbon_kg = facility_w * elapsed / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
+    site[Site.STEP_GRID_ENERGY_J] += grid_w * elapsed
+    energy_usd = grid_w * elapsed / JOULES_PER_MWH * site[Site.USD_PER_MWH]
+    carbon_kg = grid_w * elapsed / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
     site[Site.STEP_ENERGY_USD] += energy_usd
     site[Site.STEP_CARBON_KG] += carbon_kg
     site[Site.STEP_CAP_VIOLATION_J] += over_w * elapsed
@@ -499,11 +554,12 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     if scoring > 0.0:
         site[Site.ENERGY_J] += facility_w * elapsed
         site[Site.IT_ENERGY_J] += it_w * elapsed
+        site[Site.GRID_ENERGY_J] += grid_w * elapsed
         site[Site.ENERGY_USD] += energy_usd
         site[Site.CARBON_KG] += carbon_kg
         site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed
         site[Site.CAP_VIOLATION_J] += over_w * elapsed
-        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], facility_w)
+        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], grid_w)
         if site[Site.BRAKED] > 0.0:
             site[Site.BRAKE_S] += elapsed
     if over_w > 0.0:

@@ -18,6 +18,7 @@ from ai_factory_gym.engine.layout import (
     Array,
     Class,
     Gate,
+    Order,
     Params,
     Pool,
     PoolInt,
@@ -111,6 +112,7 @@ def apply_action(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
 ) -> None:
     """Put an operator's decision into force for the control step that begins.
 
@@ -124,8 +126,10 @@ def apply_action(
         racks: int64[pools] racks wanted awake.
         most_batch: float64[pools] requests per decode replica, at most the pool's own.
         gate: float64[classes, Gate].
+        order: float64[Order].
     """
     now_s = state.site[row, Site.TIME_S]
+    state.site[row, Site.BATTERY_ORDER] = order[Order.BATTERY]
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.CLOCK_CEILING] = ceiling[pool]
         state.pool[row, pool, Pool.POWER_LIMIT_W] = power_limit_w[pool]
@@ -157,6 +161,8 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_VALUE_TOKENS] = 0.0
     site[Site.STEP_ENERGY_USD] = 0.0
     site[Site.STEP_CARBON_KG] = 0.0
+    site[Site.STEP_GRID_ENERGY_J] = 0.0
+    site[Site.STEP_BATTERY_LOSS_J] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -295,6 +301,7 @@ def act_rows(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
 ) -> None:
     """Begin a control step of the given rows with one action each.
 
@@ -308,6 +315,7 @@ def act_rows(
         racks: int64[n, pools].
         most_batch: float64[n, pools].
         gate: float64[n, classes, Gate].
+        order: float64[n, Order].
     """
     params = Params(*params_arrays)
     state = State(*state_arrays)
@@ -324,4 +332,5 @@ def act_rows(
             racks[index],
             most_batch[index],
             gate[index],
+            order[index],
         )

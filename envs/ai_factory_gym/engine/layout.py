@@ -86,6 +86,11 @@ class SiteSpec(IntEnum):
     SLICES = 20  # slices of a tick that are entered one by one while a decode pool is nearly full
     DAYS_PER_TOKEN = 21  # days of the calendar of finishes per token of a decode pool's clock
     EFFORT = 22  # 1 where the operator may shorten answers
+    BATTERY_W = 23  # largest power of the site's battery, in and out; 0 where there is none
+    BATTERY_J = 24  # what it holds
+    BATTERY_EFFICIENCY = 25  # of one way: what gets in over what is drawn, what comes out over what is taken
+    BATTERY_INITIAL_J = 26  # at the start of an episode
+    BATTERY_USD_PER_MWH = 27  # wear per MWh given
 
 
 class PoolSpec(IntEnum):
@@ -187,6 +192,14 @@ class Site(IntEnum):
     STEP_ENERGY_USD = 38
     STEP_CARBON_KG = 39
     VARIES = 40  # 1 where price or carbon intensity change within the episode
+    BATTERY_ORDER = 41  # share of its power that the operator wants out of the battery, negative into it
+    BATTERY_CHARGE_J = 42
+    BATTERY_OUT_W = 43  # of the last segment, negative into it
+    BATTERY_IN_J = 44  # drawn to charge it
+    BATTERY_OUT_J = 45  # given by it
+    GRID_ENERGY_J = 46  # facility energy less what the battery gave, plus what it took
+    STEP_GRID_ENERGY_J = 47
+    STEP_BATTERY_LOSS_J = 48
 
 
 class SiteInt(IntEnum):
@@ -404,6 +417,12 @@ class Gate(IntEnum):
     ADMITTED = 0
     RELEASE = 1
     EFFORT = 2
+
+
+class Order(IntEnum):
+    """Columns of a decision for the site as a whole."""
+
+    BATTERY = 0
 
 
 class Params(NamedTuple):

@@ -16,6 +16,7 @@ from ai_factory_gym.engine.layout import (
     Class,
     ClassSpec,
     Gate,
+    Order,
     Params,
     Pool,
     PoolInt,
@@ -74,6 +75,7 @@ class Decision:
         most_batch: Requests per decode replica, float64[n, pools]; None is what the pools allow.
         gate: What is let in, released and thought about by class, float64[n, classes, Gate]; None is everything, by the built-in rule,
             at full effort.
+        order: What is set for the site as a whole, float64[n, Order]; None is nothing.
     """
 
     bias: Array
@@ -82,6 +84,7 @@ class Decision:
     racks: Array
     most_batch: Array | None = None
     gate: Array | None = None
+    order: Array | None = None
 
 
 def open_gate(rows: int, classes: int) -> Array:
@@ -177,6 +180,7 @@ class Engine:
         site[Site.TIME_S] = episode.path_start_s
         site[Site.CAP_W] = episode.cap_steps[0, CapStep.CAP_W]
         site[[Site.OUTDOOR_C, Site.USD_PER_MWH, Site.G_PER_KWH]] = episode.world[0]
+        site[Site.BATTERY_CHARGE_J] = params.site[SiteSpec.BATTERY_INITIAL_J]
         site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
@@ -251,6 +255,7 @@ class Engine:
             most_batch = np.tile(params.pool[:, PoolSpec.MAX_BATCH], (count, 1))
         if gate is None:
             gate = open_gate(count, len(params.cls))
+        order = np.zeros((count, len(Order))) if decision.order is None else decision.order
         kernel.act_rows(
             tuple(self.params),
             tuple(self.state),
@@ -261,6 +266,7 @@ class Engine:
             decision.racks,
             most_batch,
             gate,
+            order,
         )
         self._status[rows] = kernel.NEEDS_SLOTS
         while (
@@ -294,6 +300,9 @@ class Engine:
             Site.USD_PER_MWH,
             Site.G_PER_KWH,
             Site.VARIES,
+            Site.BATTERY_ORDER,
+            Site.BATTERY_CHARGE_J,
+            Site.BATTERY_OUT_W,
         ]
         kept = {column: site[column] for column in keep}
         site[:] = 0.0

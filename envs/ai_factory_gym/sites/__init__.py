@@ -175,6 +175,34 @@ class CoolingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BatteryConfig:
+    """A battery behind the site's grid connection.
+
+    Attributes:
+        power_w: Largest power, in and out, W.
+        energy_wh: What it holds, Wh.
+        round_trip_efficiency: What comes out over what was drawn to charge it (status assumed: large lithium-ion systems with their
+            converters, 0.85 to 0.9).
+        initial_charge: Share of ``energy_wh`` it holds when an episode begins.
+        wear_usd_per_mwh: Cost of wear per MWh given (status assumed: 300 USD/kWh of cells over 6,000 full cycles are 50).
+    """
+
+    power_w: float
+    energy_wh: float
+    round_trip_efficiency: float = 0.87
+    initial_charge: float = 1.0
+    wear_usd_per_mwh: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range("battery.power_w", self.power_w, 1.0, 1e11, "W")
+        check_range("battery.energy_wh", self.energy_wh, 1.0, 1e12, "Wh")
+        check_range("battery.round_trip_efficiency", self.round_trip_efficiency, 0.3, 1.0)
+        check_range("battery.initial_charge", self.initial_charge, 0.0, 1.0)
+        check_range("battery.wear_usd_per_mwh", self.wear_usd_per_mwh, 0.0, 1e4, "USD/MWh")
+
+
+@dataclass(frozen=True, slots=True)
 class SiteConfig:
     """A site: its cap, its racks, the model they serve and the traffic they get.
 
@@ -186,6 +214,7 @@ class SiteConfig:
         demand_rps: Mean requests per second over a day, deferrable ones included.
         mix: Share of requests by class; sums to one.
         series: What varies with time, by kind: a file's values or ``SYNTHETIC``; kinds that are not there are constants.
+        battery: Battery behind the grid connection, if there is one.
         own_classes: Request classes of one's own; they come before shipped ones of the same name.
         group_edges: Prompt lengths that separate routing groups, tokens, increasing.
         max_context: Longest prompt + output the site serves, tokens; None is the model's own limit. A site that raises it
@@ -220,6 +249,7 @@ class SiteConfig:
     description: str = ""
     own_classes: tuple[RequestClass, ...] = ()
     series: tuple[tuple[str, Series | str], ...] = ()
+    battery: BatteryConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -390,6 +420,15 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     values["mix"] = dict(values["mix"])
     if "brake" in values:
         values["brake"] = _subtable(f"{source}: brake", BrakeConfig, values["brake"])
+    if "battery" in values:
+        if isinstance(values["battery"], Mapping):
+            check_keys(
+                f"{source}: battery",
+                values["battery"],
+                required=("power_w", "energy_wh"),
+                optional=[field.name for field in fields(BatteryConfig)],
+            )
+        values["battery"] = _subtable(f"{source}: battery", BatteryConfig, values["battery"])
     if "cooling" in values:
         values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
     return SiteConfig(**values)
