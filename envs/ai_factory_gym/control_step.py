@@ -50,6 +50,9 @@ class Constants(NamedTuple):
     clock_min: float  # lowest clock ceiling
     scale_tokens: float  # a step's nominal output tokens
     miss_weight: float
+    reward_kind: float  # of ``reward.Reward``
+    scale_usd: float  # a step's nominal revenue
+    joules_per_kg: float  # energy per kilogram of carbon dioxide in the mean
     breaker_s: float  # overdraw without a break that trips the breaker; inf where the brake prevents it
     drain_s: float  # longest time after the horizon in which fates are waited for; 0 where they are not
 
@@ -186,7 +189,15 @@ def step_rows(
         scored = not episodes.closed[row]
         episodes.scored[row] = scored
         outcome.reward[row] = reward_terms(
-            site, episodes.price[row], constants.scale_tokens, constants.miss_weight, scored, episodes.terms[row]
+            site,
+            episodes.price[row],
+            constants.scale_tokens,
+            constants.miss_weight,
+            scored,
+            episodes.terms[row],
+            constants.reward_kind,
+            constants.scale_usd,
+            constants.joules_per_kg,
         )
         if scored and site[Site.TIME_S] >= episodes.horizon_s[row] - 1e-6:
             episodes.closed[row] = True

@@ -24,8 +24,9 @@ from ai_factory_gym.control_step import (
     report_rows,
     step_rows,
 )
+from ai_factory_gym.engine.draw import JOULES_PER_KWH
 from ai_factory_gym.engine.kernel import DONE
-from ai_factory_gym.engine.layout import Array, CapStep, PoolSpec, Purpose, World
+from ai_factory_gym.engine.layout import Array, CapStep, Cell, ClassSpec, PoolSpec, Purpose, World
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.engine.truth import check_idle_power, truth_of
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
@@ -34,7 +35,7 @@ from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_
 from ai_factory_gym.metrics import Info, info_keys
 from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out
 from ai_factory_gym.params import build_params, check_cap, reference_batch
-from ai_factory_gym.reward import TERMS, energy_price_factor
+from ai_factory_gym.reward import TERMS, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
 from ai_factory_gym.task import DAY_S, Task, check_shifts
@@ -125,12 +126,18 @@ class Factory:
             pool_rack_w=self.action_layout.rack_w,
         )
         self.info_keys = info_keys(
-            tuple(cls.name for cls in self.classes), "effort" in task.levers, task.site.battery is not None
+            tuple(cls.name for cls in self.classes),
+            "effort" in task.levers,
+            task.site.battery is not None,
+            task.site.money is not None,
         )
         self._constants = Constants(
             clock_min=task.site.clock_min,
             scale_tokens=self._nominal_tokens(),
             miss_weight=float(task.miss_weight),
+            reward_kind=reward_of(task.reward).kind,
+            scale_usd=self._nominal_usd(),
+            joules_per_kg=JOULES_PER_KWH * 1000.0 / max(task.site.carbon_g_per_kwh, 1e-9),
             breaker_s=math.inf if task.site.brake.enabled else BREAKER_S,
             drain_s=DRAIN_LIMIT_S if task.drain else 0.0,
         )
@@ -143,7 +150,7 @@ class Factory:
         self._status = np.zeros(rows, dtype=np.int64)
         self._episodes = new_episodes(rows, self.action_layout.size, len(TERMS))
         self._episode_arrays = tuple(self._episodes)
-        self._episodes.price[:] = energy_price_factor(task.reward) * task.energy_price
+        self._episodes.price[:] = reward_of(task.reward).price_share * task.energy_price
         self._begun: set[int] = set()
 
     @functools.cached_property
@@ -182,6 +189,17 @@ class Factory:
             outputs = np.array([cls.output.mean() for cls in self.classes])
             return float(self.mean_rate @ outputs) * task.control_interval_s
         return float(np.mean(task.trace.output_tokens)) * float(self.mean_rate.sum()) * task.control_interval_s
+
+    def _nominal_usd(self) -> float:
+        """Return the revenue of a control step at mean demand, USD; 1 where tokens are not paid for."""
+        if self.task.site.money is None:
+            return 1.0
+        cells, spec = self.params.cell, self.params.cls
+        of_class = cells[:, Cell.CLASS].astype(np.int64)
+        paid = spec[of_class, ClassSpec.INPUT_USD] * cells[:, Cell.PROMPT]
+        paid += spec[of_class, ClassSpec.OUTPUT_USD] * cells[:, Cell.OUTPUT]
+        usd = float((self.mean_rate[of_class] * cells[:, Cell.WEIGHT]) @ paid) * self.task.control_interval_s
+        return usd if usd > 0.0 else 1.0
 
     # ------------------------------------------------------------------------------------------------ episodes
 
@@ -265,7 +283,7 @@ class Factory:
         streams = dict(zip(Purpose, generator.spawn(len(Purpose)), strict=True))
         self._episodes.start_s[row] = start_s
         self._episodes.horizon_s[row] = horizon_s
-        self._episodes.price[row] = energy_price_factor(task.reward) * task.lambda_for(chosen)
+        self._episodes.price[row] = reward_of(task.reward).price_share * task.lambda_for(chosen)
         path_start_s = -task.warmup_s
         minutes = math.ceil((task.warmup_s + horizon_s + DRAIN_LIMIT_S) / 60.0)
         rate, hazard = self._demand(streams[Purpose.RATES], chosen, start_s + path_start_s, minutes, demand)

@@ -10,6 +10,7 @@ from ai_factory_gym.engine.layout import (
     NOBODY,
     PREFILL,
     REQUEST,
+    Array,
     CapStep,
     Cohort,
     CohortInt,
@@ -34,6 +35,9 @@ from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, 
 
 JOULES_PER_MWH = 3.6e9
 JOULES_PER_KWH = 3.6e6
+
+QUARTER_S = 900.0
+"""Demand is charged by the mean draw of a quarter of an hour."""
 
 _BISECTIONS = 24
 _LOWEST_CLOCK = 0.2
@@ -243,6 +247,8 @@ def use_battery(params: Params, state: State, row: int, facility_w: float, elaps
         site[Site.BATTERY_CHARGE_J] = max(0.0, site[Site.BATTERY_CHARGE_J] - taken_j)
         loss_j = taken_j - out_w * elapsed
         site[Site.BATTERY_OUT_J] += site[Site.SCORING] * out_w * elapsed
+        wear_usd = out_w * elapsed / JOULES_PER_MWH * spec[SiteSpec.BATTERY_USD_PER_MWH]
+        site[Site.STEP_WEAR_USD] += site[Site.SCORING] * wear_usd
     else:
         room_w = (spec[SiteSpec.BATTERY_J] - site[Site.BATTERY_CHARGE_J]) / (efficiency * elapsed)
         in_w = max(0.0, min(-order * spec[SiteSpec.BATTERY_W], site[Site.CAP_W] - facility_w, room_w))
@@ -498,6 +504,18 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
 
 
 @inlined_kernel
+def _meter_quarter(site: Array, grid_w: float, elapsed: float) -> None:
+    """Note a segment's draw in its quarter of an hour, counted from the start of the scored window."""
+    site[Site.QUARTER_J] += grid_w * elapsed
+    site[Site.QUARTER_S] += elapsed
+    if site[Site.QUARTER_S] >= QUARTER_S - 1e-6:
+        # Segments end with ticks, which need not end with quarters: the mean is over what was measured.
+        site[Site.PEAK_QUARTER_W] = max(site[Site.PEAK_QUARTER_W], site[Site.QUARTER_J] / site[Site.QUARTER_S])
+        site[Site.QUARTER_J] = 0.0
+        site[Site.QUARTER_S] = 0.0
+
+
+@inlined_kernel
 def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s: float) -> None:
     """Book a finished segment's energy and engage the brake when draw has been above the cap for its reaction time."""
     elapsed = end_s - begin_s
@@ -555,6 +573,8 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         site[Site.ENERGY_J] += facility_w * elapsed
         site[Site.IT_ENERGY_J] += it_w * elapsed
         site[Site.GRID_ENERGY_J] += grid_w * elapsed
+        site[Site.SCORED_S] += elapsed
+        _meter_quarter(site, grid_w, elapsed)
         site[Site.ENERGY_USD] += energy_usd
         site[Site.CARBON_KG] += carbon_kg
         site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed

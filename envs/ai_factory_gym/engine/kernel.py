@@ -163,6 +163,9 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_CARBON_KG] = 0.0
     site[Site.STEP_GRID_ENERGY_J] = 0.0
     site[Site.STEP_BATTERY_LOSS_J] = 0.0
+    site[Site.STEP_REVENUE_USD] = 0.0
+    site[Site.STEP_PENALTY_USD] = 0.0
+    site[Site.STEP_WEAR_USD] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0

@@ -91,6 +91,10 @@ class SiteSpec(IntEnum):
     BATTERY_EFFICIENCY = 25  # of one way: what gets in over what is drawn, what comes out over what is taken
     BATTERY_INITIAL_J = 26  # at the start of an episode
     BATTERY_USD_PER_MWH = 27  # wear per MWh given
+    MONEY = 28  # 1 where tokens are paid for
+    PENALTY_SHARE = 29  # what a missed request costs, as a share of what it would have paid
+    DEMAND_USD_PER_W = 30  # charge for the highest draw of a quarter of an hour, per second of the episode
+    CAPITAL_USD_PER_S = 31
 
 
 class PoolSpec(IntEnum):
@@ -131,6 +135,9 @@ class ClassSpec(IntEnum):
     TARGET = 18
     EFFORT_LEAST = 19  # smallest share of their output that answers may be cut to; 1 where they may not
     EFFORT_LOSS = 20  # share of an answer's value that is lost there
+    INPUT_USD = 21  # what a prompt token pays
+    OUTPUT_USD = 22  # and an output token
+    BUDGET_USD_PER_S = 23  # what customers mean to spend; 0 where they have not said
 
 
 class Cell(IntEnum):
@@ -200,6 +207,13 @@ class Site(IntEnum):
     GRID_ENERGY_J = 46  # facility energy less what the battery gave, plus what it took
     STEP_GRID_ENERGY_J = 47
     STEP_BATTERY_LOSS_J = 48
+    STEP_REVENUE_USD = 49
+    STEP_PENALTY_USD = 50
+    STEP_WEAR_USD = 51  # of the battery
+    QUARTER_J = 52  # grid energy of the present quarter of an hour
+    QUARTER_S = 53  # how much of it has passed
+    PEAK_QUARTER_W = 54  # highest mean draw of any quarter of an hour
+    SCORED_S = 55  # time scored so far
 
 
 class SiteInt(IntEnum):
@@ -324,6 +338,8 @@ class Class(IntEnum):
     ADMISSION_OWED = 23  # requests let in too few so far, below one
     OUTPUT_FACTOR = 24  # length of answers over what the class is believed to have
     EFFORT = 25  # output the operator allows over that of full effort
+    REVENUE_USD = 26
+    PENALTY_USD = 27
 
 
 COHORT_COLUMNS = 16

@@ -11,6 +11,7 @@ from typing import Any
 from ai_factory_gym.catalogue import PHASES, PRECISIONS, Group, Model, Rack, load_models, load_racks, model, rack
 from ai_factory_gym.errors import ConfigError, check_count, check_flag, check_keys, check_range, check_text, unknown
 from ai_factory_gym.grid.series import SYNTHETIC, UNITS, Series, load_series
+from ai_factory_gym.sites.money import MoneyConfig, money_from_table
 from ai_factory_gym.workload.classes import RequestClass, load_classes
 
 SITES_PATH = Path(__file__).parent
@@ -214,6 +215,7 @@ class SiteConfig:
         demand_rps: Mean requests per second over a day, deferrable ones included.
         mix: Share of requests by class; sums to one.
         series: What varies with time, by kind: a file's values or ``SYNTHETIC``; kinds that are not there are constants.
+        money: What it earns and pays, if that is to be metered.
         battery: Battery behind the grid connection, if there is one.
         own_classes: Request classes of one's own; they come before shipped ones of the same name.
         group_edges: Prompt lengths that separate routing groups, tokens, increasing.
@@ -250,6 +252,7 @@ class SiteConfig:
     own_classes: tuple[RequestClass, ...] = ()
     series: tuple[tuple[str, Series | str], ...] = ()
     battery: BatteryConfig | None = None
+    money: MoneyConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -420,6 +423,10 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     values["mix"] = dict(values["mix"])
     if "brake" in values:
         values["brake"] = _subtable(f"{source}: brake", BrakeConfig, values["brake"])
+    if "money" in values:
+        served = [name for name, share in values["mix"].items() if share]
+        racks = list(dict.fromkeys(pool.rack_type.id for pool in values["pools"]))
+        values["money"] = money_from_table(f"{source}: money", values["money"], served, racks)
     if "battery" in values:
         if isinstance(values["battery"], Mapping):
             check_keys(
