@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from ai_factory_gym.reward import REWARDS
 from ai_factory_gym.sites import BatteryConfig, SiteConfig, load_site
 from ai_factory_gym.sites.money import MoneyConfig, Tariff, money_from_table
 from ai_factory_gym.task import build_task
+from examples import agent_bill
 
 EDGE = load_site("edge")
 MONEY = MoneyConfig(
@@ -177,3 +180,22 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match="reward: unknown value 'profits'.*Did you mean 'profit'"):
         make(reward="profits")
     assert set(REWARDS) == {"tokens_per_watt", "goodput", "carbon", "profit"}
+
+
+def test_the_bills_of_the_documentation_add_up() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "grid.md").read_text(encoding="utf-8")
+    agents = agent_bill.Usage(5 * 10.0, 100, 100)
+    assert agents.output_tokens_per_s == 5_000.0 and agents.usd_per_hour(25.0) == pytest.approx(450.0)
+    assert "5,000 tokens/s" in page and "450 USD/h" in page
+    service = agent_bill.Usage(10_000.0 / 86_400.0, 800, 50)
+    assert 24.0 * service.usd_per_hour(25.0) == pytest.approx(10_000 * 50 / 1e6 * 25.0)
+    for usage, begin in ((agents, "--agents 5"), (service, "--queries-per-day 10000")):
+        table = page[page.index(begin) :].split("```")[0]
+        rows = re.findall(r"^(\w+) +fp[48] +([\d.]+) +([\d,]+) +([\d,]+) ", table, re.MULTILINE)
+        assert len(rows) >= 5
+        for rack, joules, kwh, usd in rows:
+            tokens = usage.output_tokens_per_s * 365 * 86_400.0
+            found_kwh, found_usd = (float(text.replace(",", "")) for text in (kwh, usd))
+            # Joules are shown to three digits behind the point, kWh and dollars as whole numbers.
+            assert found_kwh == pytest.approx(float(joules) * tokens / 3.6e6, rel=6e-3, abs=1.0), rack
+            assert found_usd == pytest.approx(found_kwh * 0.051, abs=0.6), rack
