@@ -406,6 +406,6 @@ def test_in_a_vector_environment_rows_move_on_their_own() -> None:
 
 def test_phases_of_a_pair_are_what_they_are_called() -> None:
     params = make().factory.params
-    assert params.pool[:, PoolSpec.PARTNER].tolist() == [1.0, 0.0]
+    assert params.pool[:, PoolSpec.SIBLING].tolist() == [1.0, 0.0]
     assert params.pool[:, PoolSpec.PHASE].tolist() == [PREFILL, DECODE]
     assert params.pool[:, PoolSpec.SWITCH_S].tolist() == [SWITCH_S] * 2

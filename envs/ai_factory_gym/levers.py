@@ -10,8 +10,12 @@
 | batch_ceiling | decode pools | requests per replica: -1 LEAST_BATCH of the reference batch, geometric up to 0; from 0 the pool's own | as built |
 | admission | classes | share of arrivals let in, the others are turned away: -1 none, linear up to 0; from 0 all | all |
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
+| battery | 1 | power of the site's battery: -1 charges at full power, from what the cap leaves; 0 only what exceeds the cap; 1 gives all | as 0 |
 | effort | classes that may be cut | output over that of full effort: -1 the least of the class, linear up to 0; from 0 all | full effort |
 | role | pairs of pools | racks of one type in prefill: -1 fewest, 0 as built, 1 most, linear, rounded; the others in decode | as built |
+
+Pools in the same racks (``engine.coupled``): of two orders for racks the larger holds; a power limit is for the whole rack, and the lower
+of two holds; on shared GPUs so does the lower of two clock ceilings, and ``route_decode`` has no say in what was prefilled there.
 
 A power limit is kept by the clock, which does not go below 0.2: a rack that is full of work may draw more than LEAST_LIMIT there.
 The first four levers are in use by default. Zero is neutral for the others: they are then as if they were not in use.
@@ -23,8 +27,9 @@ A routing weight under 1 % of its group's sum becomes 0; pools without an active
 the lower of the two clocks is in force. The reference batch is that of ``params.reference_batch``: the largest that keeps the tightest
 TPOT limit at full clock, with a margin.
 
-A pair is a rack type that has both a prefill and a decode pool; each of the two keeps its minimum of racks, and at least one. A rack that
-changes its role drains, then loads the model for ``switch_s``. ``active_racks`` is a share of the racks that ``role`` gives the pool.
+A pair is a rack type that has both a prefill and a decode pool, in racks of their own; each of the two keeps its minimum of racks, and at
+least one. A rack that changes its role drains, then loads the model for ``switch_s``. ``active_racks`` is a share of the racks that
+``role`` gives the pool.
 """
 
 from __future__ import annotations
@@ -36,11 +41,11 @@ from typing import Any
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, ClassSpec, Gate, Params, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, ClassSpec, Gate, Order, Params, PoolSpec, SiteSpec
 from ai_factory_gym.engine.simulator import Decision, open_gate
 from ai_factory_gym.errors import ConfigError, unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
-from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
+from ai_factory_gym.params import largest_rack_w
 
 ROUTING_GAIN = 4.0
 NEUTRAL_CLOCK = 0.75
@@ -55,10 +60,12 @@ LEAST_BATCH = 0.125
 DEFAULT_LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 """The levers of the published tasks."""
 
-LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "effort", "role")
+LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "effort", "battery", "role")
 """All levers; the routing of a phase stands at the phase's number."""
 
-_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT, _ROLE = (LEVERS.index(name) for name in LEVERS[2:])
+_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT, _BATTERY, _ROLE = (
+    LEVERS.index(name) for name in LEVERS[2:]
+)
 
 
 @inlined_kernel
@@ -90,6 +97,7 @@ def decide_row(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
     own: Array,
 ) -> None:
     """Translate one action into a decision.
@@ -110,6 +118,7 @@ def decide_row(
         racks: Written: int64[pools].
         most_batch: Written: float64[pools].
         gate: Written: float64[classes, Gate].
+        order: Written: float64[Order].
         own: Written: int64[pools], racks wanted in each pool, awake or not.
     """
     pools = ceiling.shape[0]
@@ -170,6 +179,7 @@ def decide_row(
         if begins[_DEFERRAL] >= 0 and deferrable[cls]:
             gate[cls, Gate.RELEASE] = action[place]
             place += 1
+    order[Order.BATTERY] = action[begins[_BATTERY]] if begins[_BATTERY] >= 0 else 0.0
     place = begins[_EFFORT]
     for cls in range(gate.shape[0]):
         gate[cls, Gate.EFFORT] = 1.0
@@ -189,6 +199,7 @@ def _decide_rows(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
     own: Array,
 ) -> None:
     """Translate actions, float64[n, size], into decisions, one entry per row (see ``decide_row``)."""
@@ -210,6 +221,7 @@ def _decide_rows(
             racks[row],
             most_batch[row],
             gate[row],
+            order[row],
             own[row],
         )
 
@@ -219,7 +231,7 @@ def pairs_of(params: Params) -> Array:
     least = np.maximum(1.0, params.pool[:, PoolSpec.MIN_ACTIVE])
     racks = params.pool[:, PoolSpec.RACKS]
     rows = []
-    for prefill, decode in enumerate(params.pool[:, PoolSpec.PARTNER].astype(np.int64)):
+    for prefill, decode in enumerate(params.pool[:, PoolSpec.SIBLING].astype(np.int64)):
         if decode >= 0 and params.pool[prefill, PoolSpec.PHASE] == PREFILL:
             rows.append([prefill, decode, least[prefill], racks[prefill] + racks[decode] - least[decode]])
     return np.array(rows, dtype=np.int64).reshape(-1, 4)
@@ -235,6 +247,7 @@ def no_decision(rows: int, params: Params) -> Decision:
         racks=np.zeros((rows, pools), np.int64),
         most_batch=np.tile(params.pool[:, PoolSpec.MAX_BATCH], (rows, 1)),
         gate=open_gate(rows, len(params.cls)),
+        order=np.zeros((rows, len(Order))),
         own=np.tile(params.pool[:, PoolSpec.RACKS].astype(np.int64), (rows, 1)),
     )
 
@@ -256,7 +269,7 @@ class ActionLayout:
         centre_racks: Racks wanted awake at action 0, float64[pools].
         racks_below: How many fewer at -1.
         racks_above: How many more at 1.
-        rack_w: Largest draw of a rack, W, float64[pools].
+        rack_w: Largest draw of a rack, W, float64[pools]; pools in the same racks have the whole rack's.
         pairs: Prefill pool, decode pool, fewest and most racks in the prefill pool of each pair, int64[pairs, 4].
         arrays: Begins, phases and racks, the span of racks, the largest settings, who is deferrable, the least efforts, and the pairs,
             as ``decide_row`` wants them.
@@ -290,8 +303,13 @@ class ActionLayout:
             "admission": len(self.params.cls),
             "deferral": int(deferrable.sum()),
             "effort": int((least_effort < 1.0).sum()),
+            "battery": 1,
             "role": len(pairs_of(self.params)),
         }
+        if "battery" in self.levers and self.params.site[SiteSpec.BATTERY_W] <= 0.0:
+            raise ConfigError(
+                "levers: 'battery' is not possible: the site has none; give it a [battery] table with power_w and energy_wh."
+            )
         if "effort" in self.levers and not sizes["effort"]:
             raise ConfigError(
                 "levers: 'effort' is not possible: no class of this site has an [effort] table, which says how far its answers may be cut; "
@@ -305,7 +323,7 @@ class ActionLayout:
         if "role" in self.levers and not sizes["role"]:
             raise ConfigError(
                 "levers: 'role' is not possible: no rack type of this site has both a prefill and a decode pool; leave the lever out, or "
-                "give a rack type pools of both phases (with GPUs of one kind, and one power profile)."
+                "give a rack type pools of both phases (racks of their own, with one power profile and limit)."
             )
         slices = {}
         begin = 0
@@ -319,8 +337,7 @@ class ActionLayout:
         object.__setattr__(self, "centre_racks", np.maximum(NEUTRAL_AWAKE * racks, least))
         object.__setattr__(self, "racks_below", self.centre_racks - least)
         object.__setattr__(self, "racks_above", racks - self.centre_racks)
-        rack_w = [rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0)) for row in self.params.power]
-        object.__setattr__(self, "rack_w", np.array(rack_w))
+        object.__setattr__(self, "rack_w", largest_rack_w(self.params.power, self.params.pool))
         largest = self.params.pool[:, PoolSpec.MAX_BATCH]
         least = np.minimum(largest, np.maximum(1.0, LEAST_BATCH * self.reference_batch))
         object.__setattr__(self, "pairs", pairs_of(self.params))
@@ -368,7 +385,8 @@ class ActionLayout:
             The decision, one entry per row.
         """
         decision = no_decision(len(action), self.params)
-        assert decision.most_batch is not None and decision.gate is not None and decision.own is not None
+        assert decision.most_batch is not None and decision.gate is not None
+        assert decision.order is not None and decision.own is not None
         given = np.asarray(action, dtype=np.float64)
         _decide_rows(
             given,
@@ -380,6 +398,7 @@ class ActionLayout:
             decision.racks,
             decision.most_batch,
             decision.gate,
+            decision.order,
             decision.own,
         )
         return decision
@@ -396,6 +415,7 @@ class ActionLayout:
         admitted: Array | float | None = None,
         release: Array | float | None = None,
         effort: Array | float | None = None,
+        battery: float | None = None,
         role: Array | int | None = None,
     ) -> Array:
         """Return the action that sets physical values; what is None, or whose lever is not in use, is left at zero.
@@ -410,6 +430,7 @@ class ActionLayout:
             admitted: Share of the arrivals of each class that is let in, or one for all.
             release: Hand on the deferred work of each deferrable class, as the lever's own number, or one for all.
             effort: Output over that of full effort of each class that may be cut, or one for all.
+            battery: Share of its power that the battery is to give, negative to take.
             role: Racks of each pair that are to be in its prefill pool, or one number for all pairs.
 
         Returns:
@@ -453,6 +474,8 @@ class ActionLayout:
             action[self.slices["admission"]] = np.asarray(admitted, dtype=np.float64) - 1.0
         if release is not None and "deferral" in self.slices:
             action[self.slices["deferral"]] = release
+        if battery is not None and "battery" in self.slices:
+            action[self.slices["battery"]] = battery
         if effort is not None and "effort" in self.slices:
             least = least_effort[least_effort < 1.0]
             action[self.slices["effort"]] = (np.broadcast_to(effort, least.shape) - 1.0) / (1.0 - least)

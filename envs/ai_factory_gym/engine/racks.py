@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.layout import PREFILL, Params, Pool, PoolInt, PoolSpec, State, Transition
+from ai_factory_gym.engine.layout import PREFILL, SEPARATE, Params, Pool, PoolInt, PoolSpec, State, Transition
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
 
@@ -93,9 +93,9 @@ def least_racks(params: Params, pool: int) -> int:
 
 @kernel
 def order_role(params: Params, state: State, row: int, pool: int, target: int, now_s: float) -> None:
-    """Ask for ``target`` racks in a pool that has a partner; the partner has the others of the two.
+    """Ask for ``target`` racks in a pool that has a sibling; the sibling has the others of the two.
 
-    Racks that were to leave the pool and have not left come back at once. Others come from the partner: first its racks that are asleep,
+    Racks that were to leave the pool and have not left come back at once. Others come from the sibling: first its racks that are asleep,
     which change their role in their sleep (they load the model when they wake), then those that drain already, then active ones, which
     drain. Racks that were woken, or came from the other role, stay for ``dwell_s``, so that a noisy order cannot flap them; waking ones
     are not taken. What is not possible now is done when it is, if it is still ordered.
@@ -104,11 +104,11 @@ def order_role(params: Params, state: State, row: int, pool: int, target: int, n
         params: Site parameters.
         state: Engine state.
         row: Row.
-        pool: A pool with a partner.
+        pool: A pool with a sibling.
         target: Racks wanted in it; each of the two pools keeps ``least_racks``.
         now_s: Time, s.
     """
-    other = int(params.pool[pool, PoolSpec.PARTNER])
+    other = int(params.pool[pool, PoolSpec.SIBLING])
     here = racks_staying(state, row, pool) + state.pool_int[row, other, PoolInt.MOVING]
     there = racks_staying(state, row, other) + state.pool_int[row, pool, PoolInt.MOVING]
     wanted = max(target, least_racks(params, pool))
@@ -148,13 +148,13 @@ def _fetch(params: Params, state: State, row: int, giver: int, taker: int, racks
 
 @kernel
 def _leave(params: Params, state: State, row: int, pool: int, racks: int, now_s: float) -> None:
-    """Take racks that have drained out of service: to the partner pool as many as are to change their role, the others to sleep."""
+    """Take racks that have drained out of service: to the sibling as many as are to change their role, the others to sleep."""
     ints = state.pool_int[row, pool]
     ints[PoolInt.DRAINING] -= racks
     moving = min(racks, ints[PoolInt.MOVING])
     ints[PoolInt.ASLEEP] += racks - moving
     if moving > 0:
-        other = int(params.pool[pool, PoolSpec.PARTNER])
+        other = int(params.pool[pool, PoolSpec.SIBLING])
         ready_s = now_s + params.pool[pool, PoolSpec.SWITCH_S]
         ints[PoolInt.MOVING] -= moving
         state.pool_int[row, other, PoolInt.WAKING] += moving
@@ -198,9 +198,11 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
     """Finish the wakes and drains that are due.
 
     A prefill rack leaves when its requests are done. A decode rack leaves when its drain time is over and the racks that
-    stay can hold every request in flight: what is left on it moves there.
+    stay can hold every request in flight: what is left on it moves there. Racks that two pools share leave when both can spare
+    them; one loop per kind of change keeps the two pools' counts equal.
     """
-    for pool in range(params.pool.shape[0]):
+    pools = params.pool.shape[0]
+    for pool in range(pools):
         ints = state.pool_int[row, pool]
         if ints[PoolInt.WAKING] > 0:
             entries = state.transition[row, pool, WAKE]
@@ -210,14 +212,18 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
                     ints[PoolInt.WAKING] -= int(entries[entry, Transition.RACKS])
                     entries[entry, Transition.DONE_S] = math.inf
                     entries[entry, Transition.RACKS] = math.inf
-        if ints[PoolInt.DRAINING] > 0 and _fits_without_draining(params, state, row, pool):
+    for pool in range(pools):
+        ints = state.pool_int[row, pool]
+        if ints[PoolInt.DRAINING] > 0 and _may_leave(params, state, row, pool):
             entries = state.transition[row, pool, DRAIN]
             for entry in range(entries.shape[0]):
                 if entries[entry, Transition.DONE_S] <= now_s + 1e-6:
                     _leave(params, state, row, pool, int(entries[entry, Transition.RACKS]), now_s)
                     entries[entry, Transition.DONE_S] = math.inf
                     entries[entry, Transition.RACKS] = math.inf
-        if ints[PoolInt.CLOSED] and ints[PoolInt.ASSIGNED] == 0 and ints[PoolInt.WAKING] == 0:
+    for pool in range(pools):
+        ints = state.pool_int[row, pool]
+        if ints[PoolInt.CLOSED] and ints[PoolInt.WAKING] == 0 and _empty(params, state, row, pool):
             ints[PoolInt.ASLEEP] += ints[PoolInt.ACTIVE]
             ints[PoolInt.ACTIVE] = 0
 
@@ -237,6 +243,26 @@ def next_rack_change_s(state: State, row: int, now_s: float) -> float:
     return float(next_s)
 
 
+@inlined_kernel
+def _may_leave(params: Params, state: State, row: int, pool: int) -> bool:
+    """Tell whether draining racks may fall asleep, as far as every pool in them is concerned."""
+    if not _fits_without_draining(params, state, row, pool):
+        return False
+    if params.pool[pool, PoolSpec.COUPLING] == SEPARATE:
+        return True
+    return bool(_fits_without_draining(params, state, row, int(params.pool[pool, PoolSpec.PARTNER])))
+
+
+@inlined_kernel
+def _empty(params: Params, state: State, row: int, pool: int) -> bool:
+    """Tell whether no request is bound for a pool, nor for the one in the same racks."""
+    if state.pool_int[row, pool, PoolInt.ASSIGNED] > 0:
+        return False
+    if params.pool[pool, PoolSpec.COUPLING] == SEPARATE:
+        return True
+    return bool(state.pool_int[row, int(params.pool[pool, PoolSpec.PARTNER]), PoolInt.ASSIGNED] == 0)
+
+
 @kernel
 def _fits_without_draining(params: Params, state: State, row: int, pool: int) -> bool:
     """Tell whether the active racks alone can carry what the pool is serving."""
@@ -244,7 +270,7 @@ def _fits_without_draining(params: Params, state: State, row: int, pool: int) ->
     spec = params.pool[pool]
     units = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
     if spec[PoolSpec.PHASE] == PREFILL:
-        return bool(ints[PoolInt.BUSY] <= units)
+        return bool(ints[PoolInt.BUSY] <= math.ceil(units - 1e-9))
     numbers = state.pool[row, pool]
     return bool(
         numbers[Pool.RESERVED] <= units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]
