@@ -34,7 +34,7 @@ from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_ou
 from ai_factory_gym.params import build_params, check_cap, reference_batch
 from ai_factory_gym.reward import TERMS, energy_price_factor
 from ai_factory_gym.scenarios import Scenario, scenario
-from ai_factory_gym.task import DAY_S, Task, check_shifts
+from ai_factory_gym.task import DAY_S, Task, check_shifts, shifted_classes
 from ai_factory_gym.workload.demand import mean_path, rate_path, shift_factor
 from ai_factory_gym.workload.traces import SuperpositionPlan, shifts, unit_hash
 
@@ -292,7 +292,10 @@ class Factory:
         )
         if chosen.shifts:
             # A stream of their own: what else is drawn does not depend on whether a scenario has shifts.
-            shifts = chosen.draw_shifts(stream.spawn(1)[0])
+            shifts = [
+                dataclasses.replace(shift, classes=shifted_classes(shift, self.task.site))
+                for shift in chosen.draw_shifts(stream.spawn(1)[0])
+            ]
             rate *= shift_factor(shifts, [cls.name for cls in self.classes], start_s, minutes)
         interactive = np.array([not cls.deferrable for cls in self.classes])
         curve = mean_path(profiles, self.mean_rate, start_s, minutes, daily=chosen.daily)[interactive].sum(axis=0)

@@ -66,12 +66,13 @@ def minute_of(state: State, start_s: float, time_s: float) -> int:
 
 
 @inlined_kernel
-def group_of(params: Params, prompt: float) -> int:
-    """Return the prompt-length group of a prompt."""
-    group = 0
-    while group < params.group_edges.shape[0] and prompt > params.group_edges[group]:
-        group += 1
-    return group
+def group_of(params: Params, cls: int, prompt: float) -> int:
+    """Return the routing group of a request: the groups of a model lie side by side, one per bin of prompt length."""
+    edges = params.group_edges.shape[0]
+    place = 0
+    while place < edges and prompt > params.group_edges[place]:
+        place += 1
+    return int(params.cls[cls, ClassSpec.MODEL]) * (edges + 1) + place
 
 
 @inlined_kernel
@@ -189,7 +190,7 @@ def _enter_request(
     """Create a single request, unless it is turned away at the gate."""
     if pass_gate(params, state, row, cls, 1.0, prompt, prompt * prompt, output) < 1.0:
         return
-    group = group_of(params, prompt)
+    group = group_of(params, cls, prompt)
     prefill = route(state, row, PREFILL, group, 0, 1.0)
     decode = route(state, row, DECODE, group, 0, 1.0)
     _enter(params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, output, deadline_s, prefill, decode)

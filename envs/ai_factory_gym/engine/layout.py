@@ -99,6 +99,7 @@ class PoolSpec(IntEnum):
     WAKE_S = 6
     DRAIN_S = 7
     DWELL_S = 8
+    MODEL = 9  # place of its model among those of the site
 
 
 class ClassSpec(IntEnum):
@@ -123,6 +124,7 @@ class ClassSpec(IntEnum):
     PREFILL_J_PER_TOKEN2 = 16
     DECODE_J_PER_TOKEN = 17
     TARGET = 18
+    MODEL = 19  # place of the model that serves it among those of the site
 
 
 class Cell(IntEnum):
@@ -133,7 +135,7 @@ class Cell(IntEnum):
     PROMPT = 2
     PROMPT_SQ = 3
     OUTPUT = 4
-    GROUP = 5
+    GROUP = 5  # routing group: model x bins of prompt length + bin
     OUTPUT_SQ = 6  # mean squared output
     OUTPUT_SHORT = 7  # outputs its cohorts have by turns, so that their mean and spread are the cell's
     OUTPUT_LONG = 8
@@ -390,7 +392,7 @@ class Params(NamedTuple):
     power: Array  # float64[pools, coefficients of physics.power]
     cls: Array  # float64[classes, ClassSpec]
     cell: Array  # float64[cells, Cell], in the order in which they arrive within a tick
-    group_edges: Array  # float64[groups - 1] prompt tokens
+    group_edges: Array  # float64[bins - 1] prompt tokens; a routing group is a bin of prompts to one model
     capacity: Array  # float64[2, groups, pools] requests/s of one active rack at clock 1, 0 where not eligible
     trace_time: Array  # float64[requests] s
     trace_prompt: Array  # float64[requests]
