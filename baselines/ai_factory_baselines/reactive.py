@@ -295,14 +295,14 @@ def _decide_rows(parts: Any, observations: Array, memory: Array, actions: Array)
 
 @kernel
 def _wanted_rows(parts: Any, observations: Array, memory: Array, wanted: Array) -> None:
-    """Write the facility power that each row's load would draw with all margins, W, float64[rows]; the memory stays as it is."""
+    """Write the facility power that each row's load would draw with all margins, W, float64[rows]; the memory is written over."""
     model, demand, tuning = named_model(parts[0]), Demand(*parts[1]), _named_tuning(parts[2])
     reading, room = Reading(*parts[3]), named_room(parts[5])
     seen, loads, clock, margins = room.seen, room.loads, room.clock[ANSWER], tuning.margins
     classes = demand.moments.shape[0]
     for row in range(observations.shape[0]):
         read(reading, observations[row], seen)
-        kept = memory[row].copy()
+        kept = memory[row]
         smooth, slow = kept[3 : 3 + classes], kept[3 + classes : 3 + 2 * classes]
         if kept[0] == 0.0:
             for cls in range(classes):
@@ -401,7 +401,7 @@ class Reactive(Rule):
             memory: As for ``decide``; it stays as it is.
         """
         wanted = np.zeros(len(observations))
-        _wanted_rows(self._parts, np.ascontiguousarray(observations, dtype=np.float64), memory, wanted)
+        _wanted_rows(self._parts, np.ascontiguousarray(observations, dtype=np.float64), memory.copy(), wanted)
         return wanted
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, Site
+from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, Site, SiteSpec
 from ai_factory_gym.jit import inlined_kernel
 from ai_factory_gym.reward import TERMS
 
@@ -42,14 +42,18 @@ SITE_KEYS = (
 """Keys of the site. Means over the step (power, PUE, clock), values at its end (time, cap, in flight), the step's ``cost``, and
 totals since the start of the episode."""
 
+VALUE_KEYS = ("value_tokens",)
+"""Keys that are there, behind the others, where answers may be shortened: good tokens at the value of full effort, in total."""
+
 CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
 
-def info_keys(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms."""
+def info_keys(classes: Sequence[str], effort: bool = False) -> tuple[str, ...]:
+    """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use."""
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
-    return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS))
+    parts = VALUE_KEYS if effort else ()
+    return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
 
 
 @inlined_kernel
@@ -114,6 +118,9 @@ def write_info(
         at += len(CLASS_KEYS)
     for term in range(terms.shape[0]):
         out[at + term] = terms[term]
+    at += terms.shape[0]
+    if params.site[SiteSpec.EFFORT] > 0.0:
+        out[at] = site[Site.VALUE_TOKENS]
     energy_j = site[Site.ENERGY_J]
     out[0] = site[Site.TIME_S]
     out[1] = site[Site.STEP_ENERGY_J] / elapsed

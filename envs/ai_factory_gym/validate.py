@@ -6,12 +6,12 @@ but would surprise: each finding says what was found, in figures, and what could
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
 from ai_factory_gym.params import check_cap, nameplate_it_w, site_pue
 from ai_factory_gym.physics.performance import (
@@ -87,12 +87,20 @@ def _phase_limit_rps(steady: SteadySite, phase: int, model: int, most_rps: float
 
 
 def _balance(steady: SteadySite, saturation: OperatingPoint) -> Iterator[str]:
-    models = steady.site.models
-    names = [f"{phase}{f' of {entry.id}' if len(models) > 1 else ''}" for entry in models for phase in ("prefill", "decode")]
+    models = [entry.id for entry in steady.site.models]
     most = 2.0 * LOPSIDED * saturation.load_rps
-    limits = [_phase_limit_rps(steady, phase, model, most) for model in range(len(models)) for phase in (PREFILL, DECODE)]
-    tight = int(np.argmin(limits))
-    loose = int(np.argmax(limits))
+    limits = np.array(
+        [[_phase_limit_rps(steady, phase, k, most) for phase in (PREFILL, DECODE)] for k in range(len(models))]
+    )
+    for model, own in zip(models, limits, strict=True):
+        names = [f"{phase} of {model}" if len(models) > 1 else phase for phase in ("prefill", "decode")]
+        yield from _lopsided(names, own, most)
+    yield from _lopsided(models, limits.min(axis=1), most)
+
+
+def _lopsided(names: Sequence[str], limits: Array, most: float) -> Iterator[str]:
+    """Remark on the loads at which parts of a site are at their limit, requests/s, searched up to ``most``."""
+    tight, loose = int(np.argmin(limits)), int(np.argmax(limits))
     if limits[loose] > LOPSIDED * limits[tight]:
         more = "more than " if limits[loose] >= 0.99 * most else ""
         yield (

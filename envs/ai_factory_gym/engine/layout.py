@@ -85,6 +85,7 @@ class SiteSpec(IntEnum):
     TRACE_SPAN_S = 19
     SLICES = 20  # slices of a tick that are entered one by one while a decode pool is nearly full
     DAYS_PER_TOKEN = 21  # days of the calendar of finishes per token of a decode pool's clock
+    EFFORT = 22  # 1 where the operator may shorten answers
 
 
 class PoolSpec(IntEnum):
@@ -124,7 +125,9 @@ class ClassSpec(IntEnum):
     PREFILL_J_PER_TOKEN2 = 16
     DECODE_J_PER_TOKEN = 17
     TARGET = 18
-    MODEL = 19  # place of the model that serves it among those of the site
+    EFFORT_LEAST = 19  # smallest share of their output that answers may be cut to; 1 where they may not
+    EFFORT_LOSS = 20  # share of an answer's value that is lost there
+    MODEL = 21  # place of the model that serves it among those of the site
 
 
 class Cell(IntEnum):
@@ -176,6 +179,8 @@ class Site(IntEnum):
     STEP_MISSED_TOKENS = 28
     STEP_MISSED_REFERENCE_J = 29
     STEP_CLOCK_S = 30
+    VALUE_TOKENS = 31  # good tokens at the value of full effort: what the answers were worth
+    STEP_VALUE_TOKENS = 32
 
 
 class SiteInt(IntEnum):
@@ -298,6 +303,8 @@ class Class(IntEnum):
     ADMITTED = 21  # share of arrivals that the operator lets in
     RELEASE = 22  # operator's hand on deferred work: -1 holds it back, 0 leaves it to the built-in rule, 1 releases it
     ADMISSION_OWED = 23  # requests let in too few so far, below one
+    OUTPUT_FACTOR = 24  # length of answers over what the class is believed to have
+    EFFORT = 25  # output the operator allows over that of full effort
 
 
 COHORT_COLUMNS = 16
@@ -323,6 +330,7 @@ class Cohort(IntEnum):
     FIRST_TOKEN_S = 11
     G_ADMIT = 12
     ARRIVAL_S = 13
+    VALUE = 14  # value tokens per output token; written and read only where the operator may shorten answers
 
 
 class CohortInt(IntEnum):
@@ -381,6 +389,7 @@ class Gate(IntEnum):
 
     ADMITTED = 0
     RELEASE = 1
+    EFFORT = 2
 
 
 class Params(NamedTuple):
@@ -431,6 +440,8 @@ class State(NamedTuple):
     owed: Array  # float64[rows, cells] output tokens a cell's cohorts have had too few of
     draw: Array  # float64[rows, cells, Draw] of the last tick, cohort resolution
     log: Array  # float64[rows, lines, Log]
+    perf: Array  # float64[rows, pools, coefficients]: the true ones, of which ``Params.perf`` is what the catalogue believes
+    power: Array  # float64[rows, pools, coefficients], likewise
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -452,8 +463,9 @@ def allocate(
     copies: int,
     trace_requests: int,
     log_lines: int,
+    coefficients: tuple[int, int],
 ) -> State:
-    """Return zeroed state arrays of the given sizes, every slot free."""
+    """Return zeroed state arrays of the given sizes, every slot free; ``coefficients`` are those of performance and of power."""
     state = State(
         site=np.zeros((rows, len(Site))),
         site_int=np.zeros((rows, len(SiteInt)), dtype=np.int64),
@@ -483,6 +495,8 @@ def allocate(
         owed=np.zeros((rows, cells)),
         draw=np.zeros((rows, cells, len(Draw))),
         log=np.zeros((rows, log_lines, len(Log))),
+        perf=np.zeros((rows, pools, coefficients[0])),
+        power=np.zeros((rows, pools, coefficients[1])),
     )
     for row in range(rows):
         clear_row(state, row)

@@ -41,6 +41,7 @@ _DEMAND_UNITS = {
     "burst_exposure": "1",
 }
 _CLASS_UNITS = {"requests_per_task": "1"}
+_EFFORT_UNITS = {"least_share": "1", "value_loss": "1"}
 
 
 class Provenance(NamedTuple):
@@ -74,6 +75,8 @@ class RequestClass:
         deadline_s: A deferrable request undone this long after its arrival is missed, s; 0 for the others.
         attainment_target: Share of requests that must meet both SLOs for a policy to be feasible.
         requests_per_task: Requests one user task takes (agents ask many times).
+        effort_least_share: Smallest share of their output that answers may be cut to by a smaller reasoning budget; 1 is not at all.
+        effort_value_loss: Share of an answer's value that is lost there (``workload.effort``).
         demand: Daily curve, overdispersion and exposure to bursts.
         provenance: Unit, status and source of every number.
     """
@@ -91,6 +94,8 @@ class RequestClass:
     deadline_s: float = 0.0
     attainment_target: float = 0.95
     requests_per_task: float = 1.0
+    effort_least_share: float = 1.0
+    effort_value_loss: float = 0.0
     demand: DemandProfile = DemandProfile()
     provenance: tuple[Provenance, ...] = ()
 
@@ -104,6 +109,12 @@ class RequestClass:
         check_range(where + "patience_s", self.patience_s, 0.0, 30 * 86400.0, "s")
         check_range(where + "attainment_target", self.attainment_target, 0.0, 1.0)
         check_range(where + "requests_per_task", self.requests_per_task, 1.0, 1e6)
+        check_range(where + "effort_least_share", self.effort_least_share, 0.05, 1.0)
+        check_range(where + "effort_value_loss", self.effort_value_loss, 0.0, 1.0)
+        if self.effort_least_share == 1.0 and self.effort_value_loss != 0.0:
+            raise ConfigError(
+                f"{where}effort_value_loss: {self.effort_value_loss!r} given, but effort_least_share is 1: nothing is cut."
+            )
         if self.deferrable:
             check_range(where + "deadline_s", self.deadline_s, 1.0, 30 * 86400.0, "s")
         elif self.deadline_s != 0.0:
@@ -162,7 +173,10 @@ def _build(name: str, raw: Any) -> RequestClass:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{name}: {raw!r} is not allowed; must be a table describing a request class.")
     check_keys(
-        name, raw, required=("description", "prompt", "output", "slo"), optional=("demand", "deferrable", *_CLASS_UNITS)
+        name,
+        raw,
+        required=("description", "prompt", "output", "slo"),
+        optional=("demand", "deferrable", "effort", *_CLASS_UNITS),
     )
     deferrable = raw.get("deferrable", False)
     if not isinstance(deferrable, bool):
@@ -174,6 +188,9 @@ def _build(name: str, raw: Any) -> RequestClass:
     requests_per_task = 1.0
     if "requests_per_task" in raw:
         requests_per_task = _number(name, "requests_per_task", raw["requests_per_task"], "1", notes)
+    effort = {"least_share": 1.0, "value_loss": 0.0}
+    if "effort" in raw:
+        effort = _table(f"{name}.effort", raw["effort"], _EFFORT_UNITS, (), notes)
     return RequestClass(
         name=name,
         description=str(raw["description"]),
@@ -188,6 +205,8 @@ def _build(name: str, raw: Any) -> RequestClass:
         deadline_s=slo.get("deadline", 0.0),
         attainment_target=slo.get("attainment_target", 0.95),
         requests_per_task=requests_per_task,
+        effort_least_share=effort["least_share"],
+        effort_value_loss=effort["value_loss"],
         demand=_demand(f"{name}.demand", raw.get("demand", {}), notes),
         provenance=tuple(notes),
     )
