@@ -143,12 +143,18 @@ def without(place: int) -> Any:
         (changed(pools=without(4)), f"pools: no decode pool of model '{SECOND}'; each model needs"),
         (changed(pools=without(1)), f"pools: no prefill pool of model '{SECOND}'"),
         (changed(class_models={}), f"pools: 'gb300_nvl72/prefill/{SECOND}' serves a model of no class"),
-        (changed(class_models={"coding": "kimi-k2.5"}), "class_models.coding: no pool serves 'kimi-k2.5'; the pools serve"),
+        (
+            changed(class_models={"coding": "kimi-k2.5"}),
+            "class_models.coding: no pool serves 'kimi-k2.5'; the pools serve",
+        ),
         (changed(class_models={"coding": "gpt-oss"}), "class_models.coding: unknown value 'gpt-oss'.*Did you mean"),
         (changed(class_models={"codign": SECOND}), "class_models: unknown value 'codign'.*Did you mean 'coding'"),
         (changed(class_models={"coding": 3}), "class_models.coding: 3 is not allowed; must be a string"),
         (changed(class_models=[SECOND]), "class_models: .* must be a table of class = model"),
-        (changed(pools=lambda p: [{**p[0], "model": "gpt-oss-120"}, *p[1:]]), "model: unknown value 'gpt-oss-120'.*Did"),
+        (
+            changed(pools=lambda p: [{**p[0], "model": "gpt-oss-120"}, *p[1:]]),
+            "model: unknown value 'gpt-oss-120'.*Did",
+        ),
         (changed(pools=lambda p: [{**p[0], "model": 4}, *p[1:]]), "pools: model: 4 is not allowed"),
         (changed(pools=lambda p: [*p, p[0]]), f"pools: 'gb300_nvl72/prefill/{FIRST}' is given twice"),
         (
@@ -410,7 +416,9 @@ def test_a_trace_of_one_models_class_leaves_the_others_idle(tmp_path: Path) -> N
         assert (busy[of_pool == 0] == 0.0).all() and (busy[of_pool == 1] > 0.0).all()
     long = path.read_text(encoding="utf-8") + "\n899.9,130000,2000\n"
     path.write_text(long, encoding="utf-8")
-    with pytest.raises(ConfigError, match=f"132,000 tokens, and the longest context of site 'Two' with {SECOND} is 131,072"):
+    with pytest.raises(
+        ConfigError, match=f"132,000 tokens, and the longest context of site 'Two' with {SECOND} is 131,072"
+    ):
         make(trace=str(path), trace_class="coding", horizon_s=600.0)
     make(trace=str(path), trace_class="chat", horizon_s=600.0)
 
@@ -486,7 +494,11 @@ def test_a_steady_state_is_that_of_two_sites(scale: float) -> None:
     # Facility power is linear in IT power: nameplates add up.
     assert point.facility_w == pytest.approx(sum(each.facility_w for each in alone), rel=1e-6)
     for which, each in enumerate(alone):
-        for whole_, own in ((point.utilisation, each.utilisation), (point.tpot_s, each.tpot_s), (point.pool_w, each.pool_w)):
+        for whole_, own in (
+            (point.utilisation, each.utilisation),
+            (point.tpot_s, each.tpot_s),
+            (point.pool_w, each.pool_w),
+        ):
             assert np.array(whole_)[[which, which + 2]] == pytest.approx(own, rel=1e-6)
     first = min(part.saturation().load_rps / share for part, share in zip(parts, SHARES, strict=True))
     assert both.saturation().load_rps == pytest.approx(first * sum(SHARES), rel=1e-6)
@@ -529,13 +541,18 @@ def log_of(engine: Engine, cls: int) -> Array:
 def test_requests_fare_as_on_two_sites() -> None:
     traces = [trace_of(1, 900, 6.0), trace_of(2, 500, 3.0)]
     order = np.argsort(np.concatenate([each.arrival_s for each in traces]), kind="stable")
-    columns = [np.concatenate([getattr(each, name) for each in traces])[order] for name in ("arrival_s", "prompt_tokens", "output_tokens")]
+    columns = [
+        np.concatenate([getattr(each, name) for each in traces])[order]
+        for name in ("arrival_s", "prompt_tokens", "output_tokens")
+    ]
     labels = np.repeat([0, 1], [len(each) for each in traces])[order]
     cap_w = 1e10
     both = replay(whole(RACKS, SHARES, cap_w), Trace(*columns, span_s=NEVER_S), labels, cap_w)
     energy = 0.0
     for which, (name, trace) in enumerate(zip(("chat", "coding"), traces, strict=True)):
-        alone = replay(half(RACKS[which], name, SHARES[which], cap_w), trace, np.zeros(len(trace), dtype=np.int64), cap_w)
+        alone = replay(
+            half(RACKS[which], name, SHARES[which], cap_w), trace, np.zeros(len(trace), dtype=np.int64), cap_w
+        )
         mine, theirs = log_of(both, which), log_of(alone, 0)
         assert len(mine) == len(theirs) == len(trace)
         assert np.array_equal(mine, theirs)
@@ -589,7 +606,9 @@ def test_demand_moves_from_one_model_to_the_others() -> None:
 
 
 def test_shifts_name_models_classes_or_both(tmp_path: Path) -> None:
-    text = (Path(str(load_site.__code__.co_filename)).parents[1] / "scenarios" / "model_mix_shift.toml").read_text("utf-8")
+    text = (Path(str(load_site.__code__.co_filename)).parents[1] / "scenarios" / "model_mix_shift.toml").read_text(
+        "utf-8"
+    )
     path = tmp_path / "mine.toml"
     path.write_text(text.replace('["default"]', f'["{SECOND}"]\nclasses = ["chat"]'), encoding="utf-8")
     env = make(scenario=str(path))
@@ -613,7 +632,7 @@ def test_where_there_is_one_model_nothing_moves_and_that_is_said() -> None:
         shifted = AIFactoryEnv(scenario="diurnal+model_mix_shift", lambda_tokens_per_joule=3.0, **short)
     plain = AIFactoryEnv(scenario="diurnal", **short)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", UserWarning)
         shifted.reset(seed=1)
     plain.reset(seed=1)
     assert np.array_equal(shifted.factory.engine.state.rate, plain.factory.engine.state.rate)
@@ -685,15 +704,16 @@ def test_a_rule_does_to_each_twin_what_it_does_alone(name: str) -> None:
         action, mine = one.predict(seen, mine)
         wider, theirs = two_.predict(wide, theirs)
         for lever in ("clock", "active_racks"):
-            assert wider[both.action_layout[lever]] == pytest.approx(np.repeat(action[alone.action_layout[lever]], 2), abs=2e-5)
+            assert wider[both.action_layout[lever]] == pytest.approx(
+                np.repeat(action[alone.action_layout[lever]], 2), abs=2e-5
+            )
         seen, *_ = alone.step(np.clip(action - 0.1 * step, -1.0, 1.0))
 
 
 def test_where_one_model_asks_more_the_other_gives_up_power() -> None:
     pytest.importorskip("ai_factory_baselines", reason="needs the baselines package")
-    from ai_factory_baselines.several import PerModel
-
     import ai_factory_baselines
+    from ai_factory_baselines.several import PerModel
 
     _, both = twins()
     rule = ai_factory_baselines.make("reactive", both)

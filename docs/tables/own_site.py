@@ -18,6 +18,10 @@ COMMANDS = {
         "python -m ai_factory_gym describe examples/sites/cage.toml",
     ),
     "coding": ("python -m ai_factory_gym describe examples/sites/coding.toml",),
+    "models": (
+        "python -m ai_factory_gym validate examples/sites/two_models.toml",
+        "python -m ai_factory_gym describe examples/sites/two_models.toml",
+    ),
     "replay": ("python examples/replay_trace.py",),
 }
 

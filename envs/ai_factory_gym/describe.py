@@ -70,7 +70,8 @@ def describe(name: str) -> str:
     width = max(30, *(len(pool.name) + 3 for pool in site.pools))
     lines = [
         f"{site.name}: {site.description}",
-        f"calibration {site.calibration}; model{'s' if several else ''} {', '.join(entry.id for entry in site.models)}" + _contexts(site),
+        f"calibration {site.calibration}; model{'s' if several else ''} {', '.join(entry.id for entry in site.models)}"
+        + _contexts(site),
         "",
         f"cap {site.cap_w / 1e6:,.2f} MW; nameplate {nameplate_w * site_pue(site, 1.0) / 1e6:,.2f} MW with cooling; "
         f"idle, all racks awake, {idle_facility_w(site) / 1e6:,.2f} MW",
@@ -127,7 +128,9 @@ def _contexts(site: SiteConfig) -> str:
     if isinstance(site.max_context, int):
         return f"; contexts up to {site.max_context:,} tokens assumed to work"
     longer = [entry for entry in site.models if site.context_limit(entry) > entry.max_context]
-    return "".join(f"; contexts of {entry.id} up to {site.context_limit(entry):,} tokens assumed to work" for entry in longer)
+    return "".join(
+        f"; contexts of {entry.id} up to {site.context_limit(entry):,} tokens assumed to work" for entry in longer
+    )
 
 
 def _alone(site: SiteConfig, name: str) -> str:

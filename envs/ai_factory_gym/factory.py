@@ -36,7 +36,7 @@ from ai_factory_gym.params import build_params, check_cap, reference_batch
 from ai_factory_gym.reward import TERMS, energy_price_factor
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
-from ai_factory_gym.task import DAY_S, Task, check_shifts, shifted_classes
+from ai_factory_gym.task import DAY_S, Task, check_shifts, shifted_classes, warn_of_shifts
 from ai_factory_gym.workload.demand import mean_path, rate_path, shift_factor
 from ai_factory_gym.workload.traces import SuperpositionPlan, shifts, unit_hash
 
@@ -245,6 +245,8 @@ class Factory:
                 f"make a new environment with scenario={chosen.name!r}."
             )
         check_shifts(chosen, task.site)
+        if "scenario" in options:
+            warn_of_shifts(chosen, task.site)
         self._check(chosen)
         horizon_s = check_range(
             "options: horizon_s", options.get("horizon_s", task.horizon_s), task.control_interval_s, 3.2e7, "s"

@@ -596,7 +596,9 @@ def build_params(
     for index, pool in enumerate(site.pools):
         if pool.phase == "decode":
             holds = perf[index, DECODE_KV_CAPACITY_TOKENS] - perf[index, DECODE_KV_REQUEST_TOKENS]
-            most = max((tokens for tokens, k in zip(longest, of_class, strict=True) if k == of_pool[index]), default=0.0)
+            most = max(
+                (tokens for tokens, k in zip(longest, of_class, strict=True) if k == of_pool[index]), default=0.0
+            )
             if most > holds:
                 raise ConfigError(
                     f"site {site.name!r}: pool {pool.name!r} holds {holds:,.0f} tokens of KV per replica; the longest request has "

@@ -230,10 +230,7 @@ def frozen_lambdas() -> Mapping[str, Mapping[str, float]]:
 
 
 def check_shifts(chosen: Scenario, site: SiteConfig) -> None:
-    """Refuse a scenario that shifts a class or a model nobody has heard of (ConfigError); what the site does not serve is left out.
-
-    Warns when the scenario moves demand between models and the site serves one: nothing moves then.
-    """
+    """Refuse a scenario that shifts a class or a model nobody has heard of (ConfigError); what the site does not serve is left out."""
     known = [*model_ids(), *(entry.id for entry in site.models), SITES_MODEL, OTHER_MODELS]
     for shift in chosen.shifts:
         for name in shift.classes:
@@ -242,11 +239,15 @@ def check_shifts(chosen: Scenario, site: SiteConfig) -> None:
         for name in shift.models:
             if name not in known:
                 raise unknown(f"scenario {chosen.name!r}: shifts: models", name, known)
+
+
+def warn_of_shifts(chosen: Scenario, site: SiteConfig) -> None:
+    """Warn when a scenario moves demand between models and the site serves one: nothing moves then."""
     if len(site.models) == 1 and any(shift.models for shift in chosen.shifts):
         warnings.warn(
             f"scenario {chosen.name!r} moves demand between models, and site {site.name!r} serves one ({site.models[0].id}): that part of "
             "it has no effect.",
-            stacklevel=2,
+            stacklevel=3,
         )
 
 
@@ -370,12 +371,20 @@ def build_task(
     for key, flag in (("drain", drain), ("brake", brake), ("trace_repeat", trace_repeat), ("allow_slow", allow_slow)):
         check_flag(key, flag)
     if isinstance(levers, str) or not isinstance(levers, Sequence):
-        raise ConfigError(f"levers: {levers!r} is not allowed; must be a list of names out of {', '.join(LEVERS)}.")
+        typed = (
+            """; on a command line in JSON: --env 'levers=["clock", "active_racks"]'"""
+            if isinstance(levers, str)
+            else ""
+        )
+        raise ConfigError(
+            f"levers: {levers!r} is not allowed; must be a list of names out of {', '.join(LEVERS)}{typed}."
+        )
     chosen_site = load_site(site)
     if not brake:
         chosen_site = dataclasses.replace(chosen_site, brake=dataclasses.replace(chosen_site.brake, enabled=False))
     chosen_scenario = _scenario(scenario)
     check_shifts(chosen_scenario, chosen_site)
+    warn_of_shifts(chosen_scenario, chosen_site)
     grain = _resolution(resolution)
     energy_price_factor(reward)
     _number("control_interval_s", control_interval_s, 1.0, 3600.0, "s")

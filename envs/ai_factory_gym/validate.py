@@ -130,9 +130,7 @@ def _classes(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
     for cls in steady.classes:
         model = site.model_index(site.class_model(cls.name))
         decode = [
-            k
-            for k, spec in enumerate(params.pool)
-            if spec[PoolSpec.PHASE] == DECODE and spec[PoolSpec.MODEL] == model
+            k for k, spec in enumerate(params.pool) if spec[PoolSpec.PHASE] == DECODE and spec[PoolSpec.MODEL] == model
         ]
         room = {
             site.pools[k].name: params.perf[k, DECODE_KV_CAPACITY_TOKENS] - params.perf[k, DECODE_KV_REQUEST_TOKENS]
