@@ -273,7 +273,7 @@ def shared(grain: str) -> AIFactoryEnv:
     st.sampled_from([0.0, 0.5, 1.0]),
     st.booleans(),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_requests_stay_with_their_model_whatever_is_done(grain: str, seed: int, swing: float, empty: bool) -> None:
     env = shared(grain)
     env.reset(seed=seed, options={"horizon_s": 600.0})

@@ -37,8 +37,9 @@ local time; every event is drawn once per episode and returns daily. `diurnal` i
 
 Tables: `[[bursts]]` raise all demand, each class by its exposure; `[[cap_events]]` lower the cap, known `notice_s` before; `[[shifts]]` change
 the demand of some `classes` for hours, or of the classes of some `models`: names, `"default"` for the one that a site's `model` names,
-`"others"` for its others (a site with one model has none to move between: a warning says so, and the shift is left out); `[mismatch]` makes the site differ from its
-catalogue by a draw per episode that nothing shows but its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and evaluation seeds never meet, whatever the scenario.
+`"others"` for its others (a site with one model has none to move between: a warning says so, and the shift is left out); `[mismatch]` makes
+the site differ from its catalogue by a draw per episode that nothing shows but its consequences (a spread of 0.15 is a factor between
+1/1.15 and 1.15). Agents' training and evaluation seeds never meet, whatever the scenario.
 
 This page is written by `python docs/tables/scenarios.py`.
 
