@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -713,11 +714,11 @@ def test_a_rule_does_to_each_twin_what_it_does_alone(name: str) -> None:
 def test_where_one_model_asks_more_the_other_gives_up_power() -> None:
     pytest.importorskip("ai_factory_baselines", reason="needs the baselines package")
     import ai_factory_baselines
-    from ai_factory_baselines.several import PerModel
+    from ai_factory_baselines.several import ReactivePerModel
 
     _, both = twins()
     rule = ai_factory_baselines.make("reactive", both)
-    assert isinstance(rule, PerModel)
+    assert isinstance(rule, ReactivePerModel)
     observation, _ = both.reset(seed=1)
     place = both.observation_layout["class_rate"].start
     shares = []
@@ -726,10 +727,14 @@ def test_where_one_model_asks_more_the_other_gives_up_power() -> None:
         seen[:, place] *= factor
         parts = [seen[:, part.seen] for part in rule.parts]
         memory = [np.zeros((2, each.memory_size)) for each in rule.rules]
-        found = rule._cap_shares(parts, memory)
+        found = rule.cap_shares(parts, memory)
         assert found.sum(axis=0) == pytest.approx(1.0) and (found[:, 0] == found[:, 1]).all()
         shares.append(found[0, 0])
     assert shares[0] < shares[1] < shares[2]
+    copied = pickle.loads(pickle.dumps(rule))
+    np.testing.assert_array_equal(copied.predict(observation)[0], rule.predict(observation)[0])
+    again = type(rule)(both, dataclasses.replace(rule.settings, power_sigmas=5.0))
+    assert again.settings.power_sigmas == 5.0
 
 
 # ------------------------------------------------------------------------------------------------------- the pages

@@ -401,7 +401,7 @@ class Reactive(Rule):
             memory: As for ``decide``; it stays as it is.
         """
         wanted = np.zeros(len(observations))
-        _wanted_rows(self._parts, np.ascontiguousarray(observations, dtype=np.float64), memory.copy(), wanted)
+        _wanted_rows(self._parts, np.ascontiguousarray(observations, dtype=np.float64), np.array(memory), wanted)
         return wanted
 
 

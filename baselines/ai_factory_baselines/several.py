@@ -9,13 +9,14 @@ the parts, each with its own nameplate, add up to the site's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ai_factory_baselines.base import PHASES, Facts, Rule
-from ai_factory_baselines.reactive import Reactive, tuned_settings
+from ai_factory_baselines.reactive import Reactive, Settings, tuned_settings
+from ai_factory_baselines.rules import LengthAware
 from ai_factory_gym.engine.layout import Array, Cell, ClassSpec, Params, PoolSpec, SiteSpec
 from ai_factory_gym.levers import DEFAULT_LEVERS, ActionLayout
 from ai_factory_gym.observation import BLOCKS, lay_out
@@ -153,7 +154,7 @@ class PerModel(Rule):
         seen = [np.asarray(observations, dtype=np.float64)[:, part.seen] for part in self.parts]
         ends = np.cumsum([rule.memory_size for rule in self.rules])
         kept = np.split(memory, ends[:-1], axis=1)
-        shares = self._cap_shares(seen, kept)
+        shares = self.cap_shares(seen, kept)
         for part, rule, numbers, own, share in zip(self.parts, self.rules, seen, kept, shares, strict=True):
             numbers[:, part.caps] *= share[:, None]
             remembered = np.ascontiguousarray(own)
@@ -162,29 +163,72 @@ class PerModel(Rule):
             own[:] = remembered
             actions[:, part.theirs] = action[:, part.own]
 
-    def _cap_shares(self, seen: list[Array], kept: list[Array]) -> Array:
-        """Return each model's share of the cap, float64[parts, rows]; one for rules that do not look at the cap."""
-        wanted = np.ones((len(self.parts), len(seen[0])))
-        for place, rule in enumerate(self.rules):
-            if not isinstance(rule, Reactive):
-                return wanted
-            wanted[place] = rule.wanted_watts(seen[place], np.ascontiguousarray(kept[place]))
+    def cap_shares(self, seen: list[Array], kept: list[Array]) -> Array:
+        """Return each model's share of the cap, float64[parts, rows]: all of it for each, as long as their rules do not look at it.
+
+        Args:
+            seen: The observations of each part, float64[rows, size].
+            kept: The memory of each rule, float64[rows, memory_size]; it stays as it is.
+        """
+        return np.ones((len(self.parts), len(seen[0])))
+
+
+class LengthAwarePerModel(PerModel):
+    """``length_aware`` for each model of a site."""
+
+    name: ClassVar[str] = LengthAware.name
+
+    def __init__(self, env: Any) -> None:
+        """Build a rule per model."""
+        super().__init__(env, LengthAware)
+
+
+class ReactivePerModel(PerModel):
+    """``reactive`` for each model of a site, the cap shared in proportion to the power that each one's load asks for.
+
+    Args:
+        env: The environment, or the facts of one.
+        settings: Parameters of every rule; None takes the tuned ones of the site.
+    """
+
+    name: ClassVar[str] = Reactive.name
+
+    def __init__(self, env: Any, settings: Settings | None = None) -> None:
+        """Build a rule per model."""
+        if settings is None:
+            inner = getattr(env, "unwrapped", env)
+            settings = Settings() if isinstance(env, Facts) else tuned_settings(inner.task.site.name)
+        self.settings = settings
+        self._reactive: list[Reactive] = []
+        super().__init__(env, self._rule)
+
+    def _rule(self, part: Facts) -> Reactive:
+        self._reactive.append(Reactive(part, self.settings))
+        return self._reactive[-1]
+
+    def cap_shares(self, seen: list[Array], kept: list[Array]) -> Array:
+        """Return each model's share of the cap, float64[parts, rows], summing to one over the parts."""
+        wanted = np.array(
+            [rule.wanted_watts(own, memory) for rule, own, memory in zip(self._reactive, seen, kept, strict=True)]
+        )
         return np.asarray(wanted / wanted.sum(axis=0))
 
 
-def by_model(kind: Callable[..., Rule]) -> Callable[[Any], Rule]:
-    """Return what makes a rule for an environment: of the kind itself where the site serves one model, else ``PerModel`` of it."""
+PER_MODEL: Mapping[type[Rule], Callable[[Any], Rule]] = {
+    LengthAware: LengthAwarePerModel,
+    Reactive: ReactivePerModel,
+}
+"""What stands for a rule that plans on a site with several models."""
+
+
+def by_model(kind: type[Rule]) -> Callable[[Any], Rule]:
+    """Return what makes a rule for an environment: of the kind itself where the site serves one model, else one per model."""
 
     def build(env: Any) -> Rule:
         facts = env if isinstance(env, Facts) else Facts.of(env)
-        if facts.models == 1:
-            return kind(env)
-        if kind is Reactive and not isinstance(env, Facts):
-            tuned = tuned_settings(getattr(env, "unwrapped", env).task.site.name)
-            return PerModel(env, lambda part: Reactive(part, tuned))
-        return PerModel(env, kind)
+        return kind(env) if facts.models == 1 else PER_MODEL[kind](env)
 
     return build
 
 
-__all__ = ["Part", "PerModel", "by_model", "part_of"]
+__all__ = ["PER_MODEL", "LengthAwarePerModel", "Part", "PerModel", "ReactivePerModel", "by_model", "part_of"]
