@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
-from ai_factory_gym.catalogue import model_ids, rack_ids
+from ai_factory_gym.catalogue import model_ids, rack, rack_ids
 from ai_factory_gym.engine.layout import Class, Pool
 from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.operating_point import SteadySite
@@ -56,6 +56,7 @@ def propose(rng: np.random.Generator) -> Table:
         return entry
 
     pools = [pool(phase) for phase in ("prefill", "decode") for _ in range(rng.integers(1, 4))]
+    pools = couple(pools, rng)
     second = rng.random() < 0.3
     if second:
         # A second model of the same or other racks.
@@ -82,6 +83,33 @@ def propose(rng: np.random.Generator) -> Table:
         "dwell_s": float(rng.choice([0.0, 60.0, 900.0])),
         "pools": pools,
     }
+
+
+def couple(pools: list[Table], rng: np.random.Generator) -> list[Table]:
+    """Return the pools, sometimes with one that does both phases, and with both halves of racks with two kinds of GPU."""
+    mixed = "vera_rubin_nvl144_cpx"
+    halves = [entry for entry in pools if entry["rack"] == mixed]
+    if halves:
+        # As many racks of either kind, with layouts that fit their GPUs.
+        racks = {"rack": mixed, "racks": halves[0]["racks"], "min_active": halves[0]["min_active"]}
+        pools = [entry for entry in pools if entry["rack"] != mixed]
+        pools += [{**racks, "phase": "prefill", "pp": 8}, {**racks, "phase": "decode", "dp": 8, "mtp": True}]
+    if rng.random() < 0.25:
+        last = next(
+            (entry for entry in reversed(pools) if entry["phase"] == "decode" and "cpx" not in entry["rack"]), None
+        )
+        if last is not None:
+            rest = [entry for entry in pools if entry["rack"] != last["rack"]]
+            phases = {entry["phase"] for entry in rest}
+            pools = [*(rest if len(phases) == 2 else []), {**last, "phase": "both"}]
+    if rng.random() < 0.3:
+        limit_w = float(rng.uniform(0.5, 1.1))
+        pools = [{**entry, "rack_limit_w": limit_w * RACK_W[entry["rack"]]} for entry in pools]
+    return pools
+
+
+RACK_W = {rack_id: sum(group.profile(None).nameplate_w for group in rack(rack_id).groups) for rack_id in rack_ids()}
+"""What a rack draws at most, W."""
 
 
 def fitted(table: Table, rng: np.random.Generator) -> SiteConfig:
@@ -215,6 +243,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _set("pools.0.min_active", -1, 99, 0.5, "one"),
     _set("pools.0.mtp", "yes", 1, True),
     _set("pools.0.rack_count", 4),
+    _set("pools.0.rack_limit_w", -1.0, 0.0, math.nan, "low"),
     _set("pools.0.max_batch", 8, "big", 0),
     _set("pools.1.max_batch", 0, -1, 3.5, "big"),
     _set("pools.1.ep", 0, "all", -3),

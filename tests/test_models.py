@@ -36,7 +36,7 @@ from ai_factory_gym.engine.layout import (
     Stage,
 )
 from ai_factory_gym.engine.simulator import Decision, Engine
-from ai_factory_gym.levers import LEVERS
+from ai_factory_gym.levers import LEVERS as EVERY_LEVER
 from ai_factory_gym.operating_point import steady_site
 from ai_factory_gym.params import build_params, reference_batch, resolution, served_classes
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
@@ -44,6 +44,9 @@ from ai_factory_gym.sites import SiteConfig, load_site
 from ai_factory_gym.task import shifted_classes
 from ai_factory_gym.workload.traces import Trace
 from tests.oracles.cases import NEVER_S, replay_episode
+
+LEVERS = tuple(name for name in EVERY_LEVER if name != "battery")
+"""Levers that a site without a battery has."""
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sites" / "two_models.toml"
 FIRST, SECOND = "deepseek-r1", "gpt-oss-120b"
@@ -336,6 +339,34 @@ def test_emptied_pools_of_one_model_let_its_requests_wait_and_not_go_elsewhere()
             shares = state.weight[0, phase, group]
             assert shares.sum() == pytest.approx(1.0)
             assert (shares[of_pool != group // bins] == 0.0).all()
+
+
+def test_one_model_on_racks_that_do_both_phases() -> None:
+    pools = [pool for pool in table()["pools"] if pool.get("model") == SECOND]
+    pools += [{"rack": "gb300_nvl72", "phase": "both", "racks": 3, "dp": 8, "mtp": True}]
+    env = make(site={**table(), "pools": pools}, demand_scale=0.5)
+    site = env.task.site
+    assert [site.partner(pool) for pool in site.pools] == [-1, 3, -1, 1]
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        *_, info = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+        check_kept_apart(env)
+        live = env.factory.engine.state.cohort_int[0]
+        live = live[live[:, CohortInt.STAGE] != Stage.FREE]
+        both = live[:, CohortInt.PREFILL_POOL] == 1
+        assert (live[both, CohortInt.DECODE_POOL] == 3).all() and (live[~both, CohortInt.DECODE_POOL] == 2).all()
+    assert info["requests_met_slo"] > 0
+    assert np.isfinite(env.factory.engine.state.weight).all()
+    # The steady state is searched model by model: the first is not throttled with the second.
+    steady = steady_site(site)
+    point = steady.cheapest(0.5 * site.demand_rps)
+    assert point.binds is None and point.facility_w <= steady.at(0.5 * site.demand_rps).facility_w
+    pools.append({"rack": "vera_rubin_nvl144", "phase": "prefill", "racks": 1, "dp": 4})
+    with pytest.raises(
+        ConfigError, match=f"beside the pools of {FIRST} that do both phases there are prefill pools only"
+    ):
+        load_site({**table(), "pools": pools})
 
 
 def test_actions_and_blocks_have_places_for_what_can_be_set() -> None:

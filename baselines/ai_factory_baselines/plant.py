@@ -909,7 +909,7 @@ class Plant:
     """
 
     def __init__(self, facts: Facts, ttft_share: float = 0.85) -> None:
-        """Fold the site's cells into loads and its pools into phases."""
+        """Fold the site's cells into loads and its pools into phases; refuse pools that share racks (ConfigError)."""
         if facts.models > 1:
             raise ConfigError(
                 f"plant: the site serves {facts.models} models, and a plan is of one: the pools of one cannot take over requests to another; "
@@ -917,6 +917,11 @@ class Plant:
             )
         self.facts = facts
         params = facts.params
+        if params.site[SiteSpec.COUPLED] > 0.0:
+            raise ConfigError(
+                "rule: not possible on a site where a prefill and a decode pool share racks: this rule plans each pool's racks, clocks and power "
+                "as its own; use 'uniform', 'capacity_proportional', 'least_loaded' or 'random', or a learned agent."
+            )
         groups = params.capacity.shape[1]
         classes = len(params.cls)
         self.moments = np.zeros((classes, groups, LOAD_COLUMNS))

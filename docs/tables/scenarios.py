@@ -37,9 +37,10 @@ local time; every event is drawn once per episode and returns daily. `diurnal` i
 
 Tables: `[[bursts]]` raise all demand, each class by its exposure; `[[cap_events]]` lower the cap, known `notice_s` before; `[[shifts]]` change
 the demand of some `classes` for hours, or of the classes of some `models`: names, `"default"` for the one that a site's `model` names,
-`"others"` for its others (a site with one model has none to move between: a warning says so, and the shift is left out); `[mismatch]` makes
-the site differ from its catalogue by a draw per episode that nothing shows but its consequences (a spread of 0.15 is a factor between
-1/1.15 and 1.15). Agents' training and evaluation seeds never meet, whatever the scenario.
+`"others"` for its others (a site with one model has none to move between: a warning says so, and the shift is left out); `[[price_events]]`
+multiply the price of electricity and `[[temperature_events]]` heat the outdoor air; `[mismatch]` makes the site differ from its catalogue by a
+draw per episode that nothing shows but its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and
+evaluation seeds never meet, whatever the scenario.
 
 This page is written by `python docs/tables/scenarios.py`.
 
@@ -80,6 +81,15 @@ def events(chosen: Scenario) -> list[str]:
         f"{_hours(s.window_start_hour, s.window_end_hour)}, within {s.ramp_min:g} min"
         for s in chosen.shifts
     ]
+    for what, unit, some in (
+        ("price x", "", chosen.price_events),
+        ("outdoor temperature +", " K", chosen.temperature_events),
+    ):
+        lines += [
+            f"{what} {_range(e.low, e.high, unit)} for {e.duration_hours:g} h, onset {_hours(e.window_start_hour, e.window_end_hour)}, within "
+            f"{e.ramp_min:g} min"
+            for e in some
+        ]
     spreads = [
         f"{f.name.replace('_', ' ')} x 1/{1 + v:g} to {1 + v:g}"
         for f in fields(chosen.mismatch)
