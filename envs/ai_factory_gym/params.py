@@ -43,6 +43,7 @@ from ai_factory_gym.physics.performance import (
 )
 from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, prefill_part, rack_power_w
 from ai_factory_gym.sites import PoolConfig, SiteConfig
+from ai_factory_gym.sites.money import TOKENS_PER_MTOK, MoneyConfig
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.strata import build_strata, output_slices
 from ai_factory_gym.workload.traces import Trace
@@ -466,6 +467,24 @@ def _reference_joules(
     return sums / np.array([racks[PREFILL], racks[PREFILL], racks[DECODE]])
 
 
+def _enter_money(
+    site: SiteConfig, money: MoneyConfig, classes: tuple[RequestClass, ...], site_row: Array, cls_rows: Array
+) -> None:
+    """Write what the site earns and pays into its rows of ``Params``."""
+    site_row[SiteSpec.MONEY] = 1.0
+    site_row[SiteSpec.PENALTY_SHARE] = money.sla_penalty_share
+    site_row[SiteSpec.DEMAND_USD_PER_W] = money.demand_usd_per_kw_month / 1e3 / (30.0 * 86400.0)
+    by_rack = dict(money.rack_usd_per_hour)
+    site_row[SiteSpec.CAPITAL_USD_PER_S] = sum(
+        pool.racks * by_rack.get(pool.rack_type.id, 0.0) / 3600.0 for pool in site.pools
+    )
+    for row, cls in zip(cls_rows, classes, strict=True):
+        tariff = money.of(cls.name)
+        row[ClassSpec.INPUT_USD] = tariff.input_usd_per_mtok / TOKENS_PER_MTOK
+        row[ClassSpec.OUTPUT_USD] = tariff.output_usd_per_mtok / TOKENS_PER_MTOK
+        row[ClassSpec.BUDGET_USD_PER_S] = tariff.budget_usd_per_day / 86400.0
+
+
 def _class_row(cls: RequestClass, joules: Array, deferrable: bool) -> list[float]:
     """Return one row of ``Params.cls``; a deferrable class served at once keeps its deadline as its promise."""
     row = [0.0] * len(ClassSpec)
@@ -662,12 +681,15 @@ def build_params(
     joules = _reference_joules(site, classes, perf, np.array([rack_power(pool) for pool in site.pools]), cells, weights)
     site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
     site_row[SiteSpec.EFFORT] = float(effort)
+    cls_rows = np.array([_class_row(cls, joules, deferrable) for cls in classes])
+    if site.money is not None:
+        _enter_money(site, site.money, classes, site_row, cls_rows)
     params = Params(
         site=site_row,
         pool=pool_specs(site, perf),
         perf=perf,
         power=power,
-        cls=np.array([_class_row(cls, joules, deferrable) for cls in classes]),
+        cls=cls_rows,
         cell=cells,
         group_edges=np.array(site.group_edges, dtype=np.float64),
         capacity=_capacity(site, classes, perf, cells, weights),
@@ -745,6 +767,12 @@ def _site_row(
     row[SiteSpec.PUE_KELVIN] = site.cooling.per_kelvin
     row[SiteSpec.PUE_FREE_COOLING_C] = site.cooling.free_cooling_c
     row[SiteSpec.OUTDOOR_C] = site.cooling.outdoor_c
+    if site.battery is not None:
+        row[SiteSpec.BATTERY_W] = site.battery.power_w
+        row[SiteSpec.BATTERY_J] = 3600.0 * site.battery.energy_wh
+        row[SiteSpec.BATTERY_INITIAL_J] = 3600.0 * site.battery.energy_wh * site.battery.initial_charge
+        row[SiteSpec.BATTERY_USD_PER_MWH] = site.battery.wear_usd_per_mwh
+        row[SiteSpec.BATTERY_EFFICIENCY] = math.sqrt(site.battery.round_trip_efficiency)
     row[SiteSpec.IT_NAMEPLATE_W] = nameplate_it_w(site, power)
     row[SiteSpec.URGENT_S] = URGENT_S
     row[SiteSpec.THIN_FRACTION] = thin_fraction

@@ -24,6 +24,14 @@ from ai_factory_gym.engine.layout import (
     State,
 )
 from ai_factory_gym.engine.racks import next_rack_change_s
+from ai_factory_gym.engine.supply import (
+    JOULES_PER_KWH,
+    JOULES_PER_MWH,
+    battery_help_w,
+    meter_quarter,
+    ordered_discharge_w,
+    use_battery,
+)
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
@@ -347,20 +355,20 @@ def _set_pair_clocks(
 
 
 @inlined_kernel
-def facility_power_w(params: Params, it_w: float) -> float:
+def facility_power_w(params: Params, state: State, row: int, it_w: float) -> float:
     """Return facility power for an IT power, W: IT times the PUE at this load and outdoor temperature."""
-    return it_w * facility_pue(params, it_w)
+    return it_w * facility_pue(params, state, row, it_w)
 
 
 @inlined_kernel
-def facility_pue(params: Params, it_w: float) -> float:
+def facility_pue(params: Params, state: State, row: int, it_w: float) -> float:
     """Return the PUE at an IT power of ``it_w``."""
     site = params.site
     return float(
         pue(
             site[SiteSpec.PUE_BASE],
             site[SiteSpec.PUE_KELVIN],
-            site[SiteSpec.OUTDOOR_C],
+            state.site[row, Site.OUTDOOR_C],
             it_w / site[SiteSpec.IT_NAMEPLATE_W],
             site[SiteSpec.PUE_FREE_COOLING_C],
             site[SiteSpec.PUE_FIXED_SHARE],
@@ -397,7 +405,7 @@ def _stays_below(
         it_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
         if it_w > limit_w:
             return False
-    return facility_power_w(params, it_w) <= limit_w
+    return facility_power_w(params, state, row, it_w) <= limit_w
 
 
 @inlined_kernel
@@ -514,13 +522,14 @@ def _sure_until_s(
 ) -> float:
     """Return until when the brake need not look at the draw: until ``end_s``, for some seconds, or no longer than it takes to react."""
     spec = params.site
-    limit_w = _SURE * cap_w
+    limit_w = _SURE * cap_w + battery_help_w(params, state, row, end_s - begin_s)
     _note_later(params, state, row, end_s, slice_end_s)
     if _stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w):
         return end_s
     soon_s = begin_s + _FIT_S
     if soon_s < end_s:
         _note_later(params, state, row, soon_s, slice_end_s)
+        limit_w = _SURE * cap_w + battery_help_w(params, state, row, _FIT_S)
         if _stays_below(params, state, row, _FIT_S, 1.0, 1.0, 1.0, limit_w):
             return soon_s
     # Stop exactly when the brake would have to act.
@@ -558,12 +567,13 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         end_s = min(end_s, begin_s + _FIT_S)
         seconds = end_s - begin_s
         _note_later(params, state, row, end_s, slice_end_s)
-        release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w
+        ordered_w = ordered_discharge_w(params, state, row, seconds)
+        release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w + ordered_w
         held = begin_s - site[Site.BRAKED_AT_S] >= spec[SiteSpec.BRAKE_HOLD_S]
         if held and _stays_below(params, state, row, seconds, 1.0, 1.0, 1.0, release_w):
             site[Site.BRAKED] = 0.0
         else:
-            _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w)
+            _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w + ordered_w)
             clock_limit = site[Site.BRAKE_CLOCK]
             prefill_duty = site[Site.PREFILL_DUTY]
             decode_duty = site[Site.DECODE_DUTY]
@@ -621,14 +631,22 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         clock_sum += awake * clock
         awake_sum += awake
         it_w += watts
-    facility_w = facility_power_w(params, it_w)
-    over_w = max(0.0, facility_w - site[Site.CAP_W])
+    facility_w = facility_power_w(params, state, row, it_w)
+    grid_w = facility_w
+    if spec[SiteSpec.BATTERY_W] > 0.0:
+        grid_w -= use_battery(params, state, row, facility_w, elapsed)
+    over_w = max(0.0, grid_w - site[Site.CAP_W])
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w
     site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     site[Site.STEP_S] += elapsed
     site[Site.STEP_ENERGY_J] += facility_w * elapsed
     site[Site.STEP_IT_ENERGY_J] += it_w * elapsed
+    site[Site.STEP_GRID_ENERGY_J] += grid_w * elapsed
+    energy_usd = grid_w * elapsed / JOULES_PER_MWH * site[Site.USD_PER_MWH]
+    carbon_kg = grid_w * elapsed / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
+    site[Site.STEP_ENERGY_USD] += energy_usd
+    site[Site.STEP_CARBON_KG] += carbon_kg
     site[Site.STEP_CAP_VIOLATION_J] += over_w * elapsed
     site[Site.STEP_CLOCK_S] += clock_sum / max(awake_sum, 1.0) * elapsed
     if site[Site.BRAKED] > 0.0:
@@ -636,9 +654,14 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     if scoring > 0.0:
         site[Site.ENERGY_J] += facility_w * elapsed
         site[Site.IT_ENERGY_J] += it_w * elapsed
+        site[Site.GRID_ENERGY_J] += grid_w * elapsed
+        site[Site.SCORED_S] += elapsed
+        meter_quarter(site, grid_w, elapsed)
+        site[Site.ENERGY_USD] += energy_usd
+        site[Site.CARBON_KG] += carbon_kg
         site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed
         site[Site.CAP_VIOLATION_J] += over_w * elapsed
-        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], facility_w)
+        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], grid_w)
         if site[Site.BRAKED] > 0.0:
             site[Site.BRAKE_S] += elapsed
     if over_w > 0.0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.arrivals import admit, most_arrivals
+from ai_factory_gym.engine.arrivals import admit, minute_of, most_arrivals
 from ai_factory_gym.engine.coupled import (
     book_shared_time,
     couple_throttles,
@@ -26,6 +26,7 @@ from ai_factory_gym.engine.layout import (
     Array,
     Class,
     Gate,
+    Order,
     Params,
     Pool,
     PoolInt,
@@ -38,6 +39,7 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.engine.ledger import sweep
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks
+from ai_factory_gym.engine.supply import look_outside
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import compute_rate
 
@@ -121,6 +123,7 @@ def apply_action(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
 ) -> None:
     """Put an operator's decision into force for the control step that begins.
 
@@ -134,9 +137,11 @@ def apply_action(
         racks: int64[pools] racks wanted awake.
         most_batch: float64[pools] requests per decode replica, at most the pool's own.
         gate: float64[classes, Gate].
+        order: float64[Order].
     """
     now_s = state.site[row, Site.TIME_S]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
+    state.site[row, Site.BATTERY_ORDER] = order[Order.BATTERY]
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.CLOCK_CEILING] = ceiling[pool]
         state.pool[row, pool, Pool.POWER_LIMIT_W] = min(power_limit_w[pool], params.pool[pool, PoolSpec.RACK_LIMIT_W])
@@ -168,6 +173,13 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_MISSED_REFERENCE_J] = 0.0
     site[Site.STEP_CLOCK_S] = 0.0
     site[Site.STEP_VALUE_TOKENS] = 0.0
+    site[Site.STEP_ENERGY_USD] = 0.0
+    site[Site.STEP_CARBON_KG] = 0.0
+    site[Site.STEP_GRID_ENERGY_J] = 0.0
+    site[Site.STEP_BATTERY_LOSS_J] = 0.0
+    site[Site.STEP_REVENUE_USD] = 0.0
+    site[Site.STEP_PENALTY_USD] = 0.0
+    site[Site.STEP_WEAR_USD] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -252,6 +264,7 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
     progress = state.site_int[row]
     begin_s = state.site[row, Site.TIME_S] - tick_s * progress[SiteInt.SLICE] / slices
     while progress[SiteInt.TICK] < ticks:
+        look_outside(state, row, minute_of(state, path_start_s, begin_s))
         if progress[SiteInt.FREE] < most_arrivals(params, state, row, begin_s, tick_s, path_start_s):
             return NEEDS_SLOTS
         progress[SiteInt.SLICE] += admit(params, state, row, begin_s, tick_s, path_start_s)
@@ -310,6 +323,7 @@ def act_rows(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
 ) -> None:
     """Begin a control step of the given rows with one action each.
 
@@ -323,6 +337,7 @@ def act_rows(
         racks: int64[n, pools].
         most_batch: float64[n, pools].
         gate: float64[n, classes, Gate].
+        order: float64[n, Order].
     """
     params = Params(*params_arrays)
     state = State(*state_arrays)
@@ -339,4 +354,5 @@ def act_rows(
             racks[index],
             most_batch[index],
             gate[index],
+            order[index],
         )

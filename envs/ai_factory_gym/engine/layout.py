@@ -82,7 +82,7 @@ class SiteSpec(IntEnum):
     PUE_KELVIN = 13
     PUE_FREE_COOLING_C = 14
     IT_NAMEPLATE_W = 15
-    OUTDOOR_C = 16
+    OUTDOOR_C = 16  # as believed; State.site has that of the minute
     URGENT_S = 17  # deferrable work this close to its deadline is released at once
     THIN_FRACTION = 18  # trace replay: share of the last copy that is kept
     TRACE_SPAN_S = 19
@@ -90,6 +90,15 @@ class SiteSpec(IntEnum):
     DAYS_PER_TOKEN = 21  # days of the calendar of finishes per token of a decode pool's clock
     EFFORT = 22  # 1 where the operator may shorten answers
     COUPLED = 23  # 1 where two pools live in the same racks
+    BATTERY_W = 24  # largest power of the site's battery, in and out; 0 where there is none
+    BATTERY_J = 25  # what it holds
+    BATTERY_EFFICIENCY = 26  # of one way: what gets in over what is drawn, what comes out over what is taken
+    BATTERY_INITIAL_J = 27  # at the start of an episode
+    BATTERY_USD_PER_MWH = 28  # wear per MWh given
+    MONEY = 29  # 1 where tokens are paid for
+    PENALTY_SHARE = 30  # what a missed request costs, as a share of what it would have paid
+    DEMAND_USD_PER_W = 31  # charge for the highest draw of a quarter of an hour, per second of the episode
+    CAPITAL_USD_PER_S = 32
 
 
 class PoolSpec(IntEnum):
@@ -135,6 +144,9 @@ class ClassSpec(IntEnum):
     TARGET = 18
     EFFORT_LEAST = 19  # smallest share of their output that answers may be cut to; 1 where they may not
     EFFORT_LOSS = 20  # share of an answer's value that is lost there
+    INPUT_USD = 21  # what a prompt token pays
+    OUTPUT_USD = 22  # and an output token
+    BUDGET_USD_PER_S = 23  # what customers mean to spend; 0 where they have not said
 
 
 class Cell(IntEnum):
@@ -188,6 +200,29 @@ class Site(IntEnum):
     STEP_CLOCK_S = 30
     VALUE_TOKENS = 31  # good tokens at the value of full effort: what the answers were worth
     STEP_VALUE_TOKENS = 32
+    OUTDOOR_C = 33  # of this minute
+    USD_PER_MWH = 34
+    G_PER_KWH = 35
+    ENERGY_USD = 36
+    CARBON_KG = 37
+    STEP_ENERGY_USD = 38
+    STEP_CARBON_KG = 39
+    VARIES = 40  # 1 where price or carbon intensity change within the episode
+    BATTERY_ORDER = 41  # share of its power that the operator wants out of the battery, negative into it
+    BATTERY_CHARGE_J = 42
+    BATTERY_OUT_W = 43  # of the last segment, negative into it
+    BATTERY_IN_J = 44  # drawn to charge it
+    BATTERY_OUT_J = 45  # given by it
+    GRID_ENERGY_J = 46  # facility energy less what the battery gave, plus what it took
+    STEP_GRID_ENERGY_J = 47
+    STEP_BATTERY_LOSS_J = 48
+    STEP_REVENUE_USD = 49
+    STEP_PENALTY_USD = 50
+    STEP_WEAR_USD = 51  # of the battery
+    QUARTER_J = 52  # grid energy of the present quarter of an hour
+    QUARTER_S = 53  # how much of it has passed
+    PEAK_QUARTER_W = 54  # highest mean draw of any quarter of an hour
+    SCORED_S = 55  # time scored so far
 
 
 class SiteInt(IntEnum):
@@ -313,6 +348,8 @@ class Class(IntEnum):
     ADMISSION_OWED = 23  # requests let in too few so far, below one
     OUTPUT_FACTOR = 24  # length of answers over what the class is believed to have
     EFFORT = 25  # output the operator allows over that of full effort
+    REVENUE_USD = 26
+    PENALTY_USD = 27
 
 
 COHORT_COLUMNS = 16
@@ -392,12 +429,26 @@ class CapStep(IntEnum):
     ANNOUNCED_S = 2
 
 
+class World(IntEnum):
+    """Columns of ``State.world``, what varies around the site."""
+
+    OUTDOOR_C = 0
+    USD_PER_MWH = 1
+    G_PER_KWH = 2
+
+
 class Gate(IntEnum):
     """Columns of a decision by class."""
 
     ADMITTED = 0
     RELEASE = 1
     EFFORT = 2
+
+
+class Order(IntEnum):
+    """Columns of a decision for the site as a whole."""
+
+    BATTERY = 0
 
 
 class Params(NamedTuple):
@@ -450,6 +501,7 @@ class State(NamedTuple):
     log: Array  # float64[rows, lines, Log]
     perf: Array  # float64[rows, pools, coefficients]: the true ones, of which ``Params.perf`` is what the catalogue believes
     power: Array  # float64[rows, pools, coefficients], likewise
+    world: Array  # float64[rows, minutes, World]
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -505,6 +557,7 @@ def allocate(
         log=np.zeros((rows, log_lines, len(Log))),
         perf=np.zeros((rows, pools, coefficients[0])),
         power=np.zeros((rows, pools, coefficients[1])),
+        world=np.zeros((rows, minutes, len(World))),
     )
     for row in range(rows):
         clear_row(state, row)

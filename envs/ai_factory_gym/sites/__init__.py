@@ -10,6 +10,8 @@ from typing import Any
 
 from ai_factory_gym.catalogue import PHASES, PRECISIONS, Group, Model, Rack, load_models, load_racks, model, rack
 from ai_factory_gym.errors import ConfigError, check_count, check_flag, check_keys, check_range, check_text, unknown
+from ai_factory_gym.grid.series import SYNTHETIC, UNITS, Series, load_series
+from ai_factory_gym.sites.money import MoneyConfig, money_from_table
 from ai_factory_gym.workload.classes import RequestClass, load_classes
 
 SITES_PATH = Path(__file__).parent
@@ -208,6 +210,34 @@ class CoolingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BatteryConfig:
+    """A battery behind the site's grid connection.
+
+    Attributes:
+        power_w: Largest power, in and out, W.
+        energy_wh: What it holds, Wh.
+        round_trip_efficiency: What comes out over what was drawn to charge it (status assumed: large lithium-ion systems with their
+            converters, 0.85 to 0.9).
+        initial_charge: Share of ``energy_wh`` it holds when an episode begins.
+        wear_usd_per_mwh: Cost of wear per MWh given (status assumed: 300 USD/kWh of cells over 6,000 full cycles are 50).
+    """
+
+    power_w: float
+    energy_wh: float
+    round_trip_efficiency: float = 0.87
+    initial_charge: float = 1.0
+    wear_usd_per_mwh: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range("battery.power_w", self.power_w, 1.0, 1e11, "W")
+        check_range("battery.energy_wh", self.energy_wh, 1.0, 1e12, "Wh")
+        check_range("battery.round_trip_efficiency", self.round_trip_efficiency, 0.3, 1.0)
+        check_range("battery.initial_charge", self.initial_charge, 0.0, 1.0)
+        check_range("battery.wear_usd_per_mwh", self.wear_usd_per_mwh, 0.0, 1e4, "USD/MWh")
+
+
+@dataclass(frozen=True, slots=True)
 class SiteConfig:
     """A site: its cap, its racks, the model they serve and the traffic they get.
 
@@ -218,6 +248,9 @@ class SiteConfig:
         pools: Prefill pools first, then decode pools.
         demand_rps: Mean requests per second over a day, deferrable ones included.
         mix: Share of requests by class; sums to one.
+        series: What varies with time, by kind: a file's values or ``SYNTHETIC``; kinds that are not there are constants.
+        money: What it earns and pays, if that is to be metered.
+        battery: Battery behind the grid connection, if there is one.
         own_classes: Request classes of one's own; they come before shipped ones of the same name.
         group_edges: Prompt lengths that separate routing groups, tokens, increasing.
         max_context: Longest prompt + output the site serves, tokens; None is the model's own limit. A site that raises it
@@ -251,6 +284,9 @@ class SiteConfig:
     calibration: str = "user"
     description: str = ""
     own_classes: tuple[RequestClass, ...] = ()
+    series: tuple[tuple[str, Series | str], ...] = ()
+    battery: BatteryConfig | None = None
+    money: MoneyConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -390,6 +426,23 @@ def _own(where: str, table: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def _series(where: str, table: Any, folder: Path) -> tuple[tuple[str, Series | str], ...]:
+    """Return what varies with time: of each kind a file's values, or the word for a synthetic series."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: {table!r} is not allowed; must be a table of {', '.join(UNITS)}.")
+    check_keys(where, table, required=(), optional=tuple(UNITS))
+    found: list[tuple[str, Series | str]] = []
+    for kind in UNITS:
+        if kind in table:
+            given = table[kind]
+            if not isinstance(given, str) or not (given == SYNTHETIC or given.endswith((".csv", ".csv.gz"))):
+                raise ConfigError(
+                    f"{where}: {kind}: {given!r} is not allowed; must be {SYNTHETIC!r} or the name of a CSV file."
+                )
+            found.append((kind, SYNTHETIC if given == SYNTHETIC else load_series(folder / given, kind)))
+    return tuple(found)
+
+
 def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str | Path = ".") -> SiteConfig:
     """Build a site from a parsed table.
 
@@ -418,6 +471,7 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     if isinstance(values["model"], str):
         values["model"] = own["models"].get(values["model"], values["model"])
     values["own_classes"] = tuple(own["classes"].values())
+    values["series"] = _series(f"{source}: series", values.get("series", {}), Path(folder))
     if not isinstance(values["pools"], (list, tuple)) or not values["pools"]:
         raise ConfigError(f"{source}: pools: must be a list of at least one [[pools]] table.")
     pools = []
@@ -449,6 +503,19 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     values["mix"] = dict(values["mix"])
     if "brake" in values:
         values["brake"] = _subtable(f"{source}: brake", BrakeConfig, values["brake"])
+    if "money" in values:
+        served = [name for name, share in values["mix"].items() if share]
+        racks = list(dict.fromkeys(pool.rack_type.id for pool in values["pools"]))
+        values["money"] = money_from_table(f"{source}: money", values["money"], served, racks)
+    if "battery" in values:
+        if isinstance(values["battery"], Mapping):
+            check_keys(
+                f"{source}: battery",
+                values["battery"],
+                required=("power_w", "energy_wh"),
+                optional=[field.name for field in fields(BatteryConfig)],
+            )
+        values["battery"] = _subtable(f"{source}: battery", BatteryConfig, values["battery"])
     if "cooling" in values:
         values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
     return SiteConfig(**values)
