@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +42,7 @@ from ai_factory_gym.operating_point import SteadySite, steady_site
 from ai_factory_gym.params import LEAST_DECODE_SHARE, idle_facility_w, largest_rack_w, nameplate_it_w, site_pue
 from ai_factory_gym.physics.power import prefill_part
 from ai_factory_gym.sites import PoolConfig, SiteConfig, load_site
+from ai_factory_gym.sites.money import MoneyConfig
 from ai_factory_gym.validate import validate
 from tests import random_sites
 
@@ -174,6 +176,13 @@ def validate_text(site: Table) -> str:
         path = Path(folder) / "site.toml"
         path.write_text("\n".join(lines).replace("'", '"'), encoding="utf-8")
         return validate(str(path)) + describe(str(path))
+
+
+def test_racks_are_paid_for_once() -> None:
+    money = MoneyConfig(rack_usd_per_hour=((CPX, 360.0), ("gb300_nvl72", 180.0)))
+    for site, usd_per_hour in ((SHARED, 4 * 360.0), (AGGREGATED, 6 * 180.0)):
+        params = make(replace(load_site(site), money=money)).factory.params
+        assert params.site[SiteSpec.CAPITAL_USD_PER_S] * 3600.0 == pytest.approx(usd_per_hour)
 
 
 def test_describe_and_validate_say_what_is_shared() -> None:
