@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import ai_factory_baselines
-from ai_factory_gym import AIFactoryEnv, ConfigError, serving_point
+from ai_factory_gym import AIFactoryEnv, AIFactoryVectorEnv, ConfigError, serving_point
 from ai_factory_gym.catalogue import rack as find_rack
 from ai_factory_gym.describe import describe
+from ai_factory_gym.discrete import DiscreteLevers
 from ai_factory_gym.engine.layout import (
     DECODE,
     NOBODY,
@@ -674,6 +675,30 @@ def test_racks_that_are_not_as_catalogued_are_so_for_both_pools(name: str) -> No
         assert power[0] == pytest.approx(prefill_part(busy, env.factory.params.pool[0, PoolSpec.PREFILL_LIMIT]))
     largest_w = largest_rack_w(power, env.factory.params.pool)
     assert largest_w == pytest.approx(env.action_layout.rack_w)
+
+
+def test_rows_of_a_vector_environment_are_single_ones() -> None:
+    settings = {"scenario": "steady", "horizon_s": 300.0, "warmup_s": 60.0, "lambda_tokens_per_joule": 1.0}
+    rows = AIFactoryVectorEnv(num_envs=2, site=MIXED, levers=LEVERS, **settings)
+    rows.reset(seed=5)
+    single = make(MIXED, **settings)
+    single.reset(seed=6)
+    for action in wander(single, 4):
+        observation, reward, _, _, _ = rows.step(np.stack([action, action]))
+        alone = single.step(action)
+        assert (observation[1] == alone[0]).all()
+        assert reward[1] == alone[1]
+    rows.close()
+
+
+def test_discrete_choices_leave_out_a_routing_without_effect() -> None:
+    env = DiscreteLevers(make(MIXED), steps=5)
+    env.reset(seed=0)
+    layout, masks = env.unwrapped.action_layout, env.action_masks().reshape(-1, 5)
+    names = [pool.name for pool in env.unwrapped.pools if pool.phase == "decode"]
+    block = masks[layout["route_decode"]].reshape(-1, len(names), 5)
+    for k, name in enumerate(names):
+        assert (block[:, k].sum(axis=1) == (1 if name == "gb300_nvl72/decode" else 5)).all()
 
 
 @pytest.mark.parametrize("name", SITES)
