@@ -691,6 +691,12 @@ def test_rows_of_a_vector_environment_are_single_ones() -> None:
     rows.close()
 
 
+@pytest.mark.parametrize("name", SITES)
+def test_racks_in_two_pools_have_both_roles_already(name: str) -> None:
+    with pytest.raises(ConfigError, match="'role' is not possible"):
+        make(SITES[name], levers=("clock", "role"))
+
+
 def test_discrete_choices_leave_out_a_routing_without_effect() -> None:
     env = DiscreteLevers(make(MIXED), steps=5)
     env.reset(seed=0)
