@@ -95,6 +95,7 @@ def _report(
         params,
         state.site[row],
         state.cls[row],
+        state.cache[row],
         episodes.terms[row],
         episodes.scored[row],
         constants.usd_per_mwh,

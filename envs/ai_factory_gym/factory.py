@@ -25,7 +25,7 @@ from ai_factory_gym.control_step import (
     step_rows,
 )
 from ai_factory_gym.engine.kernel import DONE
-from ai_factory_gym.engine.layout import Array, CapStep, PoolSpec, Purpose
+from ai_factory_gym.engine.layout import Array, CapStep, PoolSpec, Purpose, SessionSpec
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
@@ -108,7 +108,9 @@ class Factory:
         batch = reference_batch(task.site, self.classes, self.params)
         self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
         self.mean_rate = self._mean_rate()
-        slices, size = lay_out(len(self.pools), len(self.classes), self.action_layout.size, task.levers)
+        slices, size = lay_out(
+            len(self.pools), len(self.classes), self.action_layout.size, task.levers, task.site.caches
+        )
         self.observation_layout = ObservationLayout(
             slices=slices,
             size=size,
@@ -122,7 +124,14 @@ class Factory:
             carbon=task.site.carbon_g_per_kwh / 500.0,
             pool_rack_w=self.action_layout.rack_w,
         )
-        self.info_keys = info_keys(tuple(cls.name for cls in self.classes))
+        sessions = (
+            self.params.session[:, SessionSpec.THINK_S] if len(self.params.session) else np.zeros(len(self.classes))
+        )
+        self.info_keys = info_keys(
+            tuple(cls.name for cls in self.classes),
+            tuple(cls.name for cls, think_s in zip(self.classes, sessions, strict=True) if think_s > 0.0),
+            task.site.caches,
+        )
         self._constants = Constants(
             clock_min=task.site.clock_min,
             scale_tokens=self._nominal_tokens(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, Site
+from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, SessionSpec, Site, Tier
 from ai_factory_gym.jit import inlined_kernel
 from ai_factory_gym.reward import TERMS
 
@@ -46,10 +46,30 @@ CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
 
-def info_keys(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms."""
+CACHE_KEYS = ("prompt_tokens", "cached_tokens", "loaded_tokens")
+"""Keys of a site with a prefix cache: prompt tokens of the requests whose prefill began, those of them that needed no work because
+their KV was there, and those of these that were loaded from host memory or the store."""
+
+TASK_KEYS = ("tasks_completed", "agent_hours", "think_hours")
+"""Keys of each class with sessions, behind ``class/<name>/``. Tasks are the expected number of those decided whose requests all met their
+SLO (requests decided in a control step over requests per task, times recent attainment to the power of requests per task: misses are taken
+as independent of each other). Agent hours are the time that the agent was busy: its answered requests were in the system. Think hours are
+the rest of the time up to a task's next request: share of requests that are followed x (requests answered x mean time to the next, less the
+time busy), at least 0. Arrivals do not wait for answers (open loop): slow answers shorten think hours, not the number of tasks."""
+
+
+def info_keys(classes: Sequence[str], sessions: Sequence[str] = (), cached: bool = False) -> tuple[str, ...]:
+    """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, prefix cache, tasks.
+
+    Args:
+        classes: Names of all classes.
+        sessions: Names of those with sessions, in the same order.
+        cached: Whether the site has a prefix cache.
+    """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
-    return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS))
+    of_tasks = (f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
+    of_cache = CACHE_KEYS if cached else ()
+    return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *of_cache, *of_tasks)
 
 
 @inlined_kernel
@@ -70,6 +90,7 @@ def write_info(
     params: Params,
     site: Array,
     cls: Array,
+    cache: Array,
     terms: Array,
     scored: bool,
     usd_per_mwh: float,
@@ -82,6 +103,7 @@ def write_info(
         params: Site parameters (attainment targets).
         site: float64[Site] of the row.
         cls: float64[classes, Class] of the row.
+        cache: float64[pools, Tier] of the row; no pools without a prefix cache.
         terms: This step's reward terms, float64[TERMS].
         scored: Whether the step began before the horizon; later ones cost nothing but what they find missed.
         usd_per_mwh: Price of electricity.
@@ -114,6 +136,25 @@ def write_info(
         at += len(CLASS_KEYS)
     for term in range(terms.shape[0]):
         out[at + term] = terms[term]
+    at += terms.shape[0]
+    if cache.shape[0] > 0:
+        for column in range(3):
+            out[at + column] = 0.0
+        for pool in range(cache.shape[0]):
+            out[at] += cache[pool, Tier.PROMPT]
+            out[at + 1] += cache[pool, Tier.CACHED]
+            out[at + 2] += cache[pool, Tier.LOADED]
+        at += 3
+    if params.session.shape[0] > 0:
+        for index in range(classes):
+            think_s = params.session[index, SessionSpec.THINK_S]
+            if think_s > 0.0:
+                counters = cls[index]
+                out[at] = counters[Class.TASKS]
+                out[at + 1] = counters[Class.BUSY_S] / 3600.0
+                between_s = counters[Class.ANSWERED] * think_s - counters[Class.BUSY_S]
+                out[at + 2] = max(0.0, params.session[index, SessionSpec.FOLLOWING] * between_s) / 3600.0
+                at += 3
     energy_j = site[Site.ENERGY_J]
     out[0] = site[Site.TIME_S]
     out[1] = site[Site.STEP_ENERGY_J] / elapsed

@@ -26,6 +26,7 @@ from ai_factory_gym.engine.layout import (
     PoolSpec,
     Site,
     State,
+    Tier,
     Transition,
 )
 from ai_factory_gym.errors import unknown
@@ -102,6 +103,19 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
 
 
+CACHE_BLOCKS: tuple[tuple[str, str, str], ...] = (
+    (
+        "pool_cached",
+        "pools",
+        "prefill: share of the prompt tokens of the last step that the prefix cache had; decode: 0",
+    ),
+)
+"""Name, length and meaning of the blocks that are there, behind all others, on a site with a prefix cache."""
+
+CACHED_BEGIN = len(LEVER_BLOCKS)
+"""Place of the first of ``CACHE_BLOCKS`` among the beginnings of optional blocks."""
+
+
 @dataclass(frozen=True)
 class ObservationLayout:
     """Where each block lies in the observation.
@@ -135,7 +149,8 @@ class ObservationLayout:
     @property
     def scales(self) -> tuple[Array, ...]:
         """Scales that differ by pool or class, and where the blocks of levers begin, as ``observe_row`` wants them."""
-        begins = [self.slices[name].start if name in self.slices else -1 for _, name, _, _ in LEVER_BLOCKS]
+        names = [*(name for _, name, _, _ in LEVER_BLOCKS), *(name for name, _, _ in CACHE_BLOCKS)]
+        begins = [self.slices[name].start if name in self.slices else -1 for name in names]
         return (
             self.pool_batch,
             self.pool_nameplate_w,
@@ -161,9 +176,13 @@ class ObservationLayout:
         return self.slices[block]
 
 
-def lay_out(pools: int, classes: int, actions: int, levers: Sequence[str] = ()) -> tuple[dict[str, slice], int]:
-    """Return the slices of all blocks and the length of the observation, those of levers in use among them."""
+def lay_out(
+    pools: int, classes: int, actions: int, levers: Sequence[str] = (), cached: bool = False
+) -> tuple[dict[str, slice], int]:
+    """Return the slices of all blocks and the length of the observation, those of levers in use and of a prefix cache among them."""
     blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
+    if cached:
+        blocks.extend(CACHE_BLOCKS)
     lengths = {"pools": pools, "classes": classes, "actions": actions}
     slices = {}
     begin = 0
@@ -295,7 +314,7 @@ def _class_due(params: Params, state: State, row: int, cls: int, now_s: float) -
 def _lever_blocks(
     params: Params, state: State, row: int, out: Array, begins: Array, batch: Array, rack_w: Array, now_s: float
 ) -> None:
-    """Write the blocks of ``LEVER_BLOCKS`` that are there."""
+    """Write the blocks of ``LEVER_BLOCKS`` and ``CACHE_BLOCKS`` that are there."""
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         if begins[0] >= 0:
@@ -303,6 +322,10 @@ def _lever_blocks(
         if begins[1] >= 0:
             decode = params.pool[pool, PoolSpec.PHASE] != PREFILL
             out[begins[1] + pool] = min(LIMIT, numbers[Pool.MAX_BATCH] / batch[pool]) if decode else 0.0
+        if begins[CACHED_BEGIN] >= 0:
+            tier = state.cache[row, pool]
+            prompt = tier[Tier.STEP_PROMPT]
+            out[begins[CACHED_BEGIN] + pool] = tier[Tier.STEP_CACHED] / prompt if prompt > 0.0 else 0.0
     for cls in range(params.cls.shape[0]):
         if begins[2] >= 0:
             out[begins[2] + cls] = state.cls[row, cls, Class.ADMITTED]

@@ -85,6 +85,8 @@ class SiteSpec(IntEnum):
     TRACE_SPAN_S = 19
     SLICES = 20  # slices of a tick that are entered one by one while a decode pool is nearly full
     DAYS_PER_TOKEN = 21  # days of the calendar of finishes per token of a decode pool's clock
+    STORE_BYTES = 22  # KV the site's shared store holds; 0 without one, and without any prefix cache
+    STORE_BYTES_PER_S = 23
 
 
 class PoolSpec(IntEnum):
@@ -296,6 +298,9 @@ class Class(IntEnum):
     ADMITTED = 21  # share of arrivals that the operator lets in
     RELEASE = 22  # operator's hand on deferred work: -1 holds it back, 0 leaves it to the built-in rule, 1 releases it
     ADMISSION_OWED = 23  # requests let in too few so far, below one
+    TASKS = 24  # classes with sessions: expected tasks all of whose requests were met
+    BUSY_S = 25  # classes with sessions: time in the system of the requests that were answered, summed
+    ANSWERED = 26  # classes with sessions: requests that were answered
 
 
 COHORT_COLUMNS = 16
@@ -321,6 +326,10 @@ class Cohort(IntEnum):
     FIRST_TOKEN_S = 11
     G_ADMIT = 12
     ARRIVAL_S = 13
+    # Written and read only where the site has a prefix cache; means over the cohort's requests.
+    CACHED_SQ = 4  # what of PROMPT_SQ needs no work, tokens squared
+    LOADED_S = 5  # when the cached tokens have been loaded; once prefill has begun, by how long they delay its end
+    LOADED = 14  # cached tokens that are loaded from host memory or the store
 
 
 class CohortInt(IntEnum):
@@ -381,6 +390,72 @@ class Gate(IntEnum):
     RELEASE = 1
 
 
+class CacheSpec(IntEnum):
+    """Columns of ``Params.cache``: where one rack of a pool keeps the KV of prompts it has worked off."""
+
+    HBM_BYTES = 0
+    HOST_BYTES = 1
+    HOST_BYTES_PER_S = 2
+
+
+class SessionSpec(IntEnum):
+    """Columns of ``Params.session``: how requests of a class repeat what earlier ones had in their prompts."""
+
+    FOLLOWING = 0  # share of requests that follow another of their session
+    REUSE_SHARE = 1  # share of their prompt that the one before had
+    THINK_S = 2  # mean time since then, s; 0 for a class without sessions
+    MEMORY_S = 3  # time over which flows of the class's contexts are smoothed, s
+    TURNS = 4  # requests per task
+
+
+class Tier(IntEnum):
+    """Columns of ``State.cache``, one line per pool."""
+
+    HBM_S = 0  # characteristic time: a context not asked for again for this long has left HBM
+    HOST_S = 1  # and has left host memory
+    RACKS = 2  # racks awake when that was worked out
+    HOST_FREE_S = 3  # when what has been asked of host memory will have been loaded
+    STEP_PROMPT = 4  # prompt tokens of the requests whose prefill began in this control step
+    STEP_CACHED = 5  # those that needed no work
+    PROMPT = 6  # the same over the scored requests
+    CACHED = 7
+    LOADED = 8  # of these, loaded from host memory or the store
+
+
+class Store(IntEnum):
+    """Columns of ``State.store``: the site's shared KV store, and when contexts were looked at."""
+
+    STORE_S = 0  # characteristic time
+    FREE_S = 1  # when what has been asked of it will have been loaded
+    UPDATED_S = 2
+
+
+class Context(IntEnum):
+    """Columns of ``State.context``: contexts of one class that one prefill pool has worked off."""
+
+    NEW = 0  # requests since the last update
+    NEW_TOKENS = 1  # their prompt tokens
+    PER_S = 2  # requests/s, smoothed
+    TOKENS_PER_S = 3
+    KEPT_PER_S = 4  # requests/s, smoothed, without those whose rack has fallen asleep since
+    SEEN = 5  # weight of the smoothing so far: 1 when it has gone on for long
+    SHARE = 6  # probability that the session of a request routed here was here before and its rack is awake
+    IN_HBM = 7  # probability that a request routed here finds its context in each tier
+    IN_HOST = 8
+    IN_STORE = 9
+
+
+class Found(IntEnum):
+    """Columns of ``State.found``: tokens per request of a cell that a tick of a trace finds in a pool, by tier."""
+
+    HBM = 0
+    HBM_SQ = 1  # what they take off the squared prompt, tokens squared
+    HOST = 2
+    HOST_SQ = 3
+    STORE = 4
+    STORE_SQ = 5
+
+
 class Params(NamedTuple):
     """Everything constant in an episode and equal for all rows."""
 
@@ -396,6 +471,17 @@ class Params(NamedTuple):
     trace_prompt: Array  # float64[requests]
     trace_output: Array  # float64[requests]
     trace_cell: Array  # int64[requests] index into ``cell``
+    cache: Array  # float64[pools, CacheSpec]; no lines on a site without a prefix cache
+    session: (
+        Array  # float64[classes, SessionSpec]; no lines where no class has sessions and the site has no prefix cache
+    )
+    age: Array  # float64[classes, ages] s, how long ago what a trace repeats was seen: quantiles by tokens; empty without a trace
+    seen_begin: (
+        Array  # int64[requests + 1] which segments of repeated tokens are a request's; empty without a prefix cache
+    )
+    seen_tokens: Array  # float64[segments] tokens, in the order of the prompt
+    seen_age_s: Array  # float64[segments] s since they were last seen
+    seen_by: Array  # int64[segments] request of the trace in which that was
 
 
 class State(NamedTuple):
@@ -429,6 +515,11 @@ class State(NamedTuple):
     owed: Array  # float64[rows, cells] output tokens a cell's cohorts have had too few of
     draw: Array  # float64[rows, cells, Draw] of the last tick, cohort resolution
     log: Array  # float64[rows, lines, Log]
+    cache: Array  # float64[rows, pools, Tier]; no pools on a site without a prefix cache, as the next three
+    context: Array  # float64[rows, classes, pools, Context]
+    found: Array  # float64[rows, cells, pools, Found]; no cells without a trace
+    store: Array  # float64[rows, Store]
+    chance: Array  # uint64[rows, 4] random stream that tells which single requests find their context
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -450,8 +541,10 @@ def allocate(
     copies: int,
     trace_requests: int,
     log_lines: int,
+    cached: bool = False,
 ) -> State:
-    """Return zeroed state arrays of the given sizes, every slot free."""
+    """Return zeroed state arrays of the given sizes, every slot free; ``cached`` says whether there is a prefix cache."""
+    caches = pools if cached else 0
     state = State(
         site=np.zeros((rows, len(Site))),
         site_int=np.zeros((rows, len(SiteInt)), dtype=np.int64),
@@ -481,6 +574,11 @@ def allocate(
         owed=np.zeros((rows, cells)),
         draw=np.zeros((rows, cells, len(Draw))),
         log=np.zeros((rows, log_lines, len(Log))),
+        cache=np.zeros((rows, caches, len(Tier))),
+        context=np.zeros((rows, classes, caches, len(Context))),
+        found=np.zeros((rows, cells if trace_requests else 0, caches, len(Found))),
+        store=np.zeros((rows, len(Store))),
+        chance=np.zeros((rows, 4), dtype=np.uint64),
     )
     for row in range(rows):
         clear_row(state, row)

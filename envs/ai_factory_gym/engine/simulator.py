@@ -10,6 +10,7 @@ import numpy as np
 from ai_factory_gym.engine import kernel
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
+    PREFILL,
     REQUEST,
     Array,
     CapStep,
@@ -25,6 +26,8 @@ from ai_factory_gym.engine.layout import (
     SiteInt,
     SiteSpec,
     State,
+    Store,
+    Tier,
     allocate,
     clear_row,
     grow,
@@ -175,6 +178,13 @@ class Engine:
         pool[:, Pool.MAX_BATCH] = params.pool[:, PoolSpec.MAX_BATCH]
         state.cls[row, :, Class.ADMITTED] = 1.0
         state.pool_int[row, :, PoolInt.ACTIVE] = params.pool[:, PoolSpec.RACKS].astype(np.int64)
+        if len(params.cache):
+            # A stream of its own, so that no other changes. What was before the episode is taken to have been like its first minutes.
+            state.chance[row] = seed_stream(episode.streams[Purpose.SHIFTS].spawn(1)[0])
+            state.store[row, Store.UPDATED_S] = episode.path_start_s
+            state.store[row, Store.STORE_S] = math.inf if params.site[SiteSpec.STORE_BYTES] > 0.0 else 0.0
+            prefill = params.pool[:, PoolSpec.PHASE] == PREFILL
+            state.cache[row, prefill, Tier.HBM_S] = state.cache[row, prefill, Tier.HOST_S] = math.inf
         # A copy starts at its first request that is due: times of a repeating copy rise with the cursor.
         if len(params.trace_time):
             span_s = params.site[SiteSpec.TRACE_SPAN_S]
@@ -216,6 +226,7 @@ class Engine:
             copies=len(episode.shift),
             trace_requests=len(params.trace_time),
             log_lines=self._log_lines,
+            cached=len(params.cache) > 0,
         )
         self._replace(state)
 
@@ -291,6 +302,7 @@ class Engine:
         state.cls[row] = 0.0
         state.cls[row][:, list(history)] = saved
         state.histogram[row] = 0
+        state.cache[row, :, [Tier.PROMPT, Tier.CACHED, Tier.LOADED]] = 0.0
         state.pool[row, :, Pool.ENERGY_J] = 0.0
         state.pool[row, :, Pool.G_OPEN] = state.pool[row, :, Pool.G]
         state.pool[row, :, Pool.G_CLOSE] = math.inf

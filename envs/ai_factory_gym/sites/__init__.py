@@ -20,6 +20,51 @@ MAX_BATCH = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Where a rack of a prefill pool keeps the KV of prompts it has worked off.
+
+    Attributes:
+        hbm_gb: GPU memory beside the weights, GB per rack.
+        host_gb: Host memory, GB per rack; takes what HBM has no room for any more.
+        host_gb_s: Bandwidth from host memory to the GPUs, GB/s per rack; a replica has its part of it.
+    """
+
+    hbm_gb: float = 0.0
+    host_gb: float = 0.0
+    host_gb_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        for key in ("hbm_gb", "host_gb"):
+            check_range(f"cache.{key}", getattr(self, key), 0.0, 1e7, "GB")
+        check_range("cache.host_gb_s", self.host_gb_s, 0.0, 1e6, "GB/s")
+        if self.hbm_gb == 0.0 and self.host_gb == 0.0:
+            raise ConfigError("cache: neither hbm_gb nor host_gb is given; leave the cache out of a pool without one.")
+        if (self.host_gb > 0.0) != (self.host_gb_s > 0.0):
+            raise ConfigError(
+                f"cache.host_gb_s: {self.host_gb_s!r} is not allowed with host_gb {self.host_gb!r}; give both or neither."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """A store of KV that all prefill pools share and that nobody's sleep empties.
+
+    Attributes:
+        gb: Its size, GB.
+        gb_s: Its bandwidth, GB/s in all; a replica has no more of it than its scale-out links carry.
+    """
+
+    gb: float
+    gb_s: float
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range("kv_store.gb", self.gb, 1e-3, 1e10, "GB")
+        check_range("kv_store.gb_s", self.gb_s, 1e-3, 1e8, "GB/s")
+
+
+@dataclass(frozen=True, slots=True)
 class PoolConfig:
     """The racks of one type that do one phase.
 
@@ -36,6 +81,7 @@ class PoolConfig:
         mtp: Multi-token prediction in decode.
         max_batch: Most requests in flight on a decode replica.
         min_active: Fewest racks the operator may keep awake; 0 lets the pool be emptied.
+        cache: Prefix cache of a prefill pool; None for none.
     """
 
     rack: str | Rack
@@ -50,6 +96,7 @@ class PoolConfig:
     mtp: bool = False
     max_batch: int = MAX_BATCH
     min_active: int = 1
+    cache: CacheConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -71,6 +118,8 @@ class PoolConfig:
         check_range(f"{where}.min_active", self.min_active, 0, self.racks)
         if self.phase == "prefill" and (self.mtp or self.ep is not None or self.max_batch != MAX_BATCH):
             raise ConfigError(f"{where}: mtp, ep and max_batch are settings of decode pools.")
+        if self.cache is not None and self.phase != "prefill":
+            raise ConfigError(f"{where}.cache: is a setting of prefill pools.")
         if self.phase == "decode" and self.pp != 1:
             raise ConfigError(
                 f"{where}.pp: {self.pp!r} is not allowed; pipeline stages are a setting of prefill pools."
@@ -195,6 +244,7 @@ class SiteConfig:
         cooling: PUE.
         electricity_usd_per_mwh: Energy price.
         carbon_g_per_kwh: Carbon intensity of the supply.
+        kv_store: Store of KV that all prefill pools share; None for none.
         calibration: Which model constants the site's figures were set with.
         description: A sentence for people.
     """
@@ -217,6 +267,7 @@ class SiteConfig:
     calibration: str = "user"
     description: str = ""
     own_classes: tuple[RequestClass, ...] = ()
+    kv_store: StoreConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -259,6 +310,11 @@ class SiteConfig:
             raise ConfigError(f"{where}mix: shares sum to {total:.6g}; they must sum to 1.")
 
     @property
+    def caches(self) -> bool:
+        """Whether prompts find what earlier ones have left: some pool has a prefix cache, or the site a store."""
+        return self.kv_store is not None or any(pool.cache is not None for pool in self.pools)
+
+    @property
     def served_model(self) -> Model:
         """The catalogue entry of the served model."""
         return model(self.model)
@@ -279,11 +335,11 @@ def site_names() -> list[str]:
     return sorted(path.stem for path in SITES_PATH.glob("*.toml"))
 
 
-def _subtable(where: str, kind: type[Any], table: Any) -> Any:
+def _subtable(where: str, kind: type[Any], table: Any, required: tuple[str, ...] = ()) -> Any:
     """Build one of the small dataclasses from its table."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}: {table!r} is not allowed; must be a table.")
-    check_keys(where, table, required=(), optional=[f.name for f in fields(kind)])
+    check_keys(where, table, required=required, optional=[f.name for f in fields(kind) if f.name not in required])
     return kind(**table)
 
 
@@ -355,6 +411,8 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         if isinstance(entry["rack"], str):
             entry = {**entry, "rack": own["racks"].get(entry["rack"], entry["rack"])}
         try:
+            if "cache" in entry:
+                entry = {**entry, "cache": _subtable("cache", CacheConfig, entry["cache"])}
             pools.append(PoolConfig(**entry))
         except ConfigError as error:
             text = str(error)
@@ -371,6 +429,8 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         values["brake"] = _subtable(f"{source}: brake", BrakeConfig, values["brake"])
     if "cooling" in values:
         values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
+    if "kv_store" in values:
+        values["kv_store"] = _subtable(f"{source}: kv_store", StoreConfig, values["kv_store"], ("gb", "gb_s"))
     return SiteConfig(**values)
 
 

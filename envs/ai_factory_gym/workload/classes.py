@@ -41,6 +41,7 @@ _DEMAND_UNITS = {
     "burst_exposure": "1",
 }
 _CLASS_UNITS = {"requests_per_task": "1"}
+_SESSION_UNITS = {"reuse_share": "1", "think": "s"}
 
 
 class Provenance(NamedTuple):
@@ -51,6 +52,28 @@ class Provenance(NamedTuple):
     unit: str
     status: str
     source: str
+
+
+MOST_REUSE = 0.99
+"""Largest share of a prompt that may repeat: something has to be new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """How the requests of a task follow each other; a task has ``RequestClass.requests_per_task`` of them.
+
+    Attributes:
+        reuse_share: Share of the prompt of every request but a task's first that the prompt before had: the context that is carried on.
+        think_s: Mean time from one request of a task to its next, s (exponential): the answer, tools, and the user who thinks.
+    """
+
+    reuse_share: float
+    think_s: float
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range("reuse_share", self.reuse_share, 0.0, MOST_REUSE)
+        check_range("think_s", self.think_s, 0.1, 30 * 86400.0, "s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +97,7 @@ class RequestClass:
         deadline_s: A deferrable request undone this long after its arrival is missed, s; 0 for the others.
         attainment_target: Share of requests that must meet both SLOs for a policy to be feasible.
         requests_per_task: Requests one user task takes (agents ask many times).
+        session: How these follow each other; None for a class whose requests stand alone.
         demand: Daily curve, overdispersion and exposure to bursts.
         provenance: Unit, status and source of every number.
     """
@@ -93,6 +117,7 @@ class RequestClass:
     requests_per_task: float = 1.0
     demand: DemandProfile = DemandProfile()
     provenance: tuple[Provenance, ...] = ()
+    session: Session | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -104,6 +129,10 @@ class RequestClass:
         check_range(where + "patience_s", self.patience_s, 0.0, 30 * 86400.0, "s")
         check_range(where + "attainment_target", self.attainment_target, 0.0, 1.0)
         check_range(where + "requests_per_task", self.requests_per_task, 1.0, 1e6)
+        if self.session is not None and self.requests_per_task <= 1.0:
+            raise ConfigError(
+                f"{where}requests_per_task: {self.requests_per_task!r} is not allowed with a session; must be above 1."
+            )
         if self.deferrable:
             check_range(where + "deadline_s", self.deadline_s, 1.0, 30 * 86400.0, "s")
         elif self.deadline_s != 0.0:
@@ -158,11 +187,22 @@ def _demand(where: str, raw: Any, out: list[Provenance]) -> DemandProfile:
         raise ConfigError(f"{where}.{error}") from None
 
 
+def _session(where: str, raw: Any, out: list[Provenance]) -> Session:
+    numbers = _table(where, raw, _SESSION_UNITS, (), out)
+    try:
+        return Session(reuse_share=numbers["reuse_share"], think_s=numbers["think"])
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+
+
 def _build(name: str, raw: Any) -> RequestClass:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{name}: {raw!r} is not allowed; must be a table describing a request class.")
     check_keys(
-        name, raw, required=("description", "prompt", "output", "slo"), optional=("demand", "deferrable", *_CLASS_UNITS)
+        name,
+        raw,
+        required=("description", "prompt", "output", "slo"),
+        optional=("demand", "deferrable", "session", *_CLASS_UNITS),
     )
     deferrable = raw.get("deferrable", False)
     if not isinstance(deferrable, bool):
@@ -174,6 +214,7 @@ def _build(name: str, raw: Any) -> RequestClass:
     requests_per_task = 1.0
     if "requests_per_task" in raw:
         requests_per_task = _number(name, "requests_per_task", raw["requests_per_task"], "1", notes)
+    session = _session(f"{name}.session", raw["session"], notes) if "session" in raw else None
     return RequestClass(
         name=name,
         description=str(raw["description"]),
@@ -190,6 +231,7 @@ def _build(name: str, raw: Any) -> RequestClass:
         requests_per_task=requests_per_task,
         demand=_demand(f"{name}.demand", raw.get("demand", {}), notes),
         provenance=tuple(notes),
+        session=session,
     )
 
 
