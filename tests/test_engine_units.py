@@ -85,6 +85,7 @@ def empty_state() -> State:
         copies=0,
         trace_requests=0,
         log_lines=0,
+        coefficients=(15, 12),
     )
 
 

@@ -19,8 +19,9 @@ from ai_factory_gym.engine.layout import DECODE, Array, Class, ClassSpec, Gate, 
 from ai_factory_gym.levers import DEFAULT_LEVERS, LEAST_LIMIT, LEVERS
 from ai_factory_gym.observation import BLOCKS, LEVER_BLOCKS
 from ai_factory_gym.sites import load_site
+from ai_factory_gym.workload.effort import answer_value
 
-EXTRA = ("power_limit", "batch_ceiling", "admission", "deferral")
+EXTRA = ("power_limit", "batch_ceiling", "admission", "deferral", "effort")
 NOON = {"start_time_s": 12 * 3600.0, "horizon_s": 1200.0, "warmup_s": 600.0}
 CLASSES = ("chat", "customer_service", "ecommerce_agent", "reasoning", "coding", "batch")
 
@@ -59,6 +60,9 @@ def test_a_lever_at_zero_changes_nothing(lever: str, resolution: str) -> None:
     wider[:, : plain.action_layout.size] = drawn
     seen, infos = play(plain, drawn)
     also_seen, also_infos = play(fitted, wider)
+    for info in also_infos:
+        # Where answers may be shortened, info has their value: that of the good tokens at full effort.
+        assert info.pop("value_tokens", info["good_tokens"]) == info["good_tokens"]
     assert infos == also_infos
     for name, place in plain.observation_layout.slices.items():
         width = place.stop - place.start
@@ -79,7 +83,7 @@ def test_dimensions_and_blocks_are_documented() -> None:
     env = make(LEVERS)
     decode = int((env.factory.params.pool[:, PoolSpec.PHASE] == DECODE).sum())
     sizes = {name: place.stop - place.start for name, place in env.action_layout.slices.items()}
-    assert [sizes[name] for name in EXTRA] == [4, decode, len(CLASSES), 1]
+    assert [sizes[name] for name in EXTRA] == [4, decode, len(CLASSES), 1, 1]
     for lever, block, _, _ in LEVER_BLOCKS:
         assert lever in EXTRA and f"``{block}`` *" in str(AIFactoryEnv.__doc__)
         assert env.observation_layout[block].start >= env.observation_layout["previous_action"].stop
@@ -89,7 +93,7 @@ def test_dimensions_and_blocks_are_documented() -> None:
     assert ai_factory_gym.AIFactoryEnv(site="edge").action_layout.levers == DEFAULT_LEVERS
 
 
-@given(st.lists(st.sampled_from(LEVERS), min_size=1, max_size=8, unique=True))
+@given(st.lists(st.sampled_from(LEVERS), min_size=1, max_size=len(LEVERS), unique=True))
 @settings(max_examples=12, deadline=None)
 def test_any_subset_composes(levers: list[str]) -> None:
     env = AIFactoryEnv(site="edge", levers=tuple(levers), horizon_s=180.0, warmup_s=60.0)
@@ -229,12 +233,59 @@ def test_work_held_back_to_its_deadline_is_still_done() -> None:
     assert info[f"class/{batch.name}/attainment"] > 0.99
 
 
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+def test_less_effort_shortens_answers_of_its_class_and_keeps_their_value(resolution: str) -> None:
+    # Below the cap: at full clock the brake would limit the draw.
+    scale = 0.05 if resolution == "request" else 0.5
+    env = make(("clock", "active_racks", "effort"), resolution=resolution, scenario="steady", demand_scale=scale)
+    which = [cls.name for cls in env.classes].index("reasoning")
+    spec = env.classes[which]
+    emitted, worth, energy, served = [], [], [], []
+    for effort in (1.0, 0.6, 0.33):
+        infos = constant(env, effort=effort)
+        counters = env.factory.engine.state.cls[0]
+        assert counters[which, Class.EFFORT] == pytest.approx(effort, abs=1e-6)
+        assert (np.delete(counters[:, Class.EFFORT], which) == 1.0).all()
+        emitted.append(infos[-1]["output_tokens"])
+        worth.append(infos[-1]["value_tokens"] / infos[-1]["good_tokens"])
+        energy.append(infos[-1]["energy_j"])
+        served.append(infos[-1]["requests_met_slo"])
+    assert emitted[0] > emitted[1] > emitted[2] and energy[0] > energy[1] > energy[2]
+    assert worth[0] == 1.0 and worth[0] < worth[1] < worth[2] < (1.0 - spec.effort_value_loss) / 0.33
+    # Shorter answers end sooner, never later.
+    assert served[0] <= served[1] <= served[2]
+
+
+def test_the_value_of_an_answer() -> None:
+    assert answer_value(1.0, 0.3, 0.1) == 1.0
+    assert answer_value(0.3, 0.3, 0.1) == pytest.approx(0.9)
+    values = [answer_value(effort, 0.3, 0.1) for effort in np.linspace(0.3, 1.0, 8)]
+    assert all(low < high for low, high in itertools.pairwise(values))
+
+
+def test_no_request_is_worth_missing_at_a_smaller_effort() -> None:
+    # What is missed costs what it would have been worth, not the few tokens it would have emitted.
+    lost = []
+    for effort in (1.0, 0.33):
+        env = make(("clock", "active_racks", "admission", "effort"), scenario="steady")
+        env.reset(seed=3)
+        away = np.ones(len(env.classes))
+        away[[cls.name for cls in env.classes].index("reasoning")] = 0.0
+        action = env.action_layout.encode(clock=1.0, racks=env.action_layout.racks, admitted=away, effort=effort)
+        lost.append(sum(env.step(action)[4]["reward_terms/missed"] for _ in range(20)))
+    assert lost[0] == lost[1] < 0.0
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match="levers: unknown value 'power_limits'.*Did you mean 'power_limit'"):
         make(("power_limits",))
     chat_only = dataclasses.replace(load_site("edge"), mix={"chat": 1.0})
     with pytest.raises(ConfigError, match="levers: 'deferral' is not possible: no class"):
         AIFactoryEnv(site=chat_only, levers=("deferral",), lambda_tokens_per_joule="estimate")
+    with pytest.raises(
+        ConfigError, match="levers: 'effort' is not possible: no class of this site has an .effort. table"
+    ):
+        AIFactoryEnv(site=chat_only, levers=("effort",), lambda_tokens_per_joule="estimate")
     with pytest.raises(ConfigError, match="'admission' is given twice"):
         make(("admission", "clock", "admission"))
 

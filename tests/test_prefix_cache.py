@@ -261,7 +261,8 @@ def test_a_store_serves_every_pool() -> None:
     assert hit_share(stored) == pytest.approx(FOLLOWING * REUSE, rel=1e-6)
     assert hit_share(only) == pytest.approx(FOLLOWING * REUSE, rel=1e-6)
     assert hit_share(spread) < 0.7 * hit_share(stored)
-    assert only["loaded_tokens"] == only["cached_tokens"]
+    # Loads are counted on arrival, what is found when prefill begins.
+    assert only["loaded_tokens"] == pytest.approx(only["cached_tokens"], rel=0.01)
     assert 0.0 < stored["loaded_tokens"] < stored["cached_tokens"]
 
 

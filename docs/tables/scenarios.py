@@ -7,6 +7,7 @@ page is stale.
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ larger overdispersion applies. A scenario of one's own is a TOML file of the sam
 local time; every event is drawn once per episode and returns daily. `diurnal` is the one to train on; the others are held out.
 
 Tables: `[[bursts]]` raise all demand, each class by its exposure; `[[cap_events]]` lower the cap, known `notice_s` before; `[[shifts]]` change
-the demand of some classes for hours. Agents' training and evaluation seeds never meet, whatever the scenario.
+the demand of some classes for hours; `[mismatch]` makes the site differ from its catalogue by a draw per episode that nothing shows but
+its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and evaluation seeds never meet, whatever the scenario.
 
 This page is written by `python docs/tables/scenarios.py`.
 
@@ -66,6 +68,13 @@ def events(chosen: Scenario) -> list[str]:
         f"{_hours(s.window_start_hour, s.window_end_hour)}, within {s.ramp_min:g} min"
         for s in chosen.shifts
     ]
+    spreads = [
+        f"{f.name.replace('_', ' ')} x 1/{1 + v:g} to {1 + v:g}"
+        for f in fields(chosen.mismatch)
+        if (v := getattr(chosen.mismatch, f.name))
+    ]
+    if spreads:
+        lines.append(f"hidden, once per episode: {', '.join(spreads)}")
     return lines
 
 

@@ -146,7 +146,7 @@ def step_rows(
     outcome = Outcome(*outcome_arrays)
     constants = Constants(*numbers)
     bias, ceiling, power_limit_w, racks, most_batch, gate = decision_arrays
-    begins, pool_racks, racks_span, most, deferrable = lever_arrays
+    begins, pool_racks, racks_span, most, deferrable, least_effort = lever_arrays
     result = DONE
     for index in range(rows.shape[0]):
         row = rows[index]
@@ -160,6 +160,7 @@ def step_rows(
                 racks_span,
                 most,
                 deferrable,
+                least_effort,
                 constants.clock_min,
                 bias[row],
                 ceiling[row],

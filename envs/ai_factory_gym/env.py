@@ -46,6 +46,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``batch_ceiling`` * | decode pools | 1/8 of the reference batch | the pool's own | the pool's own |
     | ``admission`` * | classes | everything turned away | everything let in | everything let in |
     | ``deferral`` * | deferrable classes | work waits for its deadline | the built-in rule | released at once |
+    | ``effort`` * | classes that may be cut | the shortest answers of the class | full effort | full effort |
 
     Levers with a * are not in use unless ``levers`` names them, and neutral at zero: an episode is then the same as without.
 
@@ -88,6 +89,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``pool_batch_ceiling`` * | pools | decode: batch ceiling / reference batch |
     | ``class_admitted`` * | classes | share of arrivals let in |
     | ``class_due`` * | classes | time left to the oldest deferred request / deadline |
+    | ``class_effort`` * | classes | output allowed / output at full effort |
 
     Blocks with a * are there when their lever is in use.
 

@@ -30,6 +30,7 @@ from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
+from ai_factory_gym.mismatch import NO_SPREAD, Truth, check_idle_power, draw_truth, truth_of
 from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out
 from ai_factory_gym.params import build_params, check_cap, reference_batch
 from ai_factory_gym.reward import TERMS, energy_price_factor
@@ -102,8 +103,9 @@ class Factory:
             trace=task.trace,
             trace_labels=None if task.trace is None else task.trace_labels(),
             thin_fraction=self._thin,
+            effort="effort" in task.levers,
         )
-        check_cap(task.site, task.site.cap_w * task.scenario.lowest_cap_fraction)
+        self._check(task.scenario)
         self.engine = Engine(self.params, rows=rows, log_lines=log_lines)
         batch = reference_batch(task.site, self.classes, self.params)
         self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
@@ -129,6 +131,7 @@ class Factory:
         )
         self.info_keys = info_keys(
             tuple(cls.name for cls in self.classes),
+            "effort" in task.levers,
             tuple(cls.name for cls, think_s in zip(self.classes, sessions, strict=True) if think_s > 0.0),
             task.site.caches,
         )
@@ -163,6 +166,12 @@ class Factory:
         """Refuse to go on before every row was reset (ResetNeeded)."""
         if len(self._begun) < self.rows:
             raise ResetNeeded("reset() has to be called first, for every row.")
+
+    def _check(self, chosen: Scenario) -> None:
+        """Refuse a scenario under which the site cannot work (ConfigError)."""
+        spread = chosen.mismatch.idle_power
+        check_idle_power(self.params, [pool.name for pool in self.pools], spread)
+        check_cap(self.task.site, self.task.site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
 
     def _mean_rate(self) -> Array:
         """Return mean requests/s per class."""
@@ -245,7 +254,7 @@ class Factory:
                 f"make a new environment with scenario={chosen.name!r}."
             )
         check_shifts(chosen, task.site)
-        check_cap(task.site, task.site.cap_w * chosen.lowest_cap_fraction)
+        self._check(chosen)
         horizon_s = check_range(
             "options: horizon_s", options.get("horizon_s", task.horizon_s), task.control_interval_s, 3.2e7, "s"
         )
@@ -276,7 +285,20 @@ class Factory:
         if self._thin < 1.0:
             shift = np.append(shift, plan.thin_shift_s)
             kept = np.asarray(unit_hash(np.arange(len(kept)), plan.salt) < self._thin)
-        return Episode(path_start_s, rate, hazard, cap_steps, shift, kept, streams)
+        # A stream of its own: what else is drawn does not depend on whether there is a mismatch.
+        truth = None
+        if chosen.mismatch != NO_SPREAD:
+            stream = streams[Purpose.FAULTS].spawn(1)[0]
+            racks = [pool.rack_type.id for pool in self.pools]
+            truth = draw_truth(
+                stream, chosen.mismatch, self.params.pool[:, PoolSpec.PHASE], racks, len(self.params.cls)
+            )
+        return Episode(path_start_s, rate, hazard, cap_steps, shift, kept, streams, truth)
+
+    def truth(self, row: int = 0) -> Truth:
+        """Return how far a row's site is from its catalogue in this episode: what a mismatch hides from the operator."""
+        self.need_episodes()
+        return truth_of(self.params, self.engine.state, row)
 
     def _superposition(self, stream: np.random.Generator) -> SuperpositionPlan:
         if self.task.trace is None:

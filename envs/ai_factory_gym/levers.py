@@ -10,9 +10,13 @@
 | batch_ceiling | decode pools | requests per replica: -1 LEAST_BATCH of the reference batch, geometric up to 0; from 0 the pool's own | as built |
 | admission | classes | share of arrivals let in, the others are turned away: -1 none, linear up to 0; from 0 all | all |
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
+| effort | classes that may be cut | output over that of full effort: -1 the least of the class, linear up to 0; from 0 all | full effort |
 
 A power limit is kept by the clock, which does not go below 0.2: a rack that is full of work may draw more than LEAST_LIMIT there.
-The first four levers are in use by default. Zero is neutral for the other four: they are then as if they were not in use.
+The first four levers are in use by default. Zero is neutral for the others: they are then as if they were not in use.
+
+A smaller effort makes answers of new requests shorter, and worth less (``workload.effort``): the reward counts their worth, ``good_tokens`` what
+was emitted. Deferred work gets the effort of the moment in which it is released.
 
 A routing weight under 1 % of its group's sum becomes 0; pools without an active rack get nothing. Clock and power limit compose:
 the lower of the two clocks is in force. The reference batch is that of ``params.reference_batch``: the largest that keeps the tightest
@@ -47,10 +51,10 @@ LEAST_BATCH = 0.125
 DEFAULT_LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 """The levers of the published tasks."""
 
-LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral")
+LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "effort")
 """All levers; the routing of a phase stands at the phase's number."""
 
-_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL = (LEVERS.index(name) for name in LEVERS[2:])
+_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT = (LEVERS.index(name) for name in LEVERS[2:])
 
 
 @inlined_kernel
@@ -73,6 +77,7 @@ def decide_row(
     racks_span: Array,
     most: Array,
     deferrable: Array,
+    least_effort: Array,
     clock_min: float,
     bias: Array,
     ceiling: Array,
@@ -90,6 +95,7 @@ def decide_row(
         racks_span: float64[3, pools]: ``racks_below``, ``centre_racks``, ``racks_above``.
         most: float64[3, pools]: largest draw of a rack, W; batch ceiling of the pool; lowest batch ceiling, 0 for prefill.
         deferrable: Whether work of a class may be deferred, bool[classes].
+        least_effort: Smallest effort of a class, 1 where answers may not be cut, float64[classes].
         clock_min: Lowest clock ceiling.
         bias: Written: float64[2, groups, pools].
         ceiling: Written: float64[pools].
@@ -140,6 +146,12 @@ def decide_row(
         if begins[_DEFERRAL] >= 0 and deferrable[cls]:
             gate[cls, Gate.RELEASE] = action[place]
             place += 1
+    place = begins[_EFFORT]
+    for cls in range(gate.shape[0]):
+        gate[cls, Gate.EFFORT] = 1.0
+        if begins[_EFFORT] >= 0 and least_effort[cls] < 1.0:
+            gate[cls, Gate.EFFORT] = 1.0 + min(0.0, action[place]) * (1.0 - least_effort[cls])
+            place += 1
 
 
 @kernel
@@ -155,7 +167,7 @@ def _decide_rows(
     gate: Array,
 ) -> None:
     """Translate actions, float64[n, size], into decisions, one entry per row (see ``decide_row``)."""
-    begins, pool_racks, racks_span, most, deferrable = lever_arrays
+    begins, pool_racks, racks_span, most, deferrable, least_effort = lever_arrays
     for row in range(action.shape[0]):
         decide_row(
             action[row],
@@ -164,6 +176,7 @@ def _decide_rows(
             racks_span,
             most,
             deferrable,
+            least_effort,
             clock_min,
             bias[row],
             ceiling[row],
@@ -205,7 +218,8 @@ class ActionLayout:
         racks_below: How many fewer at -1.
         racks_above: How many more at 1.
         rack_w: Largest draw of a rack, W, float64[pools].
-        arrays: Begins, phases and racks, the span of racks, the largest settings, and who is deferrable, as ``decide_row`` wants them.
+        arrays: Begins, phases and racks, the span of racks, the largest settings, who is deferrable, and the least efforts, as
+            ``decide_row`` wants them.
     """
 
     params: Params = field(repr=False)
@@ -225,6 +239,7 @@ class ActionLayout:
         phase = self.params.pool[:, PoolSpec.PHASE]
         groups = self.params.capacity.shape[1]
         deferrable = self.params.cls[:, ClassSpec.DEFERRABLE] > 0.0
+        least_effort = self.params.cls[:, ClassSpec.EFFORT_LEAST].copy()
         sizes = {
             "route_prefill": groups * int((phase == PREFILL).sum()),
             "route_decode": groups * int((phase == DECODE).sum()),
@@ -234,7 +249,13 @@ class ActionLayout:
             "batch_ceiling": int((phase == DECODE).sum()),
             "admission": len(self.params.cls),
             "deferral": int(deferrable.sum()),
+            "effort": int((least_effort < 1.0).sum()),
         }
+        if "effort" in self.levers and not sizes["effort"]:
+            raise ConfigError(
+                "levers: 'effort' is not possible: no class of this site has an [effort] table, which says how far its answers may be cut; "
+                "leave the lever out, or choose a mix with reasoning."
+            )
         if "deferral" in self.levers and not deferrable.any():
             raise ConfigError(
                 "levers: 'deferral' is not possible: no class of this site and scenario is deferrable; leave the lever out, or "
@@ -265,6 +286,7 @@ class ActionLayout:
                 np.stack([self.racks_below, self.centre_racks, self.racks_above]),
                 np.stack([self.rack_w, largest, least]),
                 deferrable,
+                least_effort,
             ),
         )
 
@@ -323,6 +345,7 @@ class ActionLayout:
         most_batch: Array | float | None = None,
         admitted: Array | float | None = None,
         release: Array | float | None = None,
+        effort: Array | float | None = None,
     ) -> Array:
         """Return the action that sets physical values; what is None, or whose lever is not in use, is left at zero.
 
@@ -335,6 +358,7 @@ class ActionLayout:
             most_batch: Most requests per replica of each decode pool, or one for all.
             admitted: Share of the arrivals of each class that is let in, or one for all.
             release: Hand on the deferred work of each deferrable class, as the lever's own number, or one for all.
+            effort: Output over that of full effort of each class that may be cut, or one for all.
 
         Returns:
             float32[size] in [-1, 1].
@@ -353,7 +377,7 @@ class ActionLayout:
                 # A factor of zero has no logarithm, and is below the lever's smallest anyway.
                 positive = np.maximum(np.asarray(factor, dtype=np.float64), 1e-300)
                 action[self.slices[name]] = np.log(positive).reshape(-1) / ROUTING_GAIN
-        _, _, _, most, _ = self.arrays
+        _, _, _, most, _, least_effort = self.arrays
         if power_limit_w is not None and "power_limit" in self.slices:
             share = np.minimum(np.broadcast_to(power_limit_w, self.rack_w.shape) / self.rack_w, 1.0)
             action[self.slices["power_limit"]] = (share - 1.0) / (1.0 - LEAST_LIMIT)
@@ -369,6 +393,9 @@ class ActionLayout:
             action[self.slices["admission"]] = np.asarray(admitted, dtype=np.float64) - 1.0
         if release is not None and "deferral" in self.slices:
             action[self.slices["deferral"]] = release
+        if effort is not None and "effort" in self.slices:
+            least = least_effort[least_effort < 1.0]
+            action[self.slices["effort"]] = (np.broadcast_to(effort, least.shape) - 1.0) / (1.0 - least)
         return np.minimum(np.maximum(action, -1.0), 1.0).astype(np.float32)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, SessionSpec, Site, Tier
+from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, SessionSpec, Site, SiteSpec, Tier
 from ai_factory_gym.jit import inlined_kernel
 from ai_factory_gym.reward import TERMS
 
@@ -42,13 +42,16 @@ SITE_KEYS = (
 """Keys of the site. Means over the step (power, PUE, clock), values at its end (time, cap, in flight), the step's ``cost``, and
 totals since the start of the episode."""
 
+VALUE_KEYS = ("value_tokens",)
+"""Keys that are there, behind the others, where answers may be shortened: good tokens at the value of full effort, in total."""
+
 CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
 
 CACHE_KEYS = ("prompt_tokens", "cached_tokens", "loaded_tokens")
 """Keys of a site with a prefix cache: prompt tokens of the requests whose prefill began, those of them that needed no work because
-their KV was there, and those of these that were loaded from host memory or the store."""
+their KV was there, and those that were loaded from host memory or the store (by requests that were then turned away, too)."""
 
 TASK_KEYS = ("tasks_completed", "agent_hours", "think_hours")
 """Keys of each class with sessions, behind ``class/<name>/``. Tasks are the expected number of those decided whose requests all met their
@@ -58,18 +61,21 @@ the rest of the time up to a task's next request: share of requests that are fol
 time busy), at least 0. Arrivals do not wait for answers (open loop): slow answers shorten think hours, not the number of tasks."""
 
 
-def info_keys(classes: Sequence[str], sessions: Sequence[str] = (), cached: bool = False) -> tuple[str, ...]:
-    """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, prefix cache, tasks.
+def info_keys(
+    classes: Sequence[str], effort: bool = False, sessions: Sequence[str] = (), cached: bool = False
+) -> tuple[str, ...]:
+    """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
 
     Args:
         classes: Names of all classes.
+        effort: Whether the operator may shorten answers.
         sessions: Names of those with sessions, in the same order.
         cached: Whether the site has a prefix cache.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
     of_tasks = (f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
-    of_cache = CACHE_KEYS if cached else ()
-    return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *of_cache, *of_tasks)
+    parts = (*(VALUE_KEYS if effort else ()), *(CACHE_KEYS if cached else ()))
+    return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts, *of_tasks)
 
 
 @inlined_kernel
@@ -137,6 +143,9 @@ def write_info(
     for term in range(terms.shape[0]):
         out[at + term] = terms[term]
     at += terms.shape[0]
+    if params.site[SiteSpec.EFFORT] > 0.0:
+        out[at] = site[Site.VALUE_TOKENS]
+        at += 1
     if cache.shape[0] > 0:
         for column in range(3):
             out[at + column] = 0.0

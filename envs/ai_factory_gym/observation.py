@@ -99,6 +99,7 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "classes",
         "deferrable: time left to the oldest request that is not released / the class's deadline, 1 when there is none; others: 0",
     ),
+    ("effort", "class_effort", "classes", "output that is allowed / output at full effort"),
 )
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
 
@@ -332,6 +333,8 @@ def _lever_blocks(
         if begins[3] >= 0:
             held = params.cls[cls, ClassSpec.DEFERRABLE] > 0.0
             out[begins[3] + cls] = _class_due(params, state, row, cls, now_s) if held else 0.0
+        if begins[4] >= 0:
+            out[begins[4] + cls] = state.cls[row, cls, Class.EFFORT]
 
 
 @inlined_kernel

@@ -363,6 +363,8 @@ def _class_row(cls: RequestClass, joules: Array, deferrable: bool) -> list[float
     row[ClassSpec.PREFILL_J_PER_TOKEN2] = joules[1]
     row[ClassSpec.DECODE_J_PER_TOKEN] = joules[2]
     row[ClassSpec.TARGET] = cls.attainment_target
+    row[ClassSpec.EFFORT_LEAST] = cls.effort_least_share
+    row[ClassSpec.EFFORT_LOSS] = cls.effort_value_loss
     return row
 
 
@@ -548,6 +550,7 @@ def build_params(
     trace: Trace | None = None,
     trace_labels: Array | None = None,
     thin_fraction: float = 1.0,
+    effort: bool = False,
 ) -> Params:
     """Build the engine's constant arrays.
 
@@ -560,6 +563,7 @@ def build_params(
         trace: Requests to replay instead of synthetic demand.
         trace_labels: int64[requests], the class index of each request of the trace.
         thin_fraction: Share of the last superposed copy of the trace that is kept.
+        effort: Whether the operator may shorten answers.
 
     Returns:
         The parameters.
@@ -620,8 +624,10 @@ def build_params(
         pools[index, PoolSpec.WAKE_S] = pool.group.wake_s
         pools[index, PoolSpec.DRAIN_S] = site.drain_s
         pools[index, PoolSpec.DWELL_S] = site.dwell_s
+    site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
+    site_row[SiteSpec.EFFORT] = float(effort)
     params = Params(
-        site=np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction)),
+        site=site_row,
         pool=pools,
         perf=perf,
         power=power,
@@ -665,16 +671,22 @@ def idle_facility_w(site: SiteConfig) -> float:
     return float(idle_w * site_pue(site, idle_w / nameplate_it_w(site, rows)))
 
 
-def check_cap(site: SiteConfig, lowest_cap_w: float) -> None:
+def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -> None:
     """Refuse a site that draws more when idle than its lowest cap: no brake could keep it.
+
+    Args:
+        site: The site.
+        lowest_cap_w: Its lowest cap, W.
+        idle_factor: Largest factor on the idle draw that a mismatch may bring.
 
     Raises:
         ConfigError: With both figures.
     """
-    idle_w = idle_facility_w(site)
+    idle_w = idle_factor * idle_facility_w(site)
     if idle_w >= lowest_cap_w:
+        mismatch = f" and a mismatch of {idle_factor:g}" if idle_factor > 1.0 else ""
         raise ConfigError(
-            f"site {site.name!r}: idle draw {idle_w / 1e6:.3f} MW with every rack awake is not below its lowest cap "
+            f"site {site.name!r}: idle draw {idle_w / 1e6:.3f} MW with every rack awake{mismatch} is not below its lowest cap "
             f"{lowest_cap_w / 1e6:.3f} MW; raise the cap, lower the curtailment or remove racks."
         )
 

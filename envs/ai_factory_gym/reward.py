@@ -38,6 +38,8 @@ def reward_terms(
 ) -> float:
     """Write the terms of one row's step and return their sum: good tokens less priced energy and missed requests.
 
+    Where answers may be shortened (lever ``effort``), a good token counts for what the answer is worth, not for its length.
+
     Args:
         site: float64[Site] of the row.
         price: Price of energy, good tokens per joule.
@@ -48,7 +50,7 @@ def reward_terms(
         terms: Written: float64[TERMS].
     """
     missed = site[Site.STEP_MISSED_TOKENS] + price * site[Site.STEP_MISSED_REFERENCE_J]
-    terms[0] = site[Site.STEP_GOOD_TOKENS] / scale_tokens
+    terms[0] = site[Site.STEP_VALUE_TOKENS] / scale_tokens
     terms[1] = 0.0
     terms[2] = -miss_weight * missed / scale_tokens
     terms[3] = 0.0

@@ -44,6 +44,7 @@ from ai_factory_gym.physics.performance import (
     prefill_work_s,
 )
 from ai_factory_gym.workload import quadrature
+from ai_factory_gym.workload.effort import answer_value
 
 two_lengths = inlined_kernel(quadrature.two_lengths)
 
@@ -177,6 +178,17 @@ def _enter(
 
 
 @inlined_kernel
+def _with_effort(params: Params, state: State, row: int, cls: int, output: float) -> tuple[float, float]:
+    """Return how long an answer gets that would have ``output`` tokens at full effort, and its value over the value then."""
+    effort = state.cls[row, cls, Class.EFFORT]
+    if effort >= 1.0:
+        return output, 1.0
+    spec = params.cls[cls]
+    value = answer_value(effort, spec[ClassSpec.EFFORT_LEAST], spec[ClassSpec.EFFORT_LOSS])
+    return max(1.0, effort * output), value
+
+
+@inlined_kernel
 def _enter_request(
     params: Params,
     state: State,
@@ -201,12 +213,18 @@ def _enter_request(
         place_number = uniform(state.chance[row])
     if pass_gate(params, state, row, cls, 1.0, prompt, prompt * prompt, output) < 1.0:
         return
+    shorter, value = _with_effort(params, state, row, cls, output)
+    if shorter < output:
+        shorter = max(1.0, math.floor(shorter + 0.5))
+        value *= output / shorter
     group = group_of(params, prompt)
     prefill = route(state, row, PREFILL, group, 0, 1.0)
     decode = route(state, row, DECODE, group, 0, 1.0)
     slot = _enter(
-        params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, output, deadline_s, prefill, decode
+        params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, shorter, deadline_s, prefill, decode
     )
+    if params.site[SiteSpec.EFFORT] > 0.0:
+        state.cohort[row, slot, Cohort.VALUE] = value
     if has_cache(params):
         find_request(params, state, row, slot, cls, index, followed, turn_number, place_number)
     state.pool[row, prefill, Pool.INFLOW] += 1.0
@@ -261,6 +279,10 @@ def _enter_cohort(
             output = drawn[Draw.OUTPUT_LONG]
             owed -= swing
         state.owed[row, place] = owed
+    shorter, value = _with_effort(params, state, row, cls, output)
+    if shorter < output:
+        value *= output / shorter
+        output = shorter
     # Any one prefill pool measures work: only the ratio between cohorts matters. Prefill pools come first.
     scaling, fixed = prefill_work_s(params.perf[0], prompt, prompt_sq)
     slot = _enter(
@@ -278,6 +300,8 @@ def _enter_cohort(
         route(state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed)),
         route(state, row, DECODE, group, size_class(output), count * output),
     )
+    if params.site[SiteSpec.EFFORT] > 0.0:
+        state.cohort[row, slot, Cohort.VALUE] = value
     if has_cache(params):
         find_cohort(params, state, row, slot, cls, place)
     _add_inflow(params, state, row, slot, flow_s)
@@ -408,6 +432,15 @@ def _cell_count(
 
 
 @inlined_kernel
+def _true_output(params: Params, state: State, row: int, cls: int, output: float) -> float:
+    """Return how long an answer is that is believed to have ``output`` tokens, within the longest of its class."""
+    factor = state.cls[row, cls, Class.OUTPUT_FACTOR]
+    if factor == 1.0:
+        return output
+    return max(1.0, min(params.cls[cls, ClassSpec.OUTPUT_MAX], output * factor))
+
+
+@inlined_kernel
 def _draw_length(mu: float, sigma: float, low: float, high: float, normal: float) -> float:
     """Return a log-normal length in whole tokens, or -1 when it lies outside [low, high] and must be drawn again."""
     value = math.exp(mu + sigma * normal)
@@ -441,7 +474,8 @@ def _draw_request(params: Params, state: State, row: int, cls: int) -> tuple[flo
                 spec[ClassSpec.OUTPUT_MAX],
                 second,
             )
-    return prompt, output
+    longer = _true_output(params, state, row, cls, output)
+    return prompt, output if longer == output else max(1.0, math.floor(longer + 0.5))
 
 
 @inlined_kernel
@@ -488,7 +522,7 @@ def _add_inflow(params: Params, state: State, row: int, slot: int, flow_s: float
     pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
     numbers = state.pool[row, pool]
     cohort = state.cohort[row, slot]
-    perf = params.perf[pool]
+    perf = state.perf[row, pool]
     rate = compute_rate(numbers[Pool.CLOCK])
     numbers[Pool.INFLOW] += cohort[Cohort.COUNT] * server_seconds(perf, cohort, rate) / flow_s
     # The brake must know beforehand how hard the tick's work can drive the pool.
@@ -519,8 +553,9 @@ def _draw_cells(params: Params, state: State, row: int, begin_s: float, tick_s: 
         drawn[Draw.COUNT], drawn[Draw.DEADLINE_S] = _cell_count(params, state, row, place, begin_s, tick_s, minute)
         drawn[Draw.PROMPT] = cell[Cell.PROMPT]
         drawn[Draw.PROMPT_SQ] = cell[Cell.PROMPT_SQ]
-        drawn[Draw.OUTPUT_SHORT] = cell[Cell.OUTPUT_SHORT]
-        drawn[Draw.OUTPUT_LONG] = cell[Cell.OUTPUT_LONG]
+        cls = int(cell[Cell.CLASS])
+        drawn[Draw.OUTPUT_SHORT] = _true_output(params, state, row, cls, cell[Cell.OUTPUT_SHORT])
+        drawn[Draw.OUTPUT_LONG] = _true_output(params, state, row, cls, cell[Cell.OUTPUT_LONG])
         drawn[Draw.LONG_SHARE] = cell[Cell.LONG_SHARE]
 
 

@@ -311,7 +311,7 @@ def _load(
         free_s = tier[Tier.HOST_FREE_S]
     one_bytes = tokens * params.perf[pool, PREFILL_KV_BYTES_PER_TOKEN]
     waits_s = max(0.0, free_s - arrival_s)
-    scaling, fixed = prefill_work_s(params.perf[pool], tokens, pairs)
+    scaling, fixed = prefill_work_s(state.perf[row, pool], tokens, pairs)
     computed_s = scaling / compute_rate(state.pool[row, pool, Pool.CLOCK]) + fixed
     if waits_s + one_bytes / one_per_s > computed_s:
         return
@@ -323,7 +323,8 @@ def _load(
         tier[Tier.HOST_FREE_S] = free_s
     cohort[Cohort.CACHED] += share * tokens
     cohort[Cohort.CACHED_SQ] += share * pairs
-    cohort[Cohort.LOADED] += share * tokens
+    if state.cohort_int[row, slot, CohortInt.SCORED]:
+        tier[Tier.LOADED] += share * cohort[Cohort.COUNT] * tokens
     # The mean delay of the cohort's requests: those that load nothing have none.
     delay_s = share * (waits_s + max(taken_s, one_bytes / one_per_s))
     cohort[Cohort.LOADED_S] = max(cohort[Cohort.LOADED_S], arrival_s + delay_s)
@@ -345,7 +346,6 @@ def find_cohort(params: Params, state: State, row: int, slot: int, cls: int, pla
     pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
     cohort[Cohort.CACHED] = 0.0
     cohort[Cohort.CACHED_SQ] = 0.0
-    cohort[Cohort.LOADED] = 0.0
     cohort[Cohort.LOADED_S] = cohort[Cohort.ARRIVAL_S]
     if state.found.shape[1] > 0:
         found = state.found[row, place, pool]
@@ -390,7 +390,6 @@ def find_request(
     pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
     cohort[Cohort.CACHED] = 0.0
     cohort[Cohort.CACHED_SQ] = 0.0
-    cohort[Cohort.LOADED] = 0.0
     cohort[Cohort.LOADED_S] = cohort[Cohort.ARRIVAL_S]
     here = place < state.context[row, cls, pool, Context.SHARE]
     hbm_s = state.cache[row, pool, Tier.HBM_S] if here else -1.0
@@ -450,7 +449,6 @@ def begin_prefill(params: Params, state: State, row: int, pool: int, slot: int, 
     if ints[CohortInt.SCORED] and state.site[row, Site.SCORING] > 0.0:
         tier[Tier.PROMPT] += count * cohort[Cohort.PROMPT]
         tier[Tier.CACHED] += count * cohort[Cohort.CACHED]
-        tier[Tier.LOADED] += count * cohort[Cohort.LOADED]
     context = state.context[row, ints[CohortInt.CLASS], pool]
     context[Context.NEW] += count
     context[Context.NEW_TOKENS] += count * cohort[Cohort.PROMPT]

@@ -67,7 +67,7 @@ def nearly_full(params: Params, state: State, row: int, pool: int) -> bool:
         return True
     units = state.pool_int[row, pool, PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
     places = units * numbers[Pool.MAX_BATCH]
-    tokens = units * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
+    tokens = units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]
     return bool(numbers[Pool.IN_FLIGHT] > NEARLY * places or numbers[Pool.RESERVED] > NEARLY * tokens)
 
 
@@ -94,8 +94,8 @@ def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> None
     count = cohort[Cohort.COUNT]
     prompt = cohort[Cohort.PROMPT]
     output = cohort[Cohort.OUTPUT]
-    span = params.perf[pool, DECODE_TOKENS_PER_ITERATION] + output - 1.0
-    held = prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS]
+    span = state.perf[row, pool, DECODE_TOKENS_PER_ITERATION] + output - 1.0
+    held = prompt + output + state.perf[row, pool, DECODE_KV_REQUEST_TOKENS]
     leaving = count / span
     cohort[Cohort.G_ADMIT] = numbers[Pool.G]
     numbers[Pool.IN_FLIGHT] += count
@@ -122,8 +122,8 @@ def _complete(params: Params, state: State, row: int, pool: int, time_s: float) 
     count = cohort[Cohort.COUNT]
     prompt = cohort[Cohort.PROMPT]
     output = cohort[Cohort.OUTPUT]
-    span = params.perf[pool, DECODE_TOKENS_PER_ITERATION] + output - 1.0
-    held = prompt + output + params.perf[pool, DECODE_KV_REQUEST_TOKENS]
+    span = state.perf[row, pool, DECODE_TOKENS_PER_ITERATION] + output - 1.0
+    held = prompt + output + state.perf[row, pool, DECODE_KV_REQUEST_TOKENS]
     leaving = count / span
     numbers[Pool.IN_FLIGHT] -= count
     numbers[Pool.EMITTING] -= leaving * output
@@ -168,7 +168,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     """
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
-    perf = params.perf[pool]
+    perf = state.perf[row, pool]
     spec = params.pool[pool]
     clock = numbers[Pool.CLOCK]
     duty = numbers[Pool.DUTY]

@@ -87,7 +87,7 @@ def pool_power_w(
         compute: Share of time compute units work (at most ``busy``).
         memory: Share of time the memory system works (at most ``busy``).
     """
-    power = params.power[pool]
+    power = state.power[row, pool]
     ints = state.pool_int[row, pool]
     share_compute = compute / busy if busy > 0.0 else 0.0
     share_memory = memory / busy if busy > 0.0 else 0.0
@@ -116,7 +116,7 @@ def _decode_power_w(
     if in_flight <= 0.0 or replicas <= 0.0 or duty <= 0.0:
         return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
     iteration, compute_s, memory_s = decode_iteration_s(
-        params.perf[pool], max(1.0, in_flight / replicas), context, clock
+        state.perf[row, pool], max(1.0, in_flight / replicas), context, clock
     )
     busy = duty * min(1.0, in_flight / replicas)
     return pool_power_w(
@@ -195,7 +195,7 @@ def _most_power_w(
     largest /= bound_for
     context = numbers[Pool.CONTEXT] / in_flight if in_flight > 0.0 else largest
     most = min(bound_for, replicas * numbers[Pool.MAX_BATCH])
-    most = max(in_flight, min(most, replicas * params.perf[pool, DECODE_KV_CAPACITY_TOKENS] / context))
+    most = max(in_flight, min(most, replicas * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS] / context))
     watts = 0.0
     for batch in (in_flight, most):
         for held in (context, largest):
@@ -269,7 +269,7 @@ def _limited_clock(params: Params, state: State, row: int, pool: int) -> float:
     if awake == 0:
         return float(ceiling)
     others_w = pool_power_w(params, state, row, pool, ceiling, 0.0, 0.0, 0.0)
-    power = params.power[pool]
+    power = state.power[row, pool]
     others_w -= awake * rack_power_w(power, gpu_power_w(power, ceiling, 0.0, 0.0, 0.0))
     if _active_rack_w(params, state, row, pool, ceiling, others_w, awake) <= limit_w:
         return float(ceiling)

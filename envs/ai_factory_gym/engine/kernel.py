@@ -136,6 +136,7 @@ def apply_action(
     for cls in range(params.cls.shape[0]):
         state.cls[row, cls, Class.ADMITTED] = gate[cls, Gate.ADMITTED]
         state.cls[row, cls, Class.RELEASE] = gate[cls, Gate.RELEASE]
+        state.cls[row, cls, Class.EFFORT] = gate[cls, Gate.EFFORT]
     for phase in (PREFILL, DECODE):
         for group in range(params.capacity.shape[1]):
             set_routing(params, state, row, phase, group, bias[phase, group])
@@ -155,6 +156,7 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_MISSED_TOKENS] = 0.0
     site[Site.STEP_MISSED_REFERENCE_J] = 0.0
     site[Site.STEP_CLOCK_S] = 0.0
+    site[Site.STEP_VALUE_TOKENS] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0

@@ -85,8 +85,9 @@ class SiteSpec(IntEnum):
     TRACE_SPAN_S = 19
     SLICES = 20  # slices of a tick that are entered one by one while a decode pool is nearly full
     DAYS_PER_TOKEN = 21  # days of the calendar of finishes per token of a decode pool's clock
-    STORE_BYTES = 22  # KV the site's shared store holds; 0 without one, and without any prefix cache
-    STORE_BYTES_PER_S = 23
+    EFFORT = 22  # 1 where the operator may shorten answers
+    STORE_BYTES = 23  # KV the site's shared store holds; 0 without one, and without any prefix cache
+    STORE_BYTES_PER_S = 24
 
 
 class PoolSpec(IntEnum):
@@ -125,6 +126,8 @@ class ClassSpec(IntEnum):
     PREFILL_J_PER_TOKEN2 = 16
     DECODE_J_PER_TOKEN = 17
     TARGET = 18
+    EFFORT_LEAST = 19  # smallest share of their output that answers may be cut to; 1 where they may not
+    EFFORT_LOSS = 20  # share of an answer's value that is lost there
 
 
 class Cell(IntEnum):
@@ -176,6 +179,8 @@ class Site(IntEnum):
     STEP_MISSED_TOKENS = 28
     STEP_MISSED_REFERENCE_J = 29
     STEP_CLOCK_S = 30
+    VALUE_TOKENS = 31  # good tokens at the value of full effort: what the answers were worth
+    STEP_VALUE_TOKENS = 32
 
 
 class SiteInt(IntEnum):
@@ -298,9 +303,11 @@ class Class(IntEnum):
     ADMITTED = 21  # share of arrivals that the operator lets in
     RELEASE = 22  # operator's hand on deferred work: -1 holds it back, 0 leaves it to the built-in rule, 1 releases it
     ADMISSION_OWED = 23  # requests let in too few so far, below one
-    TASKS = 24  # classes with sessions: expected tasks all of whose requests were met
-    BUSY_S = 25  # classes with sessions: time in the system of the requests that were answered, summed
-    ANSWERED = 26  # classes with sessions: requests that were answered
+    OUTPUT_FACTOR = 24  # length of answers over what the class is believed to have
+    EFFORT = 25  # output the operator allows over that of full effort
+    TASKS = 26  # classes with sessions: expected tasks all of whose requests were met
+    BUSY_S = 27  # classes with sessions: time in the system of the requests that were answered, summed
+    ANSWERED = 28  # classes with sessions: requests that were answered
 
 
 COHORT_COLUMNS = 16
@@ -326,10 +333,10 @@ class Cohort(IntEnum):
     FIRST_TOKEN_S = 11
     G_ADMIT = 12
     ARRIVAL_S = 13
+    VALUE = 14  # value tokens per output token; written and read only where the operator may shorten answers
     # Written and read only where the site has a prefix cache; means over the cohort's requests.
     CACHED_SQ = 4  # what of PROMPT_SQ needs no work, tokens squared
     LOADED_S = 5  # when the cached tokens have been loaded; once prefill has begun, by how long they delay its end
-    LOADED = 14  # cached tokens that are loaded from host memory or the store
 
 
 class CohortInt(IntEnum):
@@ -388,6 +395,7 @@ class Gate(IntEnum):
 
     ADMITTED = 0
     RELEASE = 1
+    EFFORT = 2
 
 
 class CacheSpec(IntEnum):
@@ -419,7 +427,7 @@ class Tier(IntEnum):
     STEP_CACHED = 5  # those that needed no work
     PROMPT = 6  # the same over the scored requests
     CACHED = 7
-    LOADED = 8  # of these, loaded from host memory or the store
+    LOADED = 8  # of these, asked of host memory or the store, by requests that were turned away too
 
 
 class Store(IntEnum):
@@ -515,6 +523,8 @@ class State(NamedTuple):
     owed: Array  # float64[rows, cells] output tokens a cell's cohorts have had too few of
     draw: Array  # float64[rows, cells, Draw] of the last tick, cohort resolution
     log: Array  # float64[rows, lines, Log]
+    perf: Array  # float64[rows, pools, coefficients]: the true ones, of which ``Params.perf`` is what the catalogue believes
+    power: Array  # float64[rows, pools, coefficients], likewise
     cache: Array  # float64[rows, pools, Tier]; no pools on a site without a prefix cache, as the next three
     context: Array  # float64[rows, classes, pools, Context]
     found: Array  # float64[rows, cells, pools, Found]; no cells without a trace
@@ -541,9 +551,13 @@ def allocate(
     copies: int,
     trace_requests: int,
     log_lines: int,
+    coefficients: tuple[int, int],
     cached: bool = False,
 ) -> State:
-    """Return zeroed state arrays of the given sizes, every slot free; ``cached`` says whether there is a prefix cache."""
+    """Return zeroed state arrays of the given sizes, every slot free.
+
+    ``coefficients`` are those of performance and of power; ``cached`` says whether there is a prefix cache.
+    """
     caches = pools if cached else 0
     state = State(
         site=np.zeros((rows, len(Site))),
@@ -574,6 +588,8 @@ def allocate(
         owed=np.zeros((rows, cells)),
         draw=np.zeros((rows, cells, len(Draw))),
         log=np.zeros((rows, log_lines, len(Log))),
+        perf=np.zeros((rows, pools, coefficients[0])),
+        power=np.zeros((rows, pools, coefficients[1])),
         cache=np.zeros((rows, caches, len(Tier))),
         context=np.zeros((rows, classes, caches, len(Context))),
         found=np.zeros((rows, cells if trace_requests else 0, caches, len(Found))),

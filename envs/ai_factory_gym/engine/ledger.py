@@ -21,6 +21,7 @@ from ai_factory_gym.engine.layout import (
     PoolInt,
     Site,
     SiteInt,
+    SiteSpec,
     Stage,
     State,
 )
@@ -92,10 +93,18 @@ def reference_energy_j(spec: Array, prompt: float, prompt_sq: float, output: flo
 
 
 @inlined_kernel
+def value_per_token(params: Params, state: State, row: int, slot: int) -> float:
+    """Return what an output token of a cohort is worth: 1 at full effort, more where a shorter answer has to do."""
+    if params.site[SiteSpec.EFFORT] > 0.0:
+        return float(state.cohort[row, slot, Cohort.VALUE])
+    return 1.0
+
+
+@inlined_kernel
 def count_missed(
     params: Params, state: State, row: int, cls: int, count: float, prompt: float, prompt_sq: float, output: float
 ) -> None:
-    """Count ``count`` scored requests of one size as missed."""
+    """Count ``count`` scored requests of one size as missed; ``output`` is what their answers are worth, in tokens at full effort."""
     counters = state.cls[row, cls]
     counters[Class.MISSED] += count
     counters[Class.STEP_MISSED] += count
@@ -122,12 +131,12 @@ def miss(params: Params, state: State, row: int, slot: int) -> None:
             cohort[Cohort.COUNT],
             cohort[Cohort.PROMPT],
             cohort[Cohort.PROMPT_SQ],
-            cohort[Cohort.OUTPUT],
+            cohort[Cohort.OUTPUT] * value_per_token(params, state, row, slot),
         )
 
 
 @inlined_kernel
-def meet(state: State, row: int, slot: int, good_tokens: float) -> None:
+def meet(params: Params, state: State, row: int, slot: int, good_tokens: float) -> None:
     """Decide a cohort's fate: both SLOs are met. ``good_tokens`` are those emitted inside the scored window."""
     ints = state.cohort_int[row, slot]
     if ints[CohortInt.DECIDED]:
@@ -136,6 +145,9 @@ def meet(state: State, row: int, slot: int, good_tokens: float) -> None:
     site = state.site[row]
     site[Site.GOOD_TOKENS] += good_tokens
     site[Site.STEP_GOOD_TOKENS] += good_tokens
+    value_tokens = good_tokens * value_per_token(params, state, row, slot)
+    site[Site.VALUE_TOKENS] += value_tokens
+    site[Site.STEP_VALUE_TOKENS] += value_tokens
     counters = state.cls[row, ints[CohortInt.CLASS]]
     counters[Class.GOOD_TOKENS] += good_tokens
     if ints[CohortInt.SCORED]:
@@ -269,7 +281,7 @@ def last_token(params: Params, state: State, row: int, slot: int, time_s: float,
     # A promise broken earlier has decided the fate already; a single token has no TPOT to miss.
     met = not ints[CohortInt.DECIDED] and time_s <= cohort[Cohort.DEADLINE_S]
     if met:
-        meet(state, row, slot, good_tokens)
+        meet(params, state, row, slot, good_tokens)
     else:
         miss(params, state, row, slot)
     write_log(state, row, slot, cohort[Cohort.FIRST_TOKEN_S] - cohort[Cohort.ARRIVAL_S], tpot_s, met)

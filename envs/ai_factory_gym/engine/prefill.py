@@ -68,7 +68,7 @@ def hand_over(params: Params, state: State, row: int, pool: int, slot: int, now_
     A request's bytes leave over its replica's scale-out links; all requests together share the pool's. The pool's links
     are a queue in the order of hand-over (``now_s``), so that a long prompt that finishes late blocks nothing meanwhile.
     """
-    perf = params.perf[pool]
+    perf = state.perf[row, pool]
     cohort = state.cohort[row, slot]
     ints = state.cohort_int[row, slot]
     numbers = state.pool[row, pool]
@@ -104,7 +104,7 @@ def turned_away(params: Params, state: State, row: int, slot: int, prefill_wait_
 @inlined_kernel
 def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float) -> None:
     """Put a request on a free server; it finishes when the service clock has advanced by its server time."""
-    perf = params.perf[pool]
+    perf = state.perf[row, pool]
     cohort = state.cohort[row, slot]
     ints = state.cohort_int[row, slot]
     numbers = state.pool[row, pool]
@@ -153,7 +153,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         while ints[PoolInt.QUEUE_HEAD] != NOBODY and ints[PoolInt.BUSY] < servers and speed > 0.0:
             slot = take_first(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL)
             numbers[Pool.QUEUED] -= 1.0
-            numbers[Pool.QUEUED_WORK] -= server_seconds(params.perf[pool], state.cohort[row, slot], 1.0)
+            numbers[Pool.QUEUED_WORK] -= server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
             _start_exact(params, state, row, pool, slot, rate, time_s)
         next_s = end_s
         kind = 0
@@ -192,7 +192,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
                 append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
                 numbers[Pool.QUEUED] += 1.0
-                numbers[Pool.QUEUED_WORK] += server_seconds(params.perf[pool], state.cohort[row, slot], 1.0)
+                numbers[Pool.QUEUED_WORK] += server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
         else:
             numbers[Pool.W] = keys[0]
             slot = pop(keys, slots, ints[PoolInt.DUE])
@@ -227,7 +227,7 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
     """
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
-    perf = params.perf[pool]
+    perf = state.perf[row, pool]
     rate = compute_rate(numbers[Pool.CLOCK])
     servers = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
     speed = rate * numbers[Pool.DUTY]

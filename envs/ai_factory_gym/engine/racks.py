@@ -149,6 +149,6 @@ def _fits_without_draining(params: Params, state: State, row: int, pool: int) ->
         return bool(ints[PoolInt.BUSY] <= units)
     numbers = state.pool[row, pool]
     return bool(
-        numbers[Pool.RESERVED] <= units * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
+        numbers[Pool.RESERVED] <= units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]
         and numbers[Pool.IN_FLIGHT] <= units * spec[PoolSpec.MAX_BATCH]
     )

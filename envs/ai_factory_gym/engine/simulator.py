@@ -33,6 +33,7 @@ from ai_factory_gym.engine.layout import (
     grow,
 )
 from ai_factory_gym.engine.rng import seed_stream
+from ai_factory_gym.mismatch import Truth, no_mismatch
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Episode:
         shift: Shifts of the copies of a replayed trace, s, float64[copies].
         kept: Requests the last copy keeps, bool[requests].
         streams: One numpy generator per ``Purpose``.
+        truth: What is true in this episode over what the catalogue says; None is as it says.
     """
 
     path_start_s: float
@@ -56,6 +58,7 @@ class Episode:
     shift: Array
     kept: Array
     streams: dict[Purpose, np.random.Generator]
+    truth: Truth | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Decision:
         power_limit_w: Watts per active rack, inf for none, float64[n, pools].
         racks: Racks wanted awake, int64[n, pools].
         most_batch: Requests per decode replica, float64[n, pools]; None is what the pools allow.
-        gate: What is let in and released by class, float64[n, classes, Gate]; None is everything, by the built-in rule.
+        gate: What is let in, released and thought about by class, float64[n, classes, Gate]; None is everything, by the built-in rule,
+            at full effort.
     """
 
     bias: Array
@@ -80,9 +84,10 @@ class Decision:
 
 
 def open_gate(rows: int, classes: int) -> Array:
-    """Return a gate that lets all requests in and leaves deferred work to the built-in rule, float64[rows, classes, Gate]."""
+    """Return a gate that lets all in, leaves deferred work to the built-in rule, and all answers long, float64[rows, classes, Gate]."""
     gate = np.zeros((rows, classes, len(Gate)))
     gate[:, :, Gate.ADMITTED] = 1.0
+    gate[:, :, Gate.EFFORT] = 1.0
     return gate
 
 
@@ -176,7 +181,11 @@ class Engine:
         pool[:, Pool.TRANSFER_FREE_S] = -math.inf
         pool[:, Pool.DWELL_UNTIL_S] = -math.inf
         pool[:, Pool.MAX_BATCH] = params.pool[:, PoolSpec.MAX_BATCH]
-        state.cls[row, :, Class.ADMITTED] = 1.0
+        state.cls[row, :, Class.ADMITTED] = state.cls[row, :, Class.EFFORT] = 1.0
+        truth = episode.truth or no_mismatch(len(params.pool), len(params.cls))
+        state.cls[row, :, Class.OUTPUT_FACTOR] = truth.output_tokens
+        state.perf[row] = truth.perf(params)
+        state.power[row] = truth.power(params)
         state.pool_int[row, :, PoolInt.ACTIVE] = params.pool[:, PoolSpec.RACKS].astype(np.int64)
         if len(params.cache):
             # A stream of its own, so that no other changes. What was before the episode is taken to have been like its first minutes.
@@ -227,6 +236,7 @@ class Engine:
             trace_requests=len(params.trace_time),
             log_lines=self._log_lines,
             cached=len(params.cache) > 0,
+            coefficients=(params.perf.shape[1], params.power.shape[1]),
         )
         self._replace(state)
 
@@ -297,6 +307,8 @@ class Engine:
             Class.ADMITTED,
             Class.RELEASE,
             Class.ADMISSION_OWED,
+            Class.OUTPUT_FACTOR,
+            Class.EFFORT,
         )
         saved = state.cls[row][:, list(history)].copy()
         state.cls[row] = 0.0

@@ -16,6 +16,7 @@ import numpy as np
 
 from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
 from ai_factory_gym.grid.cap import MAX_CAP_EVENTS, CapEventSpec, CapSchedule, draw_schedule
+from ai_factory_gym.mismatch import NO_SPREAD, MismatchSpec
 from ai_factory_gym.workload.demand import (
     MAX_BURSTS,
     MAX_SHIFTS,
@@ -48,6 +49,7 @@ class Scenario:
         bursts: Demand bursts, once a day each.
         cap_events: Curtailments, once a day each.
         shifts: Changes of the mix, once a day each.
+        mismatch: How far the site may be from its catalogue.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Scenario:
     bursts: tuple[BurstSpec, ...] = ()
     cap_events: tuple[CapEventSpec, ...] = ()
     shifts: tuple[ShiftSpec, ...] = ()
+    mismatch: MismatchSpec = NO_SPREAD
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -87,7 +90,7 @@ class Scenario:
         """Return a day that brings what both bring.
 
         Events of both happen (equal ones once; where curtailments overlap the deeper one holds), the daily curve and deferral
-        are there if either has them, and the larger overdispersion applies.
+        are there if either has them, and the larger overdispersion and mismatch apply.
         """
         return Scenario(
             name=f"{self.name}{PLUS}{other.name}",
@@ -98,6 +101,7 @@ class Scenario:
             bursts=tuple(dict.fromkeys(self.bursts + other.bursts)),
             cap_events=tuple(dict.fromkeys(self.cap_events + other.cap_events)),
             shifts=tuple(dict.fromkeys(self.shifts + other.shifts)),
+            mismatch=self.mismatch | other.mismatch,
         )
 
     def draw_cap(
@@ -133,6 +137,18 @@ def _specs(where: str, raw: Any, kind: type[_Spec]) -> tuple[_Spec, ...]:
     return tuple(built)
 
 
+def _mismatch(where: str, raw: Any) -> MismatchSpec:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: mismatch: {raw!r} is not allowed; must be a table.")
+    check_keys(
+        f"{where}: mismatch", raw, required=(), optional=[field.name for field in dataclasses.fields(MismatchSpec)]
+    )
+    try:
+        return MismatchSpec(**{key: check_range(f"mismatch.{key}", value, 0.0, math.inf) for key, value in raw.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def _read(path: Path) -> Scenario:
     where = f"scenario {str(path)!r}"
     try:
@@ -142,7 +158,7 @@ def _read(path: Path) -> Scenario:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: is not valid TOML ({error}).") from None
     keys = ("description", "daily", "overdispersion", "deferrable")
-    check_keys(where, table, required=keys, optional=("bursts", "cap_events", "shifts"))
+    check_keys(where, table, required=keys, optional=("bursts", "cap_events", "shifts", "mismatch"))
     for key in ("daily", "deferrable"):
         if not isinstance(table[key], bool):
             raise ConfigError(f"{where}: {key}: {table[key]!r} is not allowed; must be true or false.")
@@ -155,6 +171,7 @@ def _read(path: Path) -> Scenario:
         bursts=_specs(f"{where}: bursts", table.get("bursts", []), BurstSpec),
         cap_events=_specs(f"{where}: cap_events", table.get("cap_events", []), CapEventSpec),
         shifts=_specs(f"{where}: shifts", table.get("shifts", []), ShiftSpec),
+        mismatch=_mismatch(where, table.get("mismatch", {})),
     )
 
 

@@ -42,6 +42,7 @@ _DEMAND_UNITS = {
 }
 _CLASS_UNITS = {"requests_per_task": "1"}
 _SESSION_UNITS = {"reuse_share": "1", "think": "s"}
+_EFFORT_UNITS = {"least_share": "1", "value_loss": "1"}
 
 
 class Provenance(NamedTuple):
@@ -98,6 +99,8 @@ class RequestClass:
         attainment_target: Share of requests that must meet both SLOs for a policy to be feasible.
         requests_per_task: Requests one user task takes (agents ask many times).
         session: How these follow each other; None for a class whose requests stand alone.
+        effort_least_share: Smallest share of their output that answers may be cut to by a smaller reasoning budget; 1 is not at all.
+        effort_value_loss: Share of an answer's value that is lost there (``workload.effort``).
         demand: Daily curve, overdispersion and exposure to bursts.
         provenance: Unit, status and source of every number.
     """
@@ -115,6 +118,8 @@ class RequestClass:
     deadline_s: float = 0.0
     attainment_target: float = 0.95
     requests_per_task: float = 1.0
+    effort_least_share: float = 1.0
+    effort_value_loss: float = 0.0
     demand: DemandProfile = DemandProfile()
     provenance: tuple[Provenance, ...] = ()
     session: Session | None = None
@@ -132,6 +137,12 @@ class RequestClass:
         if self.session is not None and self.requests_per_task <= 1.0:
             raise ConfigError(
                 f"{where}requests_per_task: {self.requests_per_task!r} is not allowed with a session; must be above 1."
+            )
+        check_range(where + "effort_least_share", self.effort_least_share, 0.05, 1.0)
+        check_range(where + "effort_value_loss", self.effort_value_loss, 0.0, 1.0)
+        if self.effort_least_share == 1.0 and self.effort_value_loss != 0.0:
+            raise ConfigError(
+                f"{where}effort_value_loss: {self.effort_value_loss!r} given, but effort_least_share is 1: nothing is cut."
             )
         if self.deferrable:
             check_range(where + "deadline_s", self.deadline_s, 1.0, 30 * 86400.0, "s")
@@ -202,7 +213,7 @@ def _build(name: str, raw: Any) -> RequestClass:
         name,
         raw,
         required=("description", "prompt", "output", "slo"),
-        optional=("demand", "deferrable", "session", *_CLASS_UNITS),
+        optional=("demand", "deferrable", "session", "effort", *_CLASS_UNITS),
     )
     deferrable = raw.get("deferrable", False)
     if not isinstance(deferrable, bool):
@@ -215,6 +226,9 @@ def _build(name: str, raw: Any) -> RequestClass:
     if "requests_per_task" in raw:
         requests_per_task = _number(name, "requests_per_task", raw["requests_per_task"], "1", notes)
     session = _session(f"{name}.session", raw["session"], notes) if "session" in raw else None
+    effort = {"least_share": 1.0, "value_loss": 0.0}
+    if "effort" in raw:
+        effort = _table(f"{name}.effort", raw["effort"], _EFFORT_UNITS, (), notes)
     return RequestClass(
         name=name,
         description=str(raw["description"]),
@@ -229,6 +243,8 @@ def _build(name: str, raw: Any) -> RequestClass:
         deadline_s=slo.get("deadline", 0.0),
         attainment_target=slo.get("attainment_target", 0.95),
         requests_per_task=requests_per_task,
+        effort_least_share=effort["least_share"],
+        effort_value_loss=effort["value_loss"],
         demand=_demand(f"{name}.demand", raw.get("demand", {}), notes),
         provenance=tuple(notes),
         session=session,
