@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Site
-from ai_factory_gym.mismatch import MismatchSpec, draw_truth, with_idle_power
+from ai_factory_gym.engine.layout import Site
+from ai_factory_gym.engine.truth import with_idle_power
 from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
 from ai_factory_gym.scenarios import SCENARIO_DIR, scenario
+from ai_factory_gym.scenarios.mismatch import MismatchSpec, draw_truth
 
 NOON = {"site": "edge", "start_time_s": 12 * 3600.0, "horizon_s": 900.0, "warmup_s": 300.0}
-PHASES = (PREFILL, PREFILL, DECODE, DECODE)
+PHASES = ("prefill", "prefill", "decode", "decode")
 RACKS = ("a", "b", "a", "c")
 
 

@@ -25,6 +25,8 @@ RUNS = tuple(f"runs/Edge-v0-ppo-s{seed}" for seed in range(5))
 COMMANDS = {
     "edge.csv": f"python evaluate.py --task ai_factory/Edge-v0 --policies rules {' '.join(RUNS)} "
     "--scenario diurnal burst curtailment --seeds 10 --jobs 2 --csv docs/results/edge.csv",
+    "edge_mismatch.csv": "python evaluate.py --task ai_factory/Edge-v0 --policies rules ppo --scenario mismatch --seeds 10 --jobs 2 "
+    "--csv docs/results/edge_mismatch.csv",
     "tasks.csv": "python evaluate.py --task {task} --policies reactive --scenario steady diurnal burst curtailment "
     "--seeds 3 --jobs 2 --csv docs/results/{name}.csv",
     "azure.csv": "python evaluate.py --task ai_factory/Edge-v0 --policies rules --scenario steady --resolution request --seeds 1 "

@@ -27,14 +27,15 @@ from ai_factory_gym.control_step import (
 from ai_factory_gym.engine.kernel import DONE
 from ai_factory_gym.engine.layout import Array, CapStep, PoolSpec, Purpose, SessionSpec
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
+from ai_factory_gym.engine.truth import check_idle_power, truth_of
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
-from ai_factory_gym.mismatch import NO_SPREAD, Truth, check_idle_power, draw_truth, truth_of
 from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out
 from ai_factory_gym.params import build_params, check_cap, reference_batch
 from ai_factory_gym.reward import TERMS, energy_price_factor
 from ai_factory_gym.scenarios import Scenario, scenario
+from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
 from ai_factory_gym.task import DAY_S, Task, check_shifts
 from ai_factory_gym.workload.demand import mean_path, rate_path, shift_factor
 from ai_factory_gym.workload.traces import SuperpositionPlan, shifts, unit_hash
@@ -289,10 +290,8 @@ class Factory:
         truth = None
         if chosen.mismatch != NO_SPREAD:
             stream = streams[Purpose.FAULTS].spawn(1)[0]
-            racks = [pool.rack_type.id for pool in self.pools]
-            truth = draw_truth(
-                stream, chosen.mismatch, self.params.pool[:, PoolSpec.PHASE], racks, len(self.params.cls)
-            )
+            phases, racks = [pool.phase for pool in self.pools], [pool.rack_type.id for pool in self.pools]
+            truth = draw_truth(stream, chosen.mismatch, phases, racks, len(self.classes))
         return Episode(path_start_s, rate, hazard, cap_steps, shift, kept, streams, truth)
 
     def truth(self, row: int = 0) -> Truth:

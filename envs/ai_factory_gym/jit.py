@@ -23,7 +23,7 @@ def shared_sources() -> list[Path]:
     """Return every source that kernels of other modules can depend on."""
     package = Path(__file__).parent
     files = [*sorted(package.glob("engine/*.py")), *sorted(package.glob("physics/*.py"))]
-    names = ("workload/quadrature.py", "levers.py", "observation.py", "metrics.py", "reward.py")
+    names = ("workload/quadrature.py", "workload/effort.py", "levers.py", "observation.py", "metrics.py", "reward.py")
     return files + [package / name for name in names]
 
 

@@ -43,10 +43,11 @@ from ai_factory_gym.physics.performance import (
     compute_rate,
     prefill_work_s,
 )
+from ai_factory_gym.workload import effort as effort_form
 from ai_factory_gym.workload import quadrature
-from ai_factory_gym.workload.effort import answer_value
 
 two_lengths = inlined_kernel(quadrature.two_lengths)
+answer_value = inlined_kernel(effort_form.answer_value)
 
 CROWDED_PARTS = 6
 """Parts into which a slice's share of a cohort is cut while a decode pool is nearly full.

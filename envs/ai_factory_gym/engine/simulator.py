@@ -33,7 +33,8 @@ from ai_factory_gym.engine.layout import (
     grow,
 )
 from ai_factory_gym.engine.rng import seed_stream
-from ai_factory_gym.mismatch import Truth, no_mismatch
+from ai_factory_gym.engine.truth import true_perf, true_power
+from ai_factory_gym.scenarios.mismatch import Truth, no_mismatch
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,8 @@ class Engine:
         state.cls[row, :, Class.ADMITTED] = state.cls[row, :, Class.EFFORT] = 1.0
         truth = episode.truth or no_mismatch(len(params.pool), len(params.cls))
         state.cls[row, :, Class.OUTPUT_FACTOR] = truth.output_tokens
-        state.perf[row] = truth.perf(params)
-        state.power[row] = truth.power(params)
+        state.perf[row] = true_perf(params, truth)
+        state.power[row] = true_power(params, truth)
         state.pool_int[row, :, PoolInt.ACTIVE] = params.pool[:, PoolSpec.RACKS].astype(np.int64)
         if len(params.cache):
             # A stream of its own, so that no other changes. What was before the episode is taken to have been like its first minutes.

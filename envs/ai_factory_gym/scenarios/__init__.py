@@ -16,7 +16,7 @@ import numpy as np
 
 from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
 from ai_factory_gym.grid.cap import MAX_CAP_EVENTS, CapEventSpec, CapSchedule, draw_schedule
-from ai_factory_gym.mismatch import NO_SPREAD, MismatchSpec
+from ai_factory_gym.scenarios.mismatch import NO_SPREAD, MismatchSpec
 from ai_factory_gym.workload.demand import (
     MAX_BURSTS,
     MAX_SHIFTS,

@@ -8,10 +8,7 @@ left out are the least useful ones.
 
 from __future__ import annotations
 
-from ai_factory_gym.jit import inlined_kernel
 
-
-@inlined_kernel
 def answer_value(effort: float, least_share: float, value_loss: float) -> float:
     """Return the value of an answer over that of the answer at full effort.
 
