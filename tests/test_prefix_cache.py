@@ -30,6 +30,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.factory import Factory
 from ai_factory_gym.physics.performance import (
+    DECODE_KV_CAPACITY_TOKENS,
     PREFILL_KV_BYTES_PER_TOKEN,
     PREFILL_PER_TOKEN2_S,
     PREFILL_PER_TOKEN_S,
@@ -142,7 +143,7 @@ def test_a_cache_without_sessions_and_sessions_without_a_cache_change_nothing(re
             assert all(np.array_equal(seen[name], also_seen[name]) for name in seen)
             assert all(info[key] == also_info[key] for key in info)
     added = set(trails[1][0][2]) - set(trails[0][0][2])
-    assert added == {"prompt_tokens", "cached_tokens", "loaded_tokens"}
+    assert added == {"prompt_tokens", "cached_tokens", "loaded_tokens", "held_tokens"}
     assert trails[1][-1][2]["cached_tokens"] == 0.0 < trails[1][-1][2]["prompt_tokens"]
     assert set(trails[1][0][0]) - set(trails[0][0][0]) == {"pool_cached"}
     tasks = {f"class/agent/{key}" for key in ("tasks_completed", "agent_hours", "think_hours")}
@@ -686,3 +687,91 @@ def test_mistakes_of_a_site_are_named(changes: dict[str, Any], message: str) -> 
 def test_mistakes_of_a_session_are_named(make_one: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_one()
+
+
+# --------------------------------------------------------------------------------------------------------- KV held in decode
+
+
+def holding(hold_share: float, **settings: Any) -> SiteConfig:
+    """Return a site without prefix caches whose decode pool holds contexts between turns."""
+    site = small_site(None, **settings)
+    return dataclasses.replace(
+        site, pools=(*site.pools[:-1], dataclasses.replace(site.pools[-1], hold_share=hold_share))
+    )
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+def test_kv_held_between_turns_needs_neither_prefill_nor_transfer(resolution: str) -> None:
+    scale = 0.2 if resolution == "request" else 1.0
+    bare = make(small_site(None), resolution=resolution, demand_scale=scale, warmup_s=600.0)
+    without = run(bare)
+    env = make(holding(0.5), resolution=resolution, demand_scale=scale, warmup_s=600.0)
+    info = run(env)
+    drawn = resolution == "request"
+    assert info["held_tokens"] == info["cached_tokens"]
+    assert hit_share(info) == pytest.approx(FOLLOWING * REUSE, rel=0.03 if drawn else 1e-9)
+    # Little's law: contexts that will be asked for again, for the time until they are.
+    tokens = env.factory.params.cell[:, 1] @ (env.factory.params.cell[:, 2] + env.factory.params.cell[:, 4])
+    held = state_of(env).pool[0, -1, Pool.HELD]
+    assert held == pytest.approx(400.0 * scale * FOLLOWING * tokens * THINK_S, rel=0.1 if drawn else 0.03)
+    assert ttft_s(env) < ttft_s(bare)
+    assert info["class/agent/arrived"] == without["class/agent/arrived"]
+    sent = [float(state_of(e).pool[0, 0, Pool.TRANSFER_FREE_S]) for e in (env, bare)]
+    assert sent[0] < sent[1]
+
+
+def test_what_has_no_room_is_not_held() -> None:
+    probe = make(holding(0.5))
+    run(probe)
+    most = float(state_of(probe).pool[0, -1, Pool.HELD])
+    room = 0.5 * most
+    params = probe.factory.params
+    units = params.pool[-1, PoolSpec.RACKS] * params.pool[-1, PoolSpec.UNITS_PER_RACK]
+    share = room / (units * params.perf[-1, DECODE_KV_CAPACITY_TOKENS])
+    env = make(holding(share))
+    info = run(env)
+    assert state_of(env).pool[0, -1, Pool.HELD] == pytest.approx(room)
+    assert hit_share(info) == pytest.approx(0.5 * FOLLOWING * REUSE, rel=0.05)
+
+
+def test_held_kv_takes_room_from_requests() -> None:
+    """Where KV memory binds, holding contexts makes requests wait; classes may be left out of it."""
+    prompt = dataclasses.replace(
+        request_class("chat").prompt, median=30000.0, sigma=0.1, minimum=20000.0, maximum=40000.0
+    )
+    waits, held = [], []
+    for share, hold in ((0.0, True), (0.6, True), (0.6, False)):
+        cls = agent(prompt=prompt, session=Session(REUSE, 600.0, hold), ttft_a_s=20.0, patience_s=60.0)
+        site = holding(share, classes=(cls,), rps=60.0)
+        site = dataclasses.replace(site, pools=(dataclasses.replace(site.pools[0], racks=8), site.pools[1]))
+        env = make(site, warmup_s=1200.0)
+        env.reset(seed=0)
+        room = 0.0
+        for _ in range(15):
+            observation, _, _, _, _ = env.step(env.action_layout.encode(clock=1.0, racks=env.action_layout.racks))
+            room = max(room, float(observation[env.observation_layout["pool_kv"]][-1]))
+        waits.append(room)
+        held.append(float(state_of(env).pool[0, -1, Pool.HELD]))
+    assert held[0] == held[2] == 0.0 < held[1]
+    assert waits[0] == waits[2] < waits[1] <= 1.0 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hold_share": 0.95}, "hold_share.*0.95"),
+        ({"hold_share": "half"}, "hold_share.*'half'"),
+    ],
+)
+def test_mistakes_of_holding_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(small_site().pools[-1], **changes)
+    with pytest.raises(ConfigError, match="hold_share: is a setting of decode pools"):
+        dataclasses.replace(small_site().pools[0], hold_share=0.5)
+
+
+def test_holding_is_refused_where_it_cannot_be(trace_path: Path) -> None:
+    with pytest.raises(ConfigError, match="hold_share: 0.5 is not possible with a trace"):
+        make(holding(0.5, classes=(agent(),)), trace=trace_path, trace_class="agent", horizon_s=None)
+    with pytest.raises(ConfigError, match="hold: 3 is not allowed"):
+        Session(0.5, 10.0, 3)  # type: ignore[arg-type]

@@ -49,9 +49,10 @@ CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
 
-CACHE_KEYS = ("prompt_tokens", "cached_tokens", "loaded_tokens")
+CACHE_KEYS = ("prompt_tokens", "cached_tokens", "loaded_tokens", "held_tokens")
 """Keys of a site with a prefix cache: prompt tokens of the requests whose prefill began, those of them that needed no work because
-their KV was there, and those that were loaded from host memory or the store (by requests that were then turned away, too)."""
+their KV was there, and those that were loaded from host memory or the store (by requests that were then turned away, too); those of the
+cached ones that a decode pool had held since the turn before."""
 
 TASK_KEYS = ("tasks_completed", "agent_hours", "think_hours")
 """Keys of each class with sessions, behind ``class/<name>/``. Tasks are the expected number of those decided whose requests all met their
@@ -147,13 +148,14 @@ def write_info(
         out[at] = site[Site.VALUE_TOKENS]
         at += 1
     if cache.shape[0] > 0:
-        for column in range(3):
+        for column in range(len(CACHE_KEYS)):
             out[at + column] = 0.0
         for pool in range(cache.shape[0]):
             out[at] += cache[pool, Tier.PROMPT]
             out[at + 1] += cache[pool, Tier.CACHED]
             out[at + 2] += cache[pool, Tier.LOADED]
-        at += 3
+            out[at + 3] += cache[pool, Tier.HELD]
+        at += len(CACHE_KEYS)
     if params.session.shape[0] > 0:
         for index in range(classes):
             think_s = params.session[index, SessionSpec.THINK_S]

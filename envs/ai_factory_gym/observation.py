@@ -56,7 +56,7 @@ BLOCKS: tuple[tuple[str, str, str], ...] = (
         "pools",
         "decode: requests in flight per replica / reference batch; prefill: requests in the queue per rack / 100",
     ),
-    ("pool_kv", "pools", "decode: KV memory reserved / capacity of the active racks; prefill: 0"),
+    ("pool_kv", "pools", "decode: KV memory reserved or held / capacity of the active racks; prefill: 0"),
     (
         "pool_transfer",
         "pools",
@@ -243,7 +243,7 @@ def _pool_blocks(
                 max(1.0, ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK])
                 * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
             )
-            kv = numbers[Pool.RESERVED] / room
+            kv = (numbers[Pool.RESERVED] + numbers[Pool.HELD]) / room
             transfer = numbers[Pool.IN_TRANSIT] / replicas / batch[pool]
             tpot = numbers[Pool.TPOT_S] / tpot_s
         wake_s = 0.0

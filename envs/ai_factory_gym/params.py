@@ -509,6 +509,7 @@ def _session_rows(classes: tuple[RequestClass, ...], cached: bool) -> Array:
             row[SessionSpec.FOLLOWING] = 1.0 - 1.0 / cls.requests_per_task
             row[SessionSpec.REUSE_SHARE] = cls.session.reuse_share
             row[SessionSpec.THINK_S] = row[SessionSpec.MEMORY_S] = cls.session.think_s
+            row[SessionSpec.HOLD] = float(cls.session.hold)
     return rows
 
 
@@ -525,6 +526,7 @@ def _trace_sessions(trace: Trace, labels: Array, repeated: Reuse, sessions: Arra
     owner = np.repeat(np.arange(len(trace)), np.diff(repeated.begin))
     for cls, row in enumerate(sessions):
         row[SessionSpec.FOLLOWING] = row[SessionSpec.REUSE_SHARE] = row[SessionSpec.THINK_S] = 0.0
+        row[SessionSpec.HOLD] = 0.0
         row[SessionSpec.MEMORY_S] = CONTEXT_MEMORY_S
         own = np.flatnonzero(labels[owner] == cls)
         if len(own) == 0:
@@ -606,6 +608,18 @@ def build_params(
     for index, pool in enumerate(site.pools):
         if pool.phase == "decode":
             holds = perf[index, DECODE_KV_CAPACITY_TOKENS] - perf[index, DECODE_KV_REQUEST_TOKENS]
+            if pool.hold_share > 0.0:
+                if trace is not None:
+                    raise ConfigError(
+                        f"site {site.name!r}: pool {pool.name!r}: hold_share: {pool.hold_share!r} is not possible with a trace, "
+                        "which does not say which requests are of one session."
+                    )
+                left = (1.0 - pool.hold_share) * max(1, pool.min_active) * pool.replicas_per_rack * holds
+                if longest > left:
+                    raise ConfigError(
+                        f"site {site.name!r}: pool {pool.name!r}: hold_share: {pool.hold_share!r} leaves {left:,.0f} tokens of KV; the "
+                        f"longest request has {longest:,.0f}."
+                    )
             if longest > holds:
                 raise ConfigError(
                     f"site {site.name!r}: pool {pool.name!r} holds {holds:,.0f} tokens of KV per replica; the longest request has "
@@ -624,6 +638,7 @@ def build_params(
         pools[index, PoolSpec.WAKE_S] = pool.group.wake_s
         pools[index, PoolSpec.DRAIN_S] = site.drain_s
         pools[index, PoolSpec.DWELL_S] = site.dwell_s
+        pools[index, PoolSpec.HOLD_SHARE] = pool.hold_share
     site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
     site_row[SiteSpec.EFFORT] = float(effort)
     params = Params(

@@ -206,12 +206,10 @@ def _enter_request(
 
     ``index`` is its place in the trace, -1 without one; ``followed`` says that it is of a copy that keeps some requests only.
     """
-    turn_number = 1.0
-    place_number = 1.0
+    chance = (1.0, 1.0, 1.0)
     if has_cache(params):
         # Before the gate: how many numbers are drawn does not depend on what the operator does.
-        turn_number = uniform(state.chance[row])
-        place_number = uniform(state.chance[row])
+        chance = (uniform(state.chance[row]), uniform(state.chance[row]), uniform(state.chance[row]))
     if pass_gate(params, state, row, cls, 1.0, prompt, prompt * prompt, output) < 1.0:
         return
     shorter, value = _with_effort(params, state, row, cls, output)
@@ -227,7 +225,7 @@ def _enter_request(
     if params.site[SiteSpec.EFFORT] > 0.0:
         state.cohort[row, slot, Cohort.VALUE] = value
     if has_cache(params):
-        find_request(params, state, row, slot, cls, index, followed, turn_number, place_number)
+        find_request(params, state, row, slot, cls, index, followed, chance)
     state.pool[row, prefill, Pool.INFLOW] += 1.0
 
 

@@ -13,6 +13,9 @@ over the class's think time, so that their share by pool is the probability that
 think times that are exponential. ``T`` grows by one second per second at most (a cache that nothing leaves), and shrinks towards where it has to
 be within a time of that length.
 
+A decode pool may hold the KV of sessions between turns in a share of its KV memory, which then admits fewer requests. A turn that comes back
+to the pool that holds its context needs neither prefill nor transfer of it.
+
 Assumed: inside a pool a request goes to the rack that has its context; one that comes as its predecessor is still in prefill finds it too.
 """
 
@@ -42,6 +45,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
+    DECODE_KV_CAPACITY_TOKENS,
     PREFILL_KV_BYTES_PER_TOKEN,
     PREFILL_TRANSFER_BYTES_PER_S,
     compute_rate,
@@ -155,9 +159,9 @@ def update_caches(params: Params, state: State, row: int, now_s: float) -> None:
     pools = params.pool.shape[0]
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] != PREFILL:
+            _hold(params, state, row, pool, elapsed_s)
             continue
         tier = state.cache[row, pool]
-        spec = params.cache[pool]
         racks = float(state.pool_int[row, pool, PoolInt.ACTIVE] + state.pool_int[row, pool, PoolInt.DRAINING])
         kept = 1.0
         if racks < tier[Tier.RACKS]:
@@ -197,6 +201,47 @@ def update_caches(params: Params, state: State, row: int, now_s: float) -> None:
 
 
 @kernel
+def _hold(params: Params, state: State, row: int, pool: int, elapsed_s: float) -> None:
+    """Follow what a decode pool holds for sessions between turns: the KV of answered requests that another will follow.
+
+    What is held goes as the next turns come, after exponential times. Where there is no room for all, any is dropped alike: with
+    exponential times no context is more likely than another of its class to be asked for soon.
+    """
+    contexts = state.context[row]
+    spec = params.pool[pool]
+    units = state.pool_int[row, pool, PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
+    room = spec[PoolSpec.HOLD_SHARE] * units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]
+    held = 0.0
+    for cls in range(contexts.shape[0]):
+        session = params.session[cls]
+        context = contexts[cls, pool]
+        if session[SessionSpec.HOLD] > 0.0:
+            left = math.exp(-elapsed_s / session[SessionSpec.THINK_S])
+            # What came evenly over the time has gone on average for part of it.
+            came = session[SessionSpec.FOLLOWING] * context[Context.NEW_TOKENS]
+            came *= (1.0 - left) * session[SessionSpec.THINK_S] / elapsed_s
+            context[Context.HELD] = left * context[Context.HELD] + came
+            context[Context.HELD_AT_MOST] = left * context[Context.HELD_AT_MOST] + came
+            held += context[Context.HELD]
+        context[Context.NEW] = 0.0
+        context[Context.NEW_TOKENS] = 0.0
+    if held > room:
+        for cls in range(contexts.shape[0]):
+            contexts[cls, pool, Context.HELD] *= room / held
+        held = room
+    state.pool[row, pool, Pool.HELD] = held
+
+
+@inlined_kernel
+def leave_context(state: State, row: int, pool: int, slot: int) -> None:
+    """Note the KV of a cohort that its decode pool has answered."""
+    cohort = state.cohort[row, slot]
+    context = state.context[row, state.cohort_int[row, slot, CohortInt.CLASS], pool]
+    context[Context.NEW] += cohort[Cohort.COUNT]
+    context[Context.NEW_TOKENS] += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
+
+
+@kernel
 def _share_out(params: Params, state: State, row: int, cls: int) -> None:
     """Work out with what probability requests of a class find their context in each tier of each pool."""
     contexts = state.context[row, cls]
@@ -204,10 +249,15 @@ def _share_out(params: Params, state: State, row: int, cls: int) -> None:
     session = params.session[cls]
     following = session[SessionSpec.FOLLOWING]
     total = 0.0
+    most = 0.0
     for pool in range(contexts.shape[0]):
         total += contexts[pool, Context.PER_S]
+        most += contexts[pool, Context.HELD_AT_MOST]
     for pool in range(contexts.shape[0]):
         context = contexts[pool]
+        if params.pool[pool, PoolSpec.PHASE] != PREFILL:
+            context[Context.HELD_CHANCE] = context[Context.HELD] / most if most > 0.0 else 0.0
+            continue
         share = 0.0
         if total > 0.0:
             share = context[Context.KEPT_PER_S] / total
@@ -346,6 +396,7 @@ def find_cohort(params: Params, state: State, row: int, slot: int, cls: int, pla
     pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
     cohort[Cohort.CACHED] = 0.0
     cohort[Cohort.CACHED_SQ] = 0.0
+    cohort[Cohort.HELD] = 0.0
     cohort[Cohort.LOADED_S] = cohort[Cohort.ARRIVAL_S]
     if state.found.shape[1] > 0:
         found = state.found[row, place, pool]
@@ -361,17 +412,29 @@ def find_cohort(params: Params, state: State, row: int, slot: int, cls: int, pla
     reuse = params.session[cls, SessionSpec.REUSE_SHARE]
     tokens = reuse * cohort[Cohort.PROMPT]
     pairs = reuse * reuse * cohort[Cohort.PROMPT_SQ]
-    cohort[Cohort.CACHED] = context[Context.IN_HBM] * tokens
-    cohort[Cohort.CACHED_SQ] = context[Context.IN_HBM] * pairs
+    # What the decode pool holds needs no cache of a prefill pool.
+    held = state.context[row, cls, state.cohort_int[row, slot, CohortInt.DECODE_POOL], Context.HELD_CHANCE]
+    following = params.session[cls, SessionSpec.FOLLOWING]
+    in_hbm = following * held + (1.0 - held) * context[Context.IN_HBM]
+    cohort[Cohort.HELD] = following * held * tokens
+    cohort[Cohort.CACHED] = in_hbm * tokens
+    cohort[Cohort.CACHED_SQ] = in_hbm * pairs
     if context[Context.IN_HOST] > 0.0:
-        _load(params, state, row, slot, context[Context.IN_HOST], tokens, pairs, False)
+        _load(params, state, row, slot, (1.0 - held) * context[Context.IN_HOST], tokens, pairs, False)
     if context[Context.IN_STORE] > 0.0:
-        _load(params, state, row, slot, context[Context.IN_STORE], tokens, pairs, True)
+        _load(params, state, row, slot, (1.0 - held) * context[Context.IN_STORE], tokens, pairs, True)
 
 
 @inlined_kernel
 def find_request(
-    params: Params, state: State, row: int, slot: int, cls: int, index: int, followed: bool, turn: float, place: float
+    params: Params,
+    state: State,
+    row: int,
+    slot: int,
+    cls: int,
+    index: int,
+    followed: bool,
+    chance: tuple[float, float, float],
 ) -> None:
     """Note what one new request finds in the caches of its prefill pool.
 
@@ -383,14 +446,16 @@ def find_request(
         cls: Its class.
         index: Its place in the trace; -1 without one.
         followed: Whether its copy of the trace is thinned: only requests that are kept have left anything behind.
-        turn: Uniform number, whether it follows another and after what time.
-        place: Uniform number, whether that was in this pool.
+        chance: Uniform numbers: whether it follows another and after what time; whether that was in this prefill pool; whether its
+            decode pool holds the context.
     """
     cohort = state.cohort[row, slot]
     pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
     cohort[Cohort.CACHED] = 0.0
     cohort[Cohort.CACHED_SQ] = 0.0
+    cohort[Cohort.HELD] = 0.0
     cohort[Cohort.LOADED_S] = cohort[Cohort.ARRIVAL_S]
+    turn, place, hold = chance
     here = place < state.context[row, cls, pool, Context.SHARE]
     hbm_s = state.cache[row, pool, Tier.HBM_S] if here else -1.0
     host_s = state.cache[row, pool, Tier.HOST_S] if here else -1.0
@@ -401,6 +466,11 @@ def find_request(
             return
         age_s = -session[SessionSpec.THINK_S] * math.log(turn / session[SessionSpec.FOLLOWING])
         tokens = session[SessionSpec.REUSE_SHARE] * cohort[Cohort.PROMPT]
+        if hold < state.context[row, cls, state.cohort_int[row, slot, CohortInt.DECODE_POOL], Context.HELD_CHANCE]:
+            cohort[Cohort.HELD] = tokens
+            cohort[Cohort.CACHED] = tokens
+            cohort[Cohort.CACHED_SQ] = tokens * tokens
+            return
         _find(params, state, row, slot, tokens, tokens * tokens, age_s, hbm_s, host_s, store_s)
         return
     most = cohort[Cohort.PROMPT] - 1.0
@@ -449,6 +519,7 @@ def begin_prefill(params: Params, state: State, row: int, pool: int, slot: int, 
     if ints[CohortInt.SCORED] and state.site[row, Site.SCORING] > 0.0:
         tier[Tier.PROMPT] += count * cohort[Cohort.PROMPT]
         tier[Tier.CACHED] += count * cohort[Cohort.CACHED]
+        tier[Tier.HELD] += count * cohort[Cohort.HELD]
     context = state.context[row, ints[CohortInt.CLASS], pool]
     context[Context.NEW] += count
     context[Context.NEW_TOKENS] += count * cohort[Cohort.PROMPT]

@@ -102,6 +102,7 @@ class PoolSpec(IntEnum):
     WAKE_S = 6
     DRAIN_S = 7
     DWELL_S = 8
+    HOLD_SHARE = 9  # decode: share of the KV memory that may hold contexts of sessions between turns
 
 
 class ClassSpec(IntEnum):
@@ -253,6 +254,7 @@ class Pool(IntEnum):
     MAX_BATCH = 51  # decode: requests per replica that the operator allows, at most those of the pool
     LATER = 52  # cohort resolution: requests bound for this decode pool that come too late for the present bound of the draw
     LATER_TOKENS = 53  # their prompt + output tokens
+    HELD = 54  # KV tokens of sessions between turns; 0 without a prefix cache
 
 
 class PoolInt(IntEnum):
@@ -336,6 +338,7 @@ class Cohort(IntEnum):
     VALUE = 14  # value tokens per output token; written and read only where the operator may shorten answers
     # Written and read only where the site has a prefix cache; means over the cohort's requests.
     CACHED_SQ = 4  # what of PROMPT_SQ needs no work, tokens squared
+    HELD = 15  # cached tokens that the decode pool has held since the turn before
     LOADED_S = 5  # when the cached tokens have been loaded; once prefill has begun, by how long they delay its end
 
 
@@ -414,6 +417,7 @@ class SessionSpec(IntEnum):
     THINK_S = 2  # mean time since then, s; 0 for a class without sessions
     MEMORY_S = 3  # time over which flows of the class's contexts are smoothed, s
     TURNS = 4  # requests per task
+    HOLD = 5  # 1 for a class whose contexts decode pools hold between turns, where they hold any
 
 
 class Tier(IntEnum):
@@ -428,6 +432,7 @@ class Tier(IntEnum):
     PROMPT = 6  # the same over the scored requests
     CACHED = 7
     LOADED = 8  # of these, asked of host memory or the store, by requests that were turned away too
+    HELD = 9  # of the cached ones, held by decode pools
 
 
 class Store(IntEnum):
@@ -439,10 +444,10 @@ class Store(IntEnum):
 
 
 class Context(IntEnum):
-    """Columns of ``State.context``: contexts of one class that one prefill pool has worked off."""
+    """Columns of ``State.context``: contexts of one class that one prefill pool has worked off, or one decode pool has answered."""
 
     NEW = 0  # requests since the last update
-    NEW_TOKENS = 1  # their prompt tokens
+    NEW_TOKENS = 1  # their prompt tokens, in decode with their output
     PER_S = 2  # requests/s, smoothed
     TOKENS_PER_S = 3
     KEPT_PER_S = 4  # requests/s, smoothed, without those whose rack has fallen asleep since
@@ -451,6 +456,11 @@ class Context(IntEnum):
     IN_HBM = 7  # probability that a request routed here finds its context in each tier
     IN_HOST = 8
     IN_STORE = 9
+    HELD = 10  # decode: KV tokens held for sessions between turns
+    HELD_AT_MOST = 11  # what would be, were there room for all
+    HELD_CHANCE = (
+        12  # probability that the context of a request that follows another is held in the pool it is routed to
+    )
 
 
 class Found(IntEnum):

@@ -74,7 +74,10 @@ def hand_over(params: Params, state: State, row: int, pool: int, slot: int, now_
     numbers = state.pool[row, pool]
     racks = state.pool_int[row, pool, PoolInt.ACTIVE] + state.pool_int[row, pool, PoolInt.DRAINING]
     replicas = max(1.0, racks * params.pool[pool, PoolSpec.REPLICAS_PER_RACK])
-    bytes_one = cohort[Cohort.PROMPT] * perf[PREFILL_KV_BYTES_PER_TOKEN]
+    sent = cohort[Cohort.PROMPT]
+    if has_cache(params):
+        sent -= cohort[Cohort.HELD]
+    bytes_one = sent * perf[PREFILL_KV_BYTES_PER_TOKEN]
     per_replica = perf[PREFILL_TRANSFER_BYTES_PER_S]
     free_s = max(numbers[Pool.TRANSFER_FREE_S], now_s) + cohort[Cohort.COUNT] * bytes_one / (per_replica * replicas)
     numbers[Pool.TRANSFER_FREE_S] = free_s

@@ -315,7 +315,7 @@ class Engine:
         state.cls[row] = 0.0
         state.cls[row][:, list(history)] = saved
         state.histogram[row] = 0
-        state.cache[row, :, [Tier.PROMPT, Tier.CACHED, Tier.LOADED]] = 0.0
+        state.cache[row, :, [Tier.PROMPT, Tier.CACHED, Tier.LOADED, Tier.HELD]] = 0.0
         state.pool[row, :, Pool.ENERGY_J] = 0.0
         state.pool[row, :, Pool.G_OPEN] = state.pool[row, :, Pool.G]
         state.pool[row, :, Pool.G_CLOSE] = math.inf

@@ -82,6 +82,7 @@ class PoolConfig:
         max_batch: Most requests in flight on a decode replica.
         min_active: Fewest racks the operator may keep awake; 0 lets the pool be emptied.
         cache: Prefix cache of a prefill pool; None for none.
+        hold_share: Share of a decode pool's KV memory that may hold the contexts of sessions between their turns.
     """
 
     rack: str | Rack
@@ -97,6 +98,7 @@ class PoolConfig:
     max_batch: int = MAX_BATCH
     min_active: int = 1
     cache: CacheConfig | None = None
+    hold_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -118,6 +120,9 @@ class PoolConfig:
         check_range(f"{where}.min_active", self.min_active, 0, self.racks)
         if self.phase == "prefill" and (self.mtp or self.ep is not None or self.max_batch != MAX_BATCH):
             raise ConfigError(f"{where}: mtp, ep and max_batch are settings of decode pools.")
+        check_range(f"{where}.hold_share", self.hold_share, 0.0, 0.9)
+        if self.hold_share > 0.0 and self.phase != "decode":
+            raise ConfigError(f"{where}.hold_share: is a setting of decode pools.")
         if self.cache is not None and self.phase != "prefill":
             raise ConfigError(f"{where}.cache: is a setting of prefill pools.")
         if self.phase == "decode" and self.pp != 1:
@@ -311,8 +316,8 @@ class SiteConfig:
 
     @property
     def caches(self) -> bool:
-        """Whether prompts find what earlier ones have left: some pool has a prefix cache, or the site a store."""
-        return self.kv_store is not None or any(pool.cache is not None for pool in self.pools)
+        """Whether prompts find what earlier ones have left: some pool has a prefix cache or holds contexts, or the site has a store."""
+        return self.kv_store is not None or any(pool.cache is not None or pool.hold_share > 0.0 for pool in self.pools)
 
     @property
     def served_model(self) -> Model:

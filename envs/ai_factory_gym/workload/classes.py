@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ai_factory_gym.catalogue.loader import STATUSES as CATALOGUE_STATUSES
-from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
+from ai_factory_gym.errors import ConfigError, check_flag, check_keys, check_range, unknown
 from ai_factory_gym.workload.demand import DemandProfile
 from ai_factory_gym.workload.lengths import LengthDistribution
 
@@ -66,15 +66,18 @@ class Session:
     Attributes:
         reuse_share: Share of the prompt of every request but a task's first that the prompt before had: the context that is carried on.
         think_s: Mean time from one request of a task to its next, s (exponential): the answer, tools, and the user who thinks.
+        hold: Whether decode pools with a ``hold_share`` hold the KV of its requests until the next one.
     """
 
     reuse_share: float
     think_s: float
+    hold: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
         check_range("reuse_share", self.reuse_share, 0.0, MOST_REUSE)
         check_range("think_s", self.think_s, 0.1, 30 * 86400.0, "s")
+        check_flag("hold", self.hold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +202,10 @@ def _demand(where: str, raw: Any, out: list[Provenance]) -> DemandProfile:
 
 
 def _session(where: str, raw: Any, out: list[Provenance]) -> Session:
-    numbers = _table(where, raw, _SESSION_UNITS, (), out)
+    rest = {key: value for key, value in raw.items() if key != "hold"} if isinstance(raw, Mapping) else raw
+    numbers = _table(where, rest, _SESSION_UNITS, (), out)
     try:
-        return Session(reuse_share=numbers["reuse_share"], think_s=numbers["think"])
+        return Session(numbers["reuse_share"], numbers["think"], raw.get("hold", True))
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from None
 
