@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -38,11 +39,13 @@ from ai_factory_gym.physics.performance import (
     prefill_work_s,
 )
 from ai_factory_gym.sites import CacheConfig, PoolConfig, SiteConfig, StoreConfig, load_site
+from ai_factory_gym.validate import findings
 from ai_factory_gym.workload.classes import RequestClass, Session, load_classes, request_class
 from ai_factory_gym.workload.demand import DemandProfile
-from ai_factory_gym.workload.traces import Trace, load_trace, reuse
+from ai_factory_gym.workload.traces import Trace, load_trace, lru_hit_share, reuse
 from tests.oracles.lru import Kind, hit_shares
 
+AGENTS = Path(__file__).parents[1] / "examples" / "sites" / "agents.toml"
 TURNS, REUSE, THINK_S = 5.0, 0.8, 60.0
 FOLLOWING = 1.0 - 1.0 / TURNS
 ENDLESS = CacheConfig(hbm_gb=2000.0, host_gb=1e6, host_gb_s=1e5)
@@ -507,6 +510,25 @@ def test_a_replayed_trace_finds_what_its_ids_say(
     assert hit_share(info) == pytest.approx(inside / trace.prompt_tokens.sum(), rel=0.03)
 
 
+@pytest.mark.parametrize("room_tokens", [3e4, 1e5, 3e5])
+def test_a_replayed_trace_finds_what_a_cache_of_its_blocks_finds(trace_path: Path, room_tokens: float) -> None:
+    trace = load_trace(trace_path)
+    gb = room_tokens * kv_bytes_per_token(model("deepseek-r1")) / 1e9
+    site = small_site(CacheConfig(hbm_gb=gb), classes=(agent(session=None),), rps=20.0, racks=1)
+    env = make(site, trace=trace_path, trace_class="agent", trace_repeat=True, horizon_s=None, warmup_s=600.0)
+    # The characteristic time is that of many contexts; here are a few dozen, and they grow.
+    assert hit_share(run(env, 10)) == pytest.approx(lru_hit_share(trace, room_tokens), abs=0.09)
+
+
+def test_a_cache_of_blocks_finds_less_the_smaller_it_is(trace_path: Path) -> None:
+    trace = load_trace(trace_path)
+    shares = [lru_hit_share(trace, room) for room in (0.0, 1e4, 1e5, 1e6, math.inf)]
+    assert shares[0] == 0.0
+    assert all(a <= b for a, b in zip(shares, shares[1:], strict=False))
+    assert shares[-1] == pytest.approx(reuse(trace).tokens.sum() / trace.prompt_tokens.sum())
+    assert lru_hit_share(dataclasses.replace(trace, hash_ids=None), math.inf) == 0.0
+
+
 def test_a_trace_without_ids_finds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "plain.csv"
     rows = "".join(f"{2.0 * number},{800 + number % 90},50\n" for number in range(300))
@@ -566,6 +588,51 @@ def test_snapshot_and_restore(resolution: str) -> None:
     assert np.isfinite(first[-1][0]).all()
 
 
+def test_a_row_of_many_is_the_single_environment() -> None:
+    settings = {"scenario": "burst", "horizon_s": 600.0, "warmup_s": 120.0, "lambda_tokens_per_joule": 1.0}
+    single = AIFactoryEnv(site=AGENTS, **settings)
+    rows = gymnasium.make_vec(
+        "ai_factory/Custom-v0",
+        num_envs=2,
+        vectorization_mode="vector_entry_point",
+        threads=2,
+        site=str(AGENTS),
+        **settings,
+    )
+    actions = np.random.default_rng(0).uniform(-1, 1, (6, 2, single.action_layout.size)).astype(np.float32)
+    rows.reset(seed=5)
+    single.reset(seed=5)
+    for action in actions:
+        seen, _, _, _, infos = rows.step(action)
+        observation, _, _, _, info = single.step(action[0])
+        assert np.array_equal(seen[0], observation)
+        assert all(infos[key][0] == value for key, value in info.items())
+    assert info["cached_tokens"] > 0.0 < info["loaded_tokens"]
+    rows.close()
+
+
+def test_rules_serve_a_site_with_caches() -> None:
+    baselines = pytest.importorskip("ai_factory_baselines", reason="needs the baselines package")
+    env = make(load_site(AGENTS))
+    for name in ("length_aware", "reactive"):
+        rule = baselines.make(name, env)
+        observation, _ = env.reset(seed=0)
+        for _ in range(5):
+            action, _ = rule.predict(observation)
+            observation, _, _, _, info = env.step(action)
+        assert info["sla_attainment"] > 0.95 and info["cached_tokens"] > 0.0
+
+
+def test_validate_says_when_one_half_is_missing() -> None:
+    site = load_site(AGENTS)
+    assert findings(site) == []
+    bare = dataclasses.replace(
+        site, kv_store=None, pools=tuple(dataclasses.replace(pool, cache=None) for pool in site.pools)
+    )
+    assert any("has a session, but no pool keeps KV" in text for text in findings(bare))
+    assert any("no class has a session" in text for text in findings(small_site(classes=(agent(session=None),))))
+
+
 def test_chance_does_not_depend_on_what_the_operator_does() -> None:
     env = make(small_site(pools=2), resolution="request", demand_scale=0.05, levers=("route_prefill", "admission"))
     drawn = []
@@ -587,10 +654,6 @@ def test_pools_without_a_cache_find_nothing() -> None:
 
 
 def test_a_site_file_has_caches_and_sessions(tmp_path: Path) -> None:
-    shipped = (Path(__file__).parent.parent / "envs/ai_factory_gym/workload/classes.toml").read_text()
-    begin = shipped.index("[chat]")
-    chat = shipped[begin : shipped.index("\n[", shipped.index("[chat.slo]")) if "[chat.slo]" in shipped else None]
-    assert chat.startswith("[chat]")
     (tmp_path / "classes.toml").write_text(
         """
         [agent]

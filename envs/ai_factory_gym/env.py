@@ -90,8 +90,9 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``class_admitted`` * | classes | share of arrivals let in |
     | ``class_due`` * | classes | time left to the oldest deferred request / deadline |
     | ``class_effort`` * | classes | output allowed / output at full effort |
+    | ``pool_cached`` ** | pools | share of the step's prompt tokens that the prefix cache had |
 
-    Blocks with a * are there when their lever is in use.
+    Blocks with a * are there when their lever is in use, one with ** on a site with a prefix cache.
 
     ## Rewards
 

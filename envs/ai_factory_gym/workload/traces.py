@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -397,6 +398,33 @@ def reuse(trace: Trace) -> Reuse:
     return Reuse(
         begin, np.array(tokens, dtype=np.int64), np.array(ages, dtype=np.float64), np.array(owners, dtype=np.int64)
     )
+
+
+def lru_hit_share(trace: Trace, room_tokens: float) -> float:
+    """Return the share of a trace's prompt tokens that a prefix cache of a given size finds, block by block.
+
+    Every prompt is put in whole; what has not been asked for the longest leaves first, of a prompt its end. The cache begins empty.
+
+    Args:
+        trace: The trace; nothing is found without ids of prefix blocks.
+        room_tokens: Room, tokens; inf for one that nothing leaves.
+    """
+    held: OrderedDict[int, None] = OrderedDict()
+    room = room_tokens / HASH_BLOCK_TOKENS
+    found = 0
+    for blocks, prompt in zip(trace.hash_ids or (), trace.prompt_tokens.tolist(), strict=False):
+        leading = 0
+        for block in blocks:
+            if block not in held:
+                break
+            leading += 1
+        found += min(leading * HASH_BLOCK_TOKENS, prompt - 1)
+        for block in reversed(blocks):
+            held[block] = None
+            held.move_to_end(block)
+        while len(held) > room:
+            held.popitem(last=False)
+    return found / int(trace.prompt_tokens.sum())
 
 
 # --------------------------------------------------------------------------------------------------------- dispersion
