@@ -14,6 +14,7 @@ import pytest
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
 from ai_factory_gym.catalogue import model
+from ai_factory_gym.describe import describe
 from ai_factory_gym.engine.cache import characteristic_s
 from ai_factory_gym.engine.layout import (
     PREFILL,
@@ -39,6 +40,7 @@ from ai_factory_gym.physics.performance import (
     prefill_work_s,
 )
 from ai_factory_gym.sites import CacheConfig, PoolConfig, SiteConfig, StoreConfig, load_site
+from ai_factory_gym.steady_cache import steady_cache
 from ai_factory_gym.validate import findings
 from ai_factory_gym.workload.classes import RequestClass, Session, load_classes, request_class
 from ai_factory_gym.workload.demand import DemandProfile
@@ -586,6 +588,28 @@ def test_snapshot_and_restore(resolution: str) -> None:
         assert np.array_equal(one[0], two[0]) and one[1] == two[1] and one[4] == two[4]
     assert state_of(env).store[0, Store.UPDATED_S] > 0.0
     assert np.isfinite(first[-1][0]).all()
+
+
+def test_describe_tells_what_the_engine_finds() -> None:
+    """The steady state of ``describe`` against the engine under the same conditions: all racks, routing by capacity."""
+    site = load_site(AGENTS)
+    pools = (*site.pools[:-1], dataclasses.replace(site.pools[-1], hold_share=0.05))
+    calm = tuple(dataclasses.replace(cls, demand=DemandProfile(overdispersion_sigma=0.0)) for cls in site.own_classes)
+    site = dataclasses.replace(site, pools=pools, own_classes=calm)
+    env = make(site, warmup_s=3600.0)
+    info = run(env, 20)
+    params, classes = env.factory.params, env.classes
+    rate = site.demand_rps * np.array([site.mix[cls.name] for cls in classes])
+    kept = steady_cache(site, params, rate)
+    prompts = rate * np.array([cls.prompt.mean() for cls in classes])
+    assert hit_share(info) == pytest.approx(float(prompts @ kept.found.sum(axis=1)) / prompts.sum(), rel=0.02)
+    assert info["held_tokens"] / info["prompt_tokens"] == pytest.approx(
+        float(prompts @ kept.found[:, 3]) / prompts.sum(), rel=0.05
+    )
+    tiers = state_of(env).cache[0]
+    assert tiers[:2, Tier.HBM_S] == pytest.approx(kept.hbm_s[:2], rel=0.1)
+    assert tiers[:2, Tier.HOST_S] == pytest.approx(kept.host_s[:2], rel=0.1)
+    assert "store" in describe(str(AGENTS)) and "KV kept" not in describe("edge")
 
 
 def test_a_row_of_many_is_the_single_environment() -> None:

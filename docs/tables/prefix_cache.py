@@ -17,6 +17,7 @@ import numpy as np
 
 from ai_factory_gym import AIFactoryEnv
 from ai_factory_gym.catalogue import model
+from ai_factory_gym.describe import describe
 from ai_factory_gym.engine.layout import Class
 from ai_factory_gym.physics.performance import kv_bytes_per_token
 from ai_factory_gym.sites import CacheConfig, SiteConfig, load_site
@@ -100,6 +101,15 @@ def example() -> str:
     return table(head, rows)
 
 
+def kept() -> str:
+    """Return what ``describe`` says about the example site's caches."""
+    lines = describe(str(SITE)).splitlines()
+    begin = next(place for place, line in enumerate(lines) if line.startswith("KV kept"))
+    shown = lines[begin : lines.index("", begin)]
+    command = f"$ python -m ai_factory_gym describe {SITE.relative_to(ROOT)}"
+    return "\n".join(["```", command, "...", *shown, "...", "```"]) + "\n"
+
+
 def modelled(rate_tokens_s: float, again: float, ages: np.ndarray, weight: np.ndarray, room: float) -> float:
     """Return the hit share that the characteristic time of a steady flow gives: the equation of the page, by bisection."""
     low, high = 0.0, 1e9
@@ -146,7 +156,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
-    made = {"example": example(), "trace": trace_table()}
+    made = {"example": example(), "trace": trace_table(), "kept": kept()}
     filled = BLOCK.sub(
         lambda m: m.group(0) if made[m.group(2)] is None else f"{m.group(1)}{made[m.group(2)]}{m.group(3)}", page
     )

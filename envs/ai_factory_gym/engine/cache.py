@@ -55,6 +55,9 @@ from ai_factory_gym.physics.performance import (
 UPDATE_S = 10.0
 """Least time between two looks at the caches, s (status: design choice; think times are tens of seconds and more)."""
 
+_BISECTIONS = 30
+_FASTEST_DROP_PER_S = 1e9
+
 _ITERATIONS = 40
 _TOLERANCE = 1e-9
 
@@ -200,36 +203,67 @@ def update_caches(params: Params, state: State, row: int, now_s: float) -> None:
         _share_out(params, state, row, cls)
 
 
+@inlined_kernel
+def _held_after(held: float, came: float, think_s: float, drop_per_s: float, elapsed_s: float) -> float:
+    """Return what is held after ``elapsed_s`` in which ``came`` came evenly and left after think times or was dropped."""
+    leaving = 1.0 / think_s + drop_per_s
+    left = math.exp(-elapsed_s * leaving)
+    return left * held + came * (1.0 - left) / (leaving * elapsed_s)
+
+
+@kernel
+def _all_held(params: Params, contexts: Array, pool: int, drop_per_s: float, elapsed_s: float) -> float:
+    """Return what a decode pool holds of all classes after ``elapsed_s``, were contexts dropped at a rate, KV tokens."""
+    total = 0.0
+    for cls in range(contexts.shape[0]):
+        session = params.session[cls]
+        if session[SessionSpec.HOLD] > 0.0:
+            context = contexts[cls, pool]
+            came = session[SessionSpec.FOLLOWING] * context[Context.NEW_TOKENS]
+            total += _held_after(context[Context.HELD], came, session[SessionSpec.THINK_S], drop_per_s, elapsed_s)
+    return total
+
+
 @kernel
 def _hold(params: Params, state: State, row: int, pool: int, elapsed_s: float) -> None:
     """Follow what a decode pool holds for sessions between turns: the KV of answered requests that another will follow.
 
-    What is held goes as the next turns come, after exponential times. Where there is no room for all, any is dropped alike: with
-    exponential times no context is more likely than another of its class to be asked for soon.
+    What is held goes as the next turns come, after exponential times. Where there is no room for all, any is dropped at the same
+    rate, the least that makes the rest fit.
     """
     contexts = state.context[row]
     spec = params.pool[pool]
     units = state.pool_int[row, pool, PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
     room = spec[PoolSpec.HOLD_SHARE] * units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]
+    drop_per_s = 0.0
+    if room > 0.0 and _all_held(params, contexts, pool, 0.0, elapsed_s) > room:
+        low = 0.0
+        drop_per_s = 1.0 / elapsed_s
+        while _all_held(params, contexts, pool, drop_per_s, elapsed_s) > room and drop_per_s < _FASTEST_DROP_PER_S:
+            low = drop_per_s
+            drop_per_s *= 4.0
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + drop_per_s)
+            if _all_held(params, contexts, pool, middle, elapsed_s) > room:
+                low = middle
+            else:
+                drop_per_s = middle
     held = 0.0
     for cls in range(contexts.shape[0]):
         session = params.session[cls]
         context = contexts[cls, pool]
         if session[SessionSpec.HOLD] > 0.0:
-            left = math.exp(-elapsed_s / session[SessionSpec.THINK_S])
-            # What came evenly over the time has gone on average for part of it.
             came = session[SessionSpec.FOLLOWING] * context[Context.NEW_TOKENS]
-            came *= (1.0 - left) * session[SessionSpec.THINK_S] / elapsed_s
-            context[Context.HELD] = left * context[Context.HELD] + came
-            context[Context.HELD_AT_MOST] = left * context[Context.HELD_AT_MOST] + came
+            think_s = session[SessionSpec.THINK_S]
+            if room > 0.0:
+                context[Context.HELD] = _held_after(context[Context.HELD], came, think_s, drop_per_s, elapsed_s)
+            else:
+                context[Context.HELD] = 0.0
+            context[Context.HELD_AT_MOST] = _held_after(context[Context.HELD_AT_MOST], came, think_s, 0.0, elapsed_s)
             held += context[Context.HELD]
         context[Context.NEW] = 0.0
         context[Context.NEW_TOKENS] = 0.0
-    if held > room:
-        for cls in range(contexts.shape[0]):
-            contexts[cls, pool, Context.HELD] *= room / held
-        held = room
-    state.pool[row, pool, Pool.HELD] = held
+    state.pool[row, pool, Pool.HELD] = min(held, room)
 
 
 @inlined_kernel
