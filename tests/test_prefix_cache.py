@@ -638,7 +638,7 @@ def test_a_row_of_many_is_the_single_environment() -> None:
 def test_rules_serve_a_site_with_caches() -> None:
     baselines = pytest.importorskip("ai_factory_baselines", reason="needs the baselines package")
     env = make(load_site(AGENTS))
-    for name in ("length_aware", "reactive"):
+    for name in ("uniform", "length_aware"):
         rule = baselines.make(name, env)
         observation, _ = env.reset(seed=0)
         for _ in range(5):
