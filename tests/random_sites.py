@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
-from ai_factory_gym.catalogue import model_ids, rack_ids
+from ai_factory_gym.catalogue import model_ids, rack, rack_ids
 from ai_factory_gym.engine.layout import Class, Pool
 from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.operating_point import SteadySite
@@ -57,6 +57,7 @@ def propose(rng: np.random.Generator) -> Table:
         return entry
 
     pools = [pool(phase) for phase in ("prefill", "decode") for _ in range(rng.integers(1, 4))]
+    pools = couple(pools, rng)
     pools = list({(entry["rack"], entry["phase"]): entry for entry in pools}.values())
     names = rng.choice(list(load_classes()), rng.integers(1, 5), replace=False)
     shares = rng.dirichlet(np.ones(len(names)))
@@ -72,6 +73,33 @@ def propose(rng: np.random.Generator) -> Table:
         "dwell_s": float(rng.choice([0.0, 60.0, 900.0])),
         "pools": pools,
     }
+
+
+def couple(pools: list[Table], rng: np.random.Generator) -> list[Table]:
+    """Return the pools, sometimes with one that does both phases, and with both halves of racks with two kinds of GPU."""
+    mixed = "vera_rubin_nvl144_cpx"
+    halves = [entry for entry in pools if entry["rack"] == mixed]
+    if halves:
+        # As many racks of either kind, with layouts that fit their GPUs.
+        racks = {"rack": mixed, "racks": halves[0]["racks"], "min_active": halves[0]["min_active"]}
+        pools = [entry for entry in pools if entry["rack"] != mixed]
+        pools += [{**racks, "phase": "prefill", "pp": 8}, {**racks, "phase": "decode", "dp": 8, "mtp": True}]
+    if rng.random() < 0.25:
+        last = next(
+            (entry for entry in reversed(pools) if entry["phase"] == "decode" and "cpx" not in entry["rack"]), None
+        )
+        if last is not None:
+            rest = [entry for entry in pools if entry["rack"] != last["rack"]]
+            phases = {entry["phase"] for entry in rest}
+            pools = [*(rest if len(phases) == 2 else []), {**last, "phase": "both"}]
+    if rng.random() < 0.3:
+        limit_w = float(rng.uniform(0.5, 1.1))
+        pools = [{**entry, "rack_limit_w": limit_w * RACK_W[entry["rack"]]} for entry in pools]
+    return pools
+
+
+RACK_W = {rack_id: sum(group.profile(None).nameplate_w for group in rack(rack_id).groups) for rack_id in rack_ids()}
+"""What a rack draws at most, W."""
 
 
 def fitted(table: Table, rng: np.random.Generator) -> SiteConfig:
@@ -234,6 +262,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _set("pools.0.cache", 5, {}, {"hbm_gb": -1.0}, {"hbm": 3}, {"host_gb": 5.0}, {"hbm_gb": 1e6}),
     _set("pools.1.hold_share", -0.1, 1.0, "half", math.nan),
     _set("kv_store", 3, {"gb": 1.0}, {"gb": -1.0, "gb_s": 1.0}),
+    _set("pools.0.rack_limit_w", -1.0, 0.0, math.nan, "low"),
     _set("pools.0.max_batch", 8, "big", 0),
     _set("pools.1.max_batch", 0, -1, 3.5, "big"),
     _set("pools.1.ep", 0, "all", -3),

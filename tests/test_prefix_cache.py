@@ -17,6 +17,7 @@ from ai_factory_gym.catalogue import model
 from ai_factory_gym.describe import describe
 from ai_factory_gym.engine.cache import characteristic_s
 from ai_factory_gym.engine.layout import (
+    CHANCE,
     PREFILL,
     Array,
     Class,
@@ -586,7 +587,7 @@ def test_snapshot_and_restore(resolution: str) -> None:
     second = [env.step(action) for action in actions[3:]]
     for one, two in zip(first, second, strict=True):
         assert np.array_equal(one[0], two[0]) and one[1] == two[1] and one[4] == two[4]
-    assert state_of(env).store[0, Store.UPDATED_S] > 0.0
+    assert state_of(env).cache[0, -1, Store.UPDATED_S] > 0.0
     assert np.isfinite(first[-1][0]).all()
 
 
@@ -662,7 +663,7 @@ def test_chance_does_not_depend_on_what_the_operator_does() -> None:
     drawn = []
     for value in (0.0, -0.7):
         run(env, 5, action=np.full(env.action_layout.size, value, np.float32))
-        drawn.append(state_of(env).chance[0].copy())
+        drawn.append(state_of(env).rng[0, CHANCE].copy())
     assert np.array_equal(*drawn)
     assert drawn[0].any()
 

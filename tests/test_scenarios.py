@@ -135,7 +135,16 @@ def test_drawing_uses_the_same_numbers_whatever_is_drawn() -> None:
 
 
 def test_the_shipped_scenarios() -> None:
-    held_out = ("agent_surge", "burst", "curtailment", "long_context", "mismatch", "mix_shift")
+    held_out = (
+        "agent_surge",
+        "burst",
+        "curtailment",
+        "heatwave",
+        "long_context",
+        "mismatch",
+        "mix_shift",
+        "price_spike",
+    )
     assert set(scenario_names()) == {"diurnal", "steady", *held_out}
     for name in scenario_names():
         loaded = scenario(name)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ai_factory_baselines.base import Facts
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Cell, ClassSpec, PoolSpec, SiteSpec
+from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
@@ -905,9 +906,14 @@ class Plant:
     """
 
     def __init__(self, facts: Facts, ttft_share: float = 0.85) -> None:
-        """Fold the site's cells into loads and its pools into phases."""
+        """Fold the site's cells into loads and its pools into phases; refuse pools that share racks (ConfigError)."""
         self.facts = facts
         params = facts.params
+        if params.site[SiteSpec.COUPLED] > 0.0:
+            raise ConfigError(
+                "rule: not possible on a site where a prefill and a decode pool share racks: this rule plans each pool's racks, clocks and power "
+                "as its own; use 'uniform', 'capacity_proportional', 'least_loaded' or 'random', or a learned agent."
+            )
         groups = params.capacity.shape[1]
         classes = len(params.cls)
         self.moments = np.zeros((classes, groups, LOAD_COLUMNS))

@@ -273,9 +273,196 @@ def cpx() -> list[str]:
         *table(header, rows),
         "",
         "A 4 MW site, chat with a growing share of coding prompts (mean 11,400 tokens); for each number of CPX racks the best numbers of GB300 "
-        "racks, which cost nothing here but power: without CPX many of them run at low clocks. What it means per dollar is not shown, because "
-        "nobody has published what a CPX rack costs. Rubin CPX is hypothetical: announced, withdrawn, never shipped; its efficiency is "
-        "assumed, not measured.",
+        "racks, which cost nothing here but power: without CPX many of them run at low clocks. Rubin CPX is hypothetical: announced, withdrawn, "
+        "never shipped; its efficiency is assumed, not measured.",
+    ]
+
+
+MOST_RACKS = 64
+VERA_RUBIN = "vera_rubin_nvl144"
+CPX_RACK = "vera_rubin_nvl144_cpx"
+SIDECAR = "rubin_cpx_sidecar"
+
+
+def _whole_site(pools: Sequence[PoolConfig], share: float, cap_w: float = 4e6) -> SiteConfig:
+    """Return a site of chat with a share of coding."""
+    mix = {"chat": 1.0 - share, "coding": share} if share > 0.0 else {"chat": 1.0}
+    return SiteConfig("Compared", cap_w, MODEL, tuple(pools), 1.0, mix, group_edges=(4096.0, 32768.0))
+
+
+def _apart(kind: str, prefill: int, decode: int, profile: str | None = None) -> list[PoolConfig]:
+    """Return prefill and decode racks of one kind."""
+    return [
+        PoolConfig(kind, "prefill", prefill, profile=profile, dp=4),
+        PoolConfig(kind, "decode", decode, profile=profile, dp=8, mtp=True),
+    ]
+
+
+def _with_sidecars(sidecars: int, decode: int) -> list[PoolConfig]:
+    return [
+        PoolConfig(SIDECAR, "prefill", sidecars, pp=8),
+        PoolConfig(VERA_RUBIN, "decode", decode, dp=8, mtp=True),
+    ]
+
+
+def _cpx_racks(racks: int) -> list[PoolConfig]:
+    return [
+        PoolConfig(CPX_RACK, "prefill", racks, pp=8),
+        PoolConfig(CPX_RACK, "decode", racks, dp=8, mtp=True),
+    ]
+
+
+def _climb(score: Callable[[tuple[int, ...]], float], begin: tuple[int, ...]) -> tuple[int, ...]:
+    """Return whole numbers, each at least 1, that no step of 4, 2 or 1 in one or against one another improves."""
+    known: dict[tuple[int, ...], float] = {}
+
+    def at(point: tuple[int, ...]) -> float:
+        if point not in known:
+            known[point] = score(point)
+        return known[point]
+
+    moves = [tuple(int(k == j) for k in range(len(begin))) for j in range(len(begin))]
+    moves += [tuple(-v for v in move) for move in moves]
+    if len(begin) == 2:
+        moves += [(1, -1), (-1, 1)]
+    here = begin
+    for step in LAYOUT_STEPS:
+        while True:
+            around = [tuple(h + step * m for h, m in zip(here, move, strict=True)) for move in moves]
+            best = max((point for point in around if 1 <= min(point) and max(point) <= MOST_RACKS), key=at)
+            if at(best) <= at(here) * (1.0 + 1e-6):
+                break
+            here = best
+    return here
+
+
+CpxKind = tuple[str, Callable[..., list[PoolConfig]], tuple[int, ...], Callable[..., str]]
+CPX_KINDS: tuple[CpxKind, ...] = (
+    ("GB300", lambda p, d: _apart("gb300_nvl72", p, d), (30, 10), lambda p, d: f"{p} + {d}"),
+    ("Vera Rubin", lambda p, d: _apart(VERA_RUBIN, p, d), (16, 6), lambda p, d: f"{p} + {d}"),
+    ("sidecars to Vera Rubin 1:1", lambda n: _with_sidecars(n, n), (8,), lambda n: f"{n} + {n}"),
+    ("1:2", lambda n: _with_sidecars(n, 2 * n), (6,), lambda n: f"{n} + {2 * n}"),
+    ("2:1", lambda n: _with_sidecars(2 * n, n), (5,), lambda n: f"{2 * n} + {n}"),
+    ("NVL144 CPX", lambda n: _cpx_racks(n), (8,), lambda n: f"{n}"),
+)
+"""Name, pools by numbers of racks, numbers to begin the search with, and how they are written."""
+
+
+def cpx_racks() -> list[str]:
+    """Racks with CPX of every kind under a cap, over the share of long prompts."""
+    rows: list[list[str]] = []
+    lines: list[tuple[str, list[float], list[float]]] = [(name, [], []) for name, *_ in CPX_KINDS]
+    for share in SHARES:
+        cells = []
+        for place, (_, pools, begin, written) in enumerate(CPX_KINDS):
+
+            def served(point: tuple[int, ...], pools: Any = pools, share: float = share) -> float:
+                return float(steady_site(_whole_site(pools(*point), share)).under_cap(4e6).load_rps)
+
+            best = _climb(served, begin)
+            point = steady_site(_whole_site(pools(*best), share)).under_cap(4e6)
+            cells.append(f"{point.tokens_per_joule:.3f} ({written(*best)})")
+            lines[place][1].append(100.0 * share)
+            lines[place][2].append(point.tokens_per_joule)
+        rows.append([f"{share:.0%}", *cells])
+    picture("cpx_racks", "Tokens per joule of facility energy under 4 MW", lines, "share of coding, %", "tokens/J")
+    header = ["share of coding", "GB300 (prefill + decode)", "Vera Rubin (prefill + decode)"]
+    header += ["sidecars + Vera Rubin, 1:1", "1:2", "2:1", "NVL144 CPX (racks)"]
+    return [
+        *table(header, rows),
+        "",
+        "Output tokens per joule of facility energy in the steady state of the largest load that the SLA and 4 MW allow, and the racks; the "
+        f"numbers of racks are those that serve most, at most {MOST_RACKS} of a kind. A sidecar is a rack of 144 CPX GPUs that prefills for Vera "
+        "Rubin racks, an NVL144 CPX rack has as many beside its 72 Rubin GPUs: in GPUs it is the ratio 1:1, with one rack's CPUs and switches "
+        "instead of two's. NVIDIA announced both forms and no ratio for the first. Both are hypothetical: announced, withdrawn, never shipped.",
+    ]
+
+
+def break_even() -> list[str]:
+    """What a rack with CPX may cost, in GB300 racks, before it serves less per dollar of racks."""
+    rows = []
+    for share in SHARES:
+
+        def per_rack(point: tuple[int, ...], pools: Any, share: float = share) -> float:
+            return float(steady_site(_whole_site(pools(*point), share, 1e9)).saturation().load_rps) / sum(point)
+
+        def gb300(p: int, d: int) -> list[PoolConfig]:
+            return _apart("gb300_nvl72", p, d)
+
+        split = _climb(lambda point: per_rack(point, gb300), (24, 8))  # noqa: B023 - called at once
+        base = per_rack(split, gb300)
+        mixed = steady_site(_whole_site(_cpx_racks(8), share, 1e9)).saturation()
+        whole = mixed.load_rps / 8 / base
+        worth = []
+        for decode in range(1, 33):
+            pools = [
+                PoolConfig(SIDECAR, "prefill", 4, pp=8),
+                PoolConfig("gb300_nvl72", "decode", decode, dp=8, mtp=True),
+            ]
+            served = steady_site(_whole_site(pools, share, 1e9)).saturation().load_rps
+            worth.append((served / base - decode) / 4)
+        best = int(np.argmax(worth))
+        rows.append(
+            [
+                f"{share:.0%}",
+                f"{base:,.0f} ({split[0]} + {split[1]})",
+                f"{worth[best]:.1f} (4 + {best + 1} GB300)",
+                f"{whole:.1f}",
+            ]
+        )
+    header = [
+        "share of coding",
+        "requests/s per GB300 rack (prefill + decode)",
+        "break-even price of a CPX sidecar",
+        "of an NVL144 CPX rack",
+    ]
+    return [
+        *table(header, rows),
+        "",
+        "Nobody has published what a CPX rack costs. The break-even price is what one may cost, as a multiple of the price of a GB300 rack, so "
+        "that as many requests/s are served per dollar of racks as by GB300 racks alone in their best split; no price is needed for it. Racks at "
+        "full clock at the largest load that keeps the SLA, power not limited and not paid for. Sidecars are worth what they replace: four of "
+        "them beside the number of GB300 decode racks at which each replaces most. Both racks are hypothetical: announced, withdrawn, never "
+        "shipped.",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ power profiles
+
+
+def profiles() -> list[str]:
+    """Vera Rubin racks in their two power profiles under the same cap."""
+    rows = []
+    for racks in (16, 20, 24, 32):
+        row = [str(racks)]
+        found = []
+        for profile in ("max_p", "max_q"):
+            points = [
+                steady_site(_whole_site(_apart(VERA_RUBIN, p, racks - p, profile), 0.05)).under_cap(4e6)
+                for p in range(racks // 3, racks)
+            ]
+            best = int(np.argmax([point.load_rps for point in points]))
+            found.append(points[best])
+            prefill = racks // 3 + best
+            row.append(f"{points[best].load_rps:,.0f} ({prefill} + {racks - prefill})")
+        row += [f"{point.tokens_per_joule:.3f}" for point in found]
+        row.append(f"{found[1].tokens_per_joule / found[0].tokens_per_joule - 1.0:+.1%}")
+        rows.append(row)
+    header = [
+        "racks",
+        "requests/s, Max-P",
+        "requests/s, Max-Q",
+        "tokens/J, Max-P",
+        "tokens/J, Max-Q",
+        "Max-Q over Max-P",
+    ]
+    return [
+        *table(header, rows),
+        "",
+        "Vera Rubin NVL144 under 4 MW, chat with 5 % coding, the best split into prefill + decode, the best clock of each phase, at the largest "
+        "load that the SLA and the cap allow. Max-P allows 2,300 W per GPU and 227 kW per rack, Max-Q 1,800 W and 190 kW (status: secondary "
+        "report and analyst estimates). The profile is a ceiling that the clock can be set below: with racks enough to run below it, the two "
+        "differ by little.",
     ]
 
 
@@ -320,11 +507,129 @@ def aggregated() -> list[str]:
     ]
 
 
+def _clocks(steady: SteadySite, load_rps: float, together: bool) -> tuple[float, float]:
+    """Return the clocks of least power that keep the SLA at a load, prefill and decode."""
+    if not together:
+        return _slowest(steady, load_rps, steady.params.pool[:, PoolSpec.PHASE])
+    points = {float(c): steady.at(load_rps, float(c), float(c)) for c in CLOCKS}
+    kept = [c for c, point in points.items() if point.binds is None]
+    clock = min(kept, key=lambda c: points[c].facility_w, default=1.0)
+    return clock, clock
+
+
+def _simulated(site: SiteConfig, load_rps: float, clocks: tuple[float, float]) -> tuple[float, float, float]:
+    """Return requests/s served within the SLA, the worst class's attainment and tokens per joule of half an hour in the engine."""
+    env = AIFactoryEnv(
+        site=dataclasses.replace(site, demand_rps=load_rps),
+        scenario="steady",
+        horizon_s=1800.0,
+        levers=("clock", "active_racks"),
+        lambda_tokens_per_joule=1.0,
+    )
+    env.reset(seed=1)
+    phase = env.factory.params.pool[:, PoolSpec.PHASE]
+    action = env.action_layout.encode(
+        clock=np.where(phase == PREFILL, *clocks), racks=env.action_layout.racks.astype(float)
+    )
+    truncated = False
+    while not truncated:
+        _, _, _, truncated, info = env.step(action)
+    worst = min(value for key, value in info.items() if key.startswith("class/") and key.endswith("/attainment"))
+    return info["requests_met_slo"] / 1800.0, worst, info["good_tokens"] / info["energy_j"]
+
+
+AGGREGATED_RACKS = 10
+AGGREGATED_CAP_W = 1.0e6
+AGGREGATED_DP = (4, 8, 12, 24, 36)
+AGGREGATED_MIXES: dict[str, dict[str, float]] = {
+    "chat": {"chat": 1.0},
+    "chat, 10 % coding": {"chat": 0.9, "coding": 0.1},
+    "chat, 40 % coding": {"chat": 0.6, "coding": 0.4},
+    "customer_service": {"customer_service": 1.0},
+    "reasoning": {"reasoning": 1.0},
+}
+SPARE_CLOCKS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
+LOAD_STEPS = np.round(np.arange(1.0, 0.299, -0.05), 2)
+KEPT = 0.95
+
+
+def _best_in_engine(site: SiteConfig, most_rps: float, together: bool) -> tuple[float, float, float]:
+    """Return the largest load that the engine serves with the SLA under the cap, of steps of 5 % of ``most_rps``.
+
+    Clocks are constant: those of least power in a steady state and as many above them as it takes, whichever gives most tokens per joule.
+
+    Returns:
+        Requests/s, attainment of the worst class, tokens per joule; zeros where no step is served.
+    """
+    steady = steady_site(site)
+    for share in LOAD_STEPS:
+        load = float(share) * most_rps
+        least = _clocks(steady, load, together)
+        tries = {tuple(min(1.0, round(clock + spare, 2)) for clock in least) for spare in SPARE_CLOCKS}
+        found = [_simulated(site, load, clocks) for clocks in sorted(tries)]
+        kept = [point for point in found if point[1] >= KEPT]
+        if kept:
+            return load, *max(kept, key=lambda point: point[2])[1:]
+    return 0.0, 0.0, 0.0
+
+
+def aggregated_site() -> list[str]:
+    """The same racks under the same cap, split into phases or all doing both, simulated."""
+    rows = []
+    kind = "gb300_nvl72"
+    for name, mix in AGGREGATED_MIXES.items():
+
+        def site(pools: Sequence[PoolConfig], mix: dict[str, float] = mix) -> SiteConfig:
+            return SiteConfig("Compared", AGGREGATED_CAP_W, MODEL, tuple(pools), 1.0, mix)
+
+        splits = [site(_apart(kind, p, AGGREGATED_RACKS - p)) for p in range(1, AGGREGATED_RACKS)]
+        shared = [site([PoolConfig(kind, "both", AGGREGATED_RACKS, dp=dp, mtp=True)]) for dp in AGGREGATED_DP]
+        best = []
+        for together, candidates in ((False, splits), (True, shared)):
+            loads = [steady_site(candidate).under_cap(AGGREGATED_CAP_W).load_rps for candidate in candidates]
+            chosen = candidates[int(np.argmax(loads))]
+            best.append((chosen, max(loads), _best_in_engine(chosen, max(loads), together)))
+        (split, load, one), (both, other, two) = best
+        rows.append(
+            [
+                name,
+                f"{load:,.0f} ({split.pools[0].racks} + {split.pools[1].racks})",
+                f"{other:,.0f} (dp {both.pools[0].dp})",
+                f"{load / other:.2f}",
+                f"{one[0]:,.0f}, {one[2]:.3f}",
+                f"{two[0]:,.0f}, {two[2]:.3f}",
+                f"{one[0] / two[0]:.2f}",
+            ]
+        )
+    header = [
+        "mix",
+        "steady: disaggregated, requests/s (prefill + decode racks)",
+        "aggregated (layout)",
+        "ratio",
+        "engine: disaggregated, requests/s, tokens/J",
+        "aggregated",
+        "ratio",
+    ]
+    return [
+        *table(header, rows),
+        "",
+        f"{AGGREGATED_RACKS} GB300 racks under {AGGREGATED_CAP_W / 1e6:g} MW, DeepSeek-R1 in fp4 with multi-token prediction; the best split, and "
+        "the best of five aggregated layouts. First the largest load that the SLA and the cap allow in a steady state; then the largest, in "
+        f"steps of 5 % of that, of which the engine serves {KEPT:.0%} of the worst class within its limits for half an hour, arrivals and lengths "
+        "random, the brake watching, at the best constant clocks. Limits are those of the classes, so users are served at different speeds: the "
+        "table above compares at equal speed.",
+    ]
+
+
 EXPERIMENTS: dict[str, Callable[[], list[str]]] = {
     "phase_clocks": phase_clocks,
     "provisioned": provisioned,
     "cpx": cpx,
+    "cpx_racks": cpx_racks,
+    "break_even": break_even,
+    "profiles": profiles,
     "aggregated": aggregated,
+    "aggregated_site": aggregated_site,
 }
 
 

@@ -1,4 +1,4 @@
-"""Fill the outputs of docs/own_site.md: ``python docs/tables/own_site.py`` runs the commands that the page shows."""
+"""Fill the outputs of docs/own_site.md and docs/grid.md: ``python docs/tables/own_site.py`` runs the commands that the pages show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "own_site.md"
+PAGES = tuple(ROOT / "docs" / name for name in ("own_site.md", "grid.md"))
 BLOCK = re.compile(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 COMMANDS = {
@@ -19,6 +19,8 @@ COMMANDS = {
     ),
     "coding": ("python -m ai_factory_gym describe examples/sites/coding.toml",),
     "replay": ("python examples/replay_trace.py",),
+    "agents": ("python examples/agent_bill.py --agents 5 --requests-per-s 10 --prompt-tokens 100 --output-tokens 100",),
+    "service": ("python examples/agent_bill.py --queries-per-day 10000 --prompt-tokens 800 --output-tokens 50",),
 }
 
 
@@ -35,10 +37,11 @@ def shown(name: str) -> str:
 
 
 def main() -> None:
-    """Fill the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(BLOCK.sub(lambda m: m.group(1) + shown(m.group(2)) + m.group(3), page), encoding="utf-8")
-    print(PAGE)
+    """Fill the pages."""
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        path.write_text(BLOCK.sub(lambda m: m.group(1) + shown(m.group(2)) + m.group(3), page), encoding="utf-8")
+        print(path)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ larger overdispersion applies. A scenario of one's own is a TOML file of the sam
 local time; every event is drawn once per episode and returns daily. `diurnal` is the one to train on; the others are held out.
 
 Tables: `[[bursts]]` raise all demand, each class by its exposure; `[[cap_events]]` lower the cap, known `notice_s` before; `[[shifts]]` change
-the demand of some classes for hours; `[mismatch]` makes the site differ from its catalogue by a draw per episode that nothing shows but
+the demand of some classes for hours; `[[price_events]]` multiply the price of electricity and `[[temperature_events]]` heat the outdoor air;
+`[mismatch]` makes the site differ from its catalogue by a draw per episode that nothing shows but
 its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and evaluation seeds never meet, whatever the scenario.
 
 This page is written by `python docs/tables/scenarios.py`.
@@ -68,6 +69,15 @@ def events(chosen: Scenario) -> list[str]:
         f"{_hours(s.window_start_hour, s.window_end_hour)}, within {s.ramp_min:g} min"
         for s in chosen.shifts
     ]
+    for what, unit, some in (
+        ("price x", "", chosen.price_events),
+        ("outdoor temperature +", " K", chosen.temperature_events),
+    ):
+        lines += [
+            f"{what} {_range(e.low, e.high, unit)} for {e.duration_hours:g} h, onset {_hours(e.window_start_hour, e.window_end_hour)}, within "
+            f"{e.ramp_min:g} min"
+            for e in some
+        ]
     spreads = [
         f"{f.name.replace('_', ' ')} x 1/{1 + v:g} to {1 + v:g}"
         for f in fields(chosen.mismatch)

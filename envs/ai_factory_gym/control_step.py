@@ -50,8 +50,9 @@ class Constants(NamedTuple):
     clock_min: float  # lowest clock ceiling
     scale_tokens: float  # a step's nominal output tokens
     miss_weight: float
-    usd_per_mwh: float
-    g_per_kwh: float
+    reward_kind: float  # of ``reward.Reward``
+    scale_usd: float  # a step's nominal revenue
+    joules_per_kg: float  # energy per kilogram of carbon dioxide in the mean
     breaker_s: float  # overdraw without a break that trips the breaker; inf where the brake prevents it
     drain_s: float  # longest time after the horizon in which fates are waited for; 0 where they are not
 
@@ -86,7 +87,7 @@ def _report(
     outcome: Outcome,
     row: int,
     scales: tuple[Array, ...],
-    seen: tuple[float, float, float, float],
+    seen: tuple[float, float],
     constants: Constants,
 ) -> None:
     """Write a row's observation and info."""
@@ -98,8 +99,6 @@ def _report(
         state.cache[row],
         episodes.terms[row],
         episodes.scored[row],
-        constants.usd_per_mwh,
-        constants.g_per_kwh,
         outcome.info[row],
     )
 
@@ -113,7 +112,7 @@ def step_rows(
     outcome_arrays: tuple[Array, ...],
     lever_arrays: tuple[Array, ...],
     scales: tuple[Array, ...],
-    seen: tuple[float, float, float, float],
+    seen: tuple[float, float],
     numbers: tuple[float, ...],
     rows: Array,
     path_start_s: Array,
@@ -145,7 +144,7 @@ def step_rows(
     episodes = Episodes(*episode_arrays)
     outcome = Outcome(*outcome_arrays)
     constants = Constants(*numbers)
-    bias, ceiling, power_limit_w, racks, most_batch, gate = decision_arrays
+    bias, ceiling, power_limit_w, racks, most_batch, gate, order = decision_arrays
     begins, pool_racks, racks_span, most, deferrable, least_effort = lever_arrays
     result = DONE
     for index in range(rows.shape[0]):
@@ -168,10 +167,20 @@ def step_rows(
                 racks[row],
                 most_batch[row],
                 gate[row],
+                order[row],
             )
             begin_step(params, state, row)
             apply_action(
-                params, state, row, bias[row], ceiling[row], power_limit_w[row], racks[row], most_batch[row], gate[row]
+                params,
+                state,
+                row,
+                bias[row],
+                ceiling[row],
+                power_limit_w[row],
+                racks[row],
+                most_batch[row],
+                gate[row],
+                order[row],
             )
         status[row] = run_step(params, state, row, path_start_s[row])
         if status[row] != DONE:
@@ -181,7 +190,15 @@ def step_rows(
         scored = not episodes.closed[row]
         episodes.scored[row] = scored
         outcome.reward[row] = reward_terms(
-            site, episodes.price[row], constants.scale_tokens, constants.miss_weight, scored, episodes.terms[row]
+            site,
+            episodes.price[row],
+            constants.scale_tokens,
+            constants.miss_weight,
+            scored,
+            episodes.terms[row],
+            constants.reward_kind,
+            constants.scale_usd,
+            constants.joules_per_kg,
         )
         if scored and site[Site.TIME_S] >= episodes.horizon_s[row] - 1e-6:
             episodes.closed[row] = True
@@ -201,7 +218,7 @@ def report_rows(
     episode_arrays: tuple[Array, ...],
     outcome_arrays: tuple[Array, ...],
     scales: tuple[Array, ...],
-    seen: tuple[float, float, float, float],
+    seen: tuple[float, float],
     numbers: tuple[float, ...],
     rows: Array,
 ) -> None:

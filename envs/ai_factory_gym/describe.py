@@ -83,6 +83,12 @@ def describe(name: str) -> str:
         lines.append(
             f"{pool.name + mark:<30}{pool.racks:>7}{pool.racks * pool.replicas_per_rack:>10}{pool.gpus_per_replica:>11}{rates:>50}"
         )
+    for pool in site.pools:
+        if pool.phase == "prefill" and site.partner(pool) >= 0:
+            what = "GPUs (aggregated)" if pool.aggregated else "racks and their power"
+            lines.append(
+                f"{pool.name} and {site.pools[site.partner(pool)].name} share {what}: {pool.racks} racks in all"
+            )
     if any(pool.rack_type.hypothetical for pool in site.pools):
         lines.append("* hypothetical: announced, then withdrawn; never shipped")
     lines += [
@@ -107,7 +113,7 @@ def describe(name: str) -> str:
         _line("most the cap can serve", capped, site, steady.cheapest(1.01 * capped.load_rps).binds or "cap"),
         _line("mean demand, best clocks", mean, site, mean.binds),
         "",
-        "next limit: prefill utilisation, tpot, kv (memory of decode) or cap",
+        "next limit: prefill utilisation, tpot, kv (memory of decode), rack power or cap",
         f"unthrottled draw at the saturating load: {saturation.facility_w / site.cap_w:.3f} x cap",
         f"mean demand: {site.demand_rps / capped.load_rps:.3f} of what the cap can serve",
         "",

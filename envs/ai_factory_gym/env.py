@@ -47,6 +47,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``admission`` * | classes | everything turned away | everything let in | everything let in |
     | ``deferral`` * | deferrable classes | work waits for its deadline | the built-in rule | released at once |
     | ``effort`` * | classes that may be cut | the shortest answers of the class | full effort | full effort |
+    | ``battery`` * | 1 | charged at full power, below the cap | covers what exceeds the cap | gives its full power |
 
     Levers with a * are not in use unless ``levers`` names them, and neutral at zero: an episode is then the same as without.
 
@@ -91,6 +92,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``class_due`` * | classes | time left to the oldest deferred request / deadline |
     | ``class_effort`` * | classes | output allowed / output at full effort |
     | ``pool_cached`` ** | pools | share of the step's prompt tokens that the prefix cache had |
+    | ``battery`` * | 2 | charge / capacity; power given / largest |
 
     Blocks with a * are there when their lever is in use, one with ** on a site with a prefix cache.
 

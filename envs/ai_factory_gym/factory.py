@@ -25,15 +25,17 @@ from ai_factory_gym.control_step import (
     step_rows,
 )
 from ai_factory_gym.engine.kernel import DONE
-from ai_factory_gym.engine.layout import Array, CapStep, PoolSpec, Purpose, SessionSpec
+from ai_factory_gym.engine.layout import Array, CapStep, Cell, ClassSpec, PoolSpec, Purpose, SessionSpec, World
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
+from ai_factory_gym.engine.supply import JOULES_PER_KWH
 from ai_factory_gym.engine.truth import check_idle_power, truth_of
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
+from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength, hottest_c
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
 from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out
 from ai_factory_gym.params import build_params, check_cap, reference_batch
-from ai_factory_gym.reward import TERMS, energy_price_factor
+from ai_factory_gym.reward import TERMS, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
 from ai_factory_gym.task import DAY_S, Task, check_shifts
@@ -123,8 +125,6 @@ class Factory:
             class_ttft_s=class_limits_s(self.params),
             base_cap_w=task.site.cap_w,
             tpot_s=min(cls.tpot_s for cls in self.classes),
-            price=task.site.electricity_usd_per_mwh / 100.0,
-            carbon=task.site.carbon_g_per_kwh / 500.0,
             pool_rack_w=self.action_layout.rack_w,
         )
         sessions = (
@@ -133,6 +133,8 @@ class Factory:
         self.info_keys = info_keys(
             tuple(cls.name for cls in self.classes),
             "effort" in task.levers,
+            task.site.battery is not None,
+            task.site.money is not None,
             tuple(cls.name for cls, think_s in zip(self.classes, sessions, strict=True) if think_s > 0.0),
             task.site.caches,
         )
@@ -140,8 +142,9 @@ class Factory:
             clock_min=task.site.clock_min,
             scale_tokens=self._nominal_tokens(),
             miss_weight=float(task.miss_weight),
-            usd_per_mwh=float(task.site.electricity_usd_per_mwh),
-            g_per_kwh=float(task.site.carbon_g_per_kwh),
+            reward_kind=reward_of(task.reward).kind,
+            scale_usd=self._nominal_usd(),
+            joules_per_kg=JOULES_PER_KWH * 1000.0 / max(task.site.carbon_g_per_kwh, 1e-9),
             breaker_s=math.inf if task.site.brake.enabled else BREAKER_S,
             drain_s=DRAIN_LIMIT_S if task.drain else 0.0,
         )
@@ -154,7 +157,7 @@ class Factory:
         self._status = np.zeros(rows, dtype=np.int64)
         self._episodes = new_episodes(rows, self.action_layout.size, len(TERMS))
         self._episode_arrays = tuple(self._episodes)
-        self._episodes.price[:] = energy_price_factor(task.reward) * task.energy_price
+        self._episodes.price[:] = reward_of(task.reward).price_share * task.energy_price
         self._begun: set[int] = set()
 
     @functools.cached_property
@@ -172,7 +175,10 @@ class Factory:
         """Refuse a scenario under which the site cannot work (ConfigError)."""
         spread = chosen.mismatch.idle_power
         check_idle_power(self.params, [pool.name for pool in self.pools], spread)
-        check_cap(self.task.site, self.task.site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
+        site = self.task.site
+        hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, chosen.temperature_events)
+        hot = dataclasses.replace(site, cooling=dataclasses.replace(site.cooling, outdoor_c=hottest))
+        check_cap(hot, site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
 
     def _mean_rate(self) -> Array:
         """Return mean requests/s per class."""
@@ -190,6 +196,17 @@ class Factory:
             outputs = np.array([cls.output.mean() for cls in self.classes])
             return float(self.mean_rate @ outputs) * task.control_interval_s
         return float(np.mean(task.trace.output_tokens)) * float(self.mean_rate.sum()) * task.control_interval_s
+
+    def _nominal_usd(self) -> float:
+        """Return the revenue of a control step at mean demand, USD; 1 where tokens are not paid for."""
+        if self.task.site.money is None:
+            return 1.0
+        cells, spec = self.params.cell, self.params.cls
+        of_class = cells[:, Cell.CLASS].astype(np.int64)
+        paid = spec[of_class, ClassSpec.INPUT_USD] * cells[:, Cell.PROMPT]
+        paid += spec[of_class, ClassSpec.OUTPUT_USD] * cells[:, Cell.OUTPUT]
+        usd = float((self.mean_rate[of_class] * cells[:, Cell.WEIGHT]) @ paid) * self.task.control_interval_s
+        return usd if usd > 0.0 else 1.0
 
     # ------------------------------------------------------------------------------------------------ episodes
 
@@ -273,7 +290,7 @@ class Factory:
         streams = dict(zip(Purpose, generator.spawn(len(Purpose)), strict=True))
         self._episodes.start_s[row] = start_s
         self._episodes.horizon_s[row] = horizon_s
-        self._episodes.price[row] = energy_price_factor(task.reward) * task.lambda_for(chosen)
+        self._episodes.price[row] = reward_of(task.reward).price_share * task.lambda_for(chosen)
         path_start_s = -task.warmup_s
         minutes = math.ceil((task.warmup_s + horizon_s + DRAIN_LIMIT_S) / 60.0)
         rate, hazard = self._demand(streams[Purpose.RATES], chosen, start_s + path_start_s, minutes, demand)
@@ -292,7 +309,37 @@ class Factory:
             stream = streams[Purpose.FAULTS].spawn(1)[0]
             phases, racks = [pool.phase for pool in self.pools], [pool.rack_type.id for pool in self.pools]
             truth = draw_truth(stream, chosen.mismatch, phases, racks, len(self.classes))
-        return Episode(path_start_s, rate, hazard, cap_steps, shift, kept, streams, truth)
+        world = self._world(streams, chosen, start_s + path_start_s, minutes)
+        return Episode(path_start_s, rate, hazard, cap_steps, shift, kept, streams, world, truth)
+
+    def _world(
+        self, streams: Mapping[Purpose, np.random.Generator], chosen: Scenario, start_s: float, minutes: int
+    ) -> Array:
+        """Return outdoor temperature, price and carbon intensity by minute, float64[minutes, World]."""
+        site = self.task.site
+        series = dict(site.series)
+        if chosen.temperature_events:
+            series.setdefault("temperature", SYNTHETIC)
+        if chosen.price_events:
+            series.setdefault("electricity", SYNTHETIC)
+        # The day of a file and the noise of a synthetic series are drawn from streams of their own, whatever there is.
+        of_price, of_carbon, of_prices_events = streams[Purpose.PRICE].spawn(3)
+        of_weather, of_heat = streams[Purpose.WEATHER].spawn(2)
+        local_s = start_s + 60.0 * np.arange(minutes, dtype=np.float64)
+        world = np.empty((minutes, len(World)))
+        for column, kind, stream, mean in (
+            (World.OUTDOOR_C, "temperature", of_weather, site.cooling.outdoor_c),
+            (World.USD_PER_MWH, "electricity", of_price, site.electricity_usd_per_mwh),
+            (World.G_PER_KWH, "carbon", of_carbon, site.carbon_g_per_kwh),
+        ):
+            world[:, column] = draw_series(stream, kind, series.get(kind), mean, local_s)
+        if chosen.price_events:
+            strength, size = event_strength(of_prices_events, chosen.price_events, local_s)
+            world[:, World.USD_PER_MWH] *= np.prod(1.0 + strength * (size[:, None] - 1.0), axis=0)
+        if chosen.temperature_events:
+            strength, size = event_strength(of_heat, chosen.temperature_events, local_s)
+            world[:, World.OUTDOOR_C] += (strength * size[:, None]).sum(axis=0)
+        return world
 
     def truth(self, row: int = 0) -> Truth:
         """Return how far a row's site is from its catalogue in this episode: what a mismatch hides from the operator."""

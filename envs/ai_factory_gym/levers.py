@@ -10,7 +10,11 @@
 | batch_ceiling | decode pools | requests per replica: -1 LEAST_BATCH of the reference batch, geometric up to 0; from 0 the pool's own | as built |
 | admission | classes | share of arrivals let in, the others are turned away: -1 none, linear up to 0; from 0 all | all |
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
+| battery | 1 | power of the site's battery: -1 charges at full power, from what the cap leaves; 0 only what exceeds the cap; 1 gives all | as 0 |
 | effort | classes that may be cut | output over that of full effort: -1 the least of the class, linear up to 0; from 0 all | full effort |
+
+Pools in the same racks (``engine.coupled``): of two orders for racks the larger holds; a power limit is for the whole rack, and the lower
+of two holds; on shared GPUs so does the lower of two clock ceilings, and ``route_decode`` has no say in what was prefilled there.
 
 A power limit is kept by the clock, which does not go below 0.2: a rack that is full of work may draw more than LEAST_LIMIT there.
 The first four levers are in use by default. Zero is neutral for the others: they are then as if they were not in use.
@@ -32,11 +36,11 @@ from typing import Any
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, ClassSpec, Gate, Params, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, ClassSpec, Gate, Order, Params, PoolSpec, SiteSpec
 from ai_factory_gym.engine.simulator import Decision, open_gate
 from ai_factory_gym.errors import ConfigError, unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
-from ai_factory_gym.physics.power import gpu_power_w, rack_power_w
+from ai_factory_gym.params import largest_rack_w
 
 ROUTING_GAIN = 4.0
 NEUTRAL_CLOCK = 0.75
@@ -51,10 +55,10 @@ LEAST_BATCH = 0.125
 DEFAULT_LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 """The levers of the published tasks."""
 
-LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "effort")
+LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "effort", "battery")
 """All levers; the routing of a phase stands at the phase's number."""
 
-_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT = (LEVERS.index(name) for name in LEVERS[2:])
+_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT, _BATTERY = (LEVERS.index(name) for name in LEVERS[2:])
 
 
 @inlined_kernel
@@ -85,6 +89,7 @@ def decide_row(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
 ) -> None:
     """Translate one action into a decision.
 
@@ -103,6 +108,7 @@ def decide_row(
         racks: Written: int64[pools].
         most_batch: Written: float64[pools].
         gate: Written: float64[classes, Gate].
+        order: Written: float64[Order].
     """
     pools = ceiling.shape[0]
     for phase in (PREFILL, DECODE):
@@ -146,6 +152,7 @@ def decide_row(
         if begins[_DEFERRAL] >= 0 and deferrable[cls]:
             gate[cls, Gate.RELEASE] = action[place]
             place += 1
+    order[Order.BATTERY] = action[begins[_BATTERY]] if begins[_BATTERY] >= 0 else 0.0
     place = begins[_EFFORT]
     for cls in range(gate.shape[0]):
         gate[cls, Gate.EFFORT] = 1.0
@@ -165,6 +172,7 @@ def _decide_rows(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
 ) -> None:
     """Translate actions, float64[n, size], into decisions, one entry per row (see ``decide_row``)."""
     begins, pool_racks, racks_span, most, deferrable, least_effort = lever_arrays
@@ -184,6 +192,7 @@ def _decide_rows(
             racks[row],
             most_batch[row],
             gate[row],
+            order[row],
         )
 
 
@@ -197,6 +206,7 @@ def no_decision(rows: int, params: Params) -> Decision:
         racks=np.zeros((rows, pools), np.int64),
         most_batch=np.tile(params.pool[:, PoolSpec.MAX_BATCH], (rows, 1)),
         gate=open_gate(rows, len(params.cls)),
+        order=np.zeros((rows, len(Order))),
     )
 
 
@@ -217,7 +227,7 @@ class ActionLayout:
         centre_racks: Racks wanted awake at action 0, float64[pools].
         racks_below: How many fewer at -1.
         racks_above: How many more at 1.
-        rack_w: Largest draw of a rack, W, float64[pools].
+        rack_w: Largest draw of a rack, W, float64[pools]; pools in the same racks have the whole rack's.
         arrays: Begins, phases and racks, the span of racks, the largest settings, who is deferrable, and the least efforts, as
             ``decide_row`` wants them.
     """
@@ -250,7 +260,12 @@ class ActionLayout:
             "admission": len(self.params.cls),
             "deferral": int(deferrable.sum()),
             "effort": int((least_effort < 1.0).sum()),
+            "battery": 1,
         }
+        if "battery" in self.levers and self.params.site[SiteSpec.BATTERY_W] <= 0.0:
+            raise ConfigError(
+                "levers: 'battery' is not possible: the site has none; give it a [battery] table with power_w and energy_wh."
+            )
         if "effort" in self.levers and not sizes["effort"]:
             raise ConfigError(
                 "levers: 'effort' is not possible: no class of this site has an [effort] table, which says how far its answers may be cut; "
@@ -273,8 +288,7 @@ class ActionLayout:
         object.__setattr__(self, "centre_racks", np.maximum(NEUTRAL_AWAKE * racks, least))
         object.__setattr__(self, "racks_below", self.centre_racks - least)
         object.__setattr__(self, "racks_above", racks - self.centre_racks)
-        rack_w = [rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0)) for row in self.params.power]
-        object.__setattr__(self, "rack_w", np.array(rack_w))
+        object.__setattr__(self, "rack_w", largest_rack_w(self.params.power, self.params.pool))
         largest = self.params.pool[:, PoolSpec.MAX_BATCH]
         least = np.minimum(largest, np.maximum(1.0, LEAST_BATCH * self.reference_batch))
         object.__setattr__(
@@ -319,7 +333,7 @@ class ActionLayout:
             The decision, one entry per row.
         """
         decision = no_decision(len(action), self.params)
-        assert decision.most_batch is not None and decision.gate is not None
+        assert decision.most_batch is not None and decision.gate is not None and decision.order is not None
         given = np.asarray(action, dtype=np.float64)
         _decide_rows(
             given,
@@ -331,6 +345,7 @@ class ActionLayout:
             decision.racks,
             decision.most_batch,
             decision.gate,
+            decision.order,
         )
         return decision
 
@@ -346,6 +361,7 @@ class ActionLayout:
         admitted: Array | float | None = None,
         release: Array | float | None = None,
         effort: Array | float | None = None,
+        battery: float | None = None,
     ) -> Array:
         """Return the action that sets physical values; what is None, or whose lever is not in use, is left at zero.
 
@@ -359,6 +375,7 @@ class ActionLayout:
             admitted: Share of the arrivals of each class that is let in, or one for all.
             release: Hand on the deferred work of each deferrable class, as the lever's own number, or one for all.
             effort: Output over that of full effort of each class that may be cut, or one for all.
+            battery: Share of its power that the battery is to give, negative to take.
 
         Returns:
             float32[size] in [-1, 1].
@@ -393,6 +410,8 @@ class ActionLayout:
             action[self.slices["admission"]] = np.asarray(admitted, dtype=np.float64) - 1.0
         if release is not None and "deferral" in self.slices:
             action[self.slices["deferral"]] = release
+        if battery is not None and "battery" in self.slices:
+            action[self.slices["battery"]] = battery
         if effort is not None and "effort" in self.slices:
             least = least_effort[least_effort < 1.0]
             action[self.slices["effort"]] = (np.broadcast_to(effort, least.shape) - 1.0) / (1.0 - least)

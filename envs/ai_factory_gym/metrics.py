@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, SessionSpec, Site, SiteSpec, Tier
-from ai_factory_gym.jit import inlined_kernel
+from ai_factory_gym.engine.supply import JOULES_PER_KWH, JOULES_PER_MWH
+from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.reward import TERMS
-
-JOULES_PER_MWH = 3.6e9
-JOULES_PER_KWH = 3.6e6
 
 Info = dict[str, float]
 
@@ -45,6 +43,38 @@ totals since the start of the episode."""
 VALUE_KEYS = ("value_tokens",)
 """Keys that are there, behind the others, where answers may be shortened: good tokens at the value of full effort, in total."""
 
+BATTERY_KEYS = (
+    "grid_power_w",
+    "grid_energy_j",
+    "battery_charge_j",
+    "battery_in_j",
+    "battery_out_j",
+    "battery_wear_usd",
+)
+"""Keys that are there where the site has a battery: mean draw from the grid over the step; grid energy in total; charge now; what the battery
+took, gave, and what its wear cost in total. ``energy_j`` and ``facility_power_w`` stay those of the facility; cap, peak, cost of energy and
+carbon are those of the grid draw."""
+
+MONEY_KEYS = (
+    "revenue_usd",
+    "sla_penalty_usd",
+    "demand_charge_usd",
+    "peak_quarter_hour_w",
+    "capital_usd",
+    "profit_usd",
+    "usd_per_mtok",
+    "budget_alerts",
+)
+"""Keys that are there where the site has a table ``[money]``, totals since the start of the episode: what served requests paid, what missed ones
+cost; the demand charge for the time so far, by the highest mean draw of any full quarter of an hour; the cost of owning the racks; revenue
+less penalties, energy, wear of the battery, demand charge and capital; those costs per million good tokens (0.0 while there are none); and
+how many classes have spent more than ``BUDGET_ALERT`` of what their customers meant to spend by now."""
+
+CLASS_MONEY_KEYS = ("revenue_usd", "budget_used")
+"""Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget)."""
+
+BUDGET_ALERT = 0.8
+
 CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
@@ -63,20 +93,30 @@ time busy), at least 0. Arrivals do not wait for answers (open loop): slow answe
 
 
 def info_keys(
-    classes: Sequence[str], effort: bool = False, sessions: Sequence[str] = (), cached: bool = False
+    classes: Sequence[str],
+    effort: bool = False,
+    battery: bool = False,
+    money: bool = False,
+    sessions: Sequence[str] = (),
+    cached: bool = False,
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
 
     Args:
         classes: Names of all classes.
         effort: Whether the operator may shorten answers.
-        sessions: Names of those with sessions, in the same order.
+        battery: Whether the site has a battery.
+        money: Whether tokens are paid for.
+        sessions: Names of the classes with sessions, in the same order.
         cached: Whether the site has a prefix cache.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
-    of_tasks = (f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
-    parts = (*(VALUE_KEYS if effort else ()), *(CACHE_KEYS if cached else ()))
-    return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts, *of_tasks)
+    parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()), *(MONEY_KEYS if money else ()))
+    if money:
+        parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
+    parts += CACHE_KEYS if cached else ()
+    parts += tuple(f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
+    return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
 
 
 @inlined_kernel
@@ -92,6 +132,60 @@ def attainment(met: float, missed: float) -> float:
     return met / decided if decided > 0.0 else 1.0
 
 
+@kernel
+def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, energy_usd: float) -> None:
+    """Write ``MONEY_KEYS`` and ``CLASS_MONEY_KEYS`` from position ``at`` on; ``energy_usd`` is the cost of energy and wear."""
+    elapsed_s = max(site[Site.SCORED_S], 1e-9)
+    revenue = 0.0
+    penalty = 0.0
+    alerts = 0.0
+    mine = at + len(MONEY_KEYS)
+    for index in range(cls.shape[0]):
+        paid = cls[index, Class.REVENUE_USD]
+        revenue += paid
+        penalty += cls[index, Class.PENALTY_USD]
+        budget = params.cls[index, ClassSpec.BUDGET_USD_PER_S] * elapsed_s
+        used = paid / budget if budget > 0.0 else 0.0
+        alerts += 1.0 if used > BUDGET_ALERT else 0.0
+        out[mine] = paid
+        out[mine + 1] = used
+        mine += len(CLASS_MONEY_KEYS)
+    demand = params.site[SiteSpec.DEMAND_USD_PER_W] * site[Site.PEAK_QUARTER_W] * site[Site.SCORED_S]
+    capital = params.site[SiteSpec.CAPITAL_USD_PER_S] * site[Site.SCORED_S]
+    costs = energy_usd + demand + capital
+    out[at] = revenue
+    out[at + 1] = penalty
+    out[at + 2] = demand
+    out[at + 3] = site[Site.PEAK_QUARTER_W]
+    out[at + 4] = capital
+    out[at + 5] = revenue - penalty - costs
+    out[at + 6] = costs / site[Site.GOOD_TOKENS] * 1e6 if site[Site.GOOD_TOKENS] > 0.0 else 0.0
+    out[at + 7] = alerts
+
+
+@kernel
+def _write_sessions(params: Params, cls: Array, cache: Array, out: Array, at: int) -> None:
+    """Write ``CACHE_KEYS`` where there is a prefix cache, and ``TASK_KEYS`` of each class with sessions, from position ``at`` on."""
+    if cache.shape[0] > 0:
+        for column in range(len(CACHE_KEYS)):
+            out[at + column] = 0.0
+        for pool in range(cache.shape[0]):
+            out[at] += cache[pool, Tier.PROMPT]
+            out[at + 1] += cache[pool, Tier.CACHED]
+            out[at + 2] += cache[pool, Tier.LOADED]
+            out[at + 3] += cache[pool, Tier.HELD]
+        at += len(CACHE_KEYS)
+    for index in range(cls.shape[0]):
+        think_s = params.session[index, SessionSpec.THINK_S]
+        if think_s > 0.0:
+            counters = cls[index]
+            out[at] = counters[Class.TASKS]
+            out[at + 1] = counters[Class.BUSY_S] / 3600.0
+            between_s = counters[Class.ANSWERED] * think_s - counters[Class.BUSY_S]
+            out[at + 2] = max(0.0, params.session[index, SessionSpec.FOLLOWING] * between_s) / 3600.0
+            at += len(TASK_KEYS)
+
+
 @inlined_kernel
 def write_info(
     params: Params,
@@ -100,8 +194,6 @@ def write_info(
     cache: Array,
     terms: Array,
     scored: bool,
-    usd_per_mwh: float,
-    g_per_kwh: float,
     out: Array,
 ) -> None:
     """Write the info of one row.
@@ -110,11 +202,9 @@ def write_info(
         params: Site parameters (attainment targets).
         site: float64[Site] of the row.
         cls: float64[classes, Class] of the row.
-        cache: float64[pools, Tier] of the row; no pools without a prefix cache.
+        cache: float64[pools + 1, Tier] of the row; no lines without a prefix cache.
         terms: This step's reward terms, float64[TERMS].
         scored: Whether the step began before the horizon; later ones cost nothing but what they find missed.
-        usd_per_mwh: Price of electricity.
-        g_per_kwh: Carbon intensity.
         out: Written: float64[keys], in the order of ``info_keys``.
     """
     classes = cls.shape[0]
@@ -143,29 +233,6 @@ def write_info(
         at += len(CLASS_KEYS)
     for term in range(terms.shape[0]):
         out[at + term] = terms[term]
-    at += terms.shape[0]
-    if params.site[SiteSpec.EFFORT] > 0.0:
-        out[at] = site[Site.VALUE_TOKENS]
-        at += 1
-    if cache.shape[0] > 0:
-        for column in range(len(CACHE_KEYS)):
-            out[at + column] = 0.0
-        for pool in range(cache.shape[0]):
-            out[at] += cache[pool, Tier.PROMPT]
-            out[at + 1] += cache[pool, Tier.CACHED]
-            out[at + 2] += cache[pool, Tier.LOADED]
-            out[at + 3] += cache[pool, Tier.HELD]
-        at += len(CACHE_KEYS)
-    if params.session.shape[0] > 0:
-        for index in range(classes):
-            think_s = params.session[index, SessionSpec.THINK_S]
-            if think_s > 0.0:
-                counters = cls[index]
-                out[at] = counters[Class.TASKS]
-                out[at + 1] = counters[Class.BUSY_S] / 3600.0
-                between_s = counters[Class.ANSWERED] * think_s - counters[Class.BUSY_S]
-                out[at + 2] = max(0.0, params.session[index, SessionSpec.FOLLOWING] * between_s) / 3600.0
-                at += 3
     energy_j = site[Site.ENERGY_J]
     out[0] = site[Site.TIME_S]
     out[1] = site[Site.STEP_ENERGY_J] / elapsed
@@ -188,10 +255,31 @@ def write_info(
     out[18] = site[Site.CAP_ENERGY_J]
     out[19] = site[Site.PEAK_POWER_W]
     out[20] = site[Site.BRAKE_S]
-    out[21] = energy_j / JOULES_PER_MWH * usd_per_mwh
-    out[22] = energy_j / JOULES_PER_KWH * g_per_kwh / 1000.0
+    out[21] = energy_j / JOULES_PER_MWH * site[Site.USD_PER_MWH]
+    out[22] = energy_j / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
+    if site[Site.VARIES] > 0.0 or params.site[SiteSpec.BATTERY_W] > 0.0:
+        out[21] = site[Site.ENERGY_USD]
+        out[22] = site[Site.CARBON_KG]
     # Constraint cost of the step, for safe RL: energy above the cap and time under the brake as shares of the step,
     # and misses beyond what the targets allow as a share of the requests decided.
     out[23] = excess / decided if decided > 0.0 else 0.0
     if scored:
         out[23] += (site[Site.STEP_CAP_VIOLATION_J] / site[Site.CAP_W] + site[Site.STEP_BRAKE_S]) / elapsed
+    at += terms.shape[0]
+    wear_usd = site[Site.BATTERY_OUT_J] / JOULES_PER_MWH * params.site[SiteSpec.BATTERY_USD_PER_MWH]
+    if params.site[SiteSpec.EFFORT] > 0.0:
+        out[at] = site[Site.VALUE_TOKENS]
+        at += 1
+    if params.site[SiteSpec.BATTERY_W] > 0.0:
+        out[at] = site[Site.STEP_GRID_ENERGY_J] / elapsed
+        out[at + 1] = site[Site.GRID_ENERGY_J]
+        out[at + 2] = site[Site.BATTERY_CHARGE_J]
+        out[at + 3] = site[Site.BATTERY_IN_J]
+        out[at + 4] = site[Site.BATTERY_OUT_J]
+        out[at + 5] = wear_usd
+        at += len(BATTERY_KEYS)
+    if params.site[SiteSpec.MONEY] > 0.0:
+        _write_money(params, site, cls, out, at, out[21] + wear_usd)
+        at += len(MONEY_KEYS) + classes * len(CLASS_MONEY_KEYS)
+    if params.session.shape[0] > 0:
+        _write_sessions(params, cls, cache, out, at)

@@ -25,6 +25,7 @@ from ai_factory_gym.engine.layout import (
     PoolInt,
     PoolSpec,
     Site,
+    SiteSpec,
     State,
     Tier,
     Transition,
@@ -100,6 +101,12 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "deferrable: time left to the oldest request that is not released / the class's deadline, 1 when there is none; others: 0",
     ),
     ("effort", "class_effort", "classes", "output that is allowed / output at full effort"),
+    (
+        "battery",
+        "battery",
+        "2",
+        "charge / capacity; power given over the last segment / largest power, negative while it is charged",
+    ),
 )
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
 
@@ -125,13 +132,11 @@ class ObservationLayout:
         slices: Block name to slice.
         size: Length of the observation.
         pool_batch: Reference batch per decode replica, float64[pools].
-        pool_nameplate_w: IT power of the pool at its limit, float64[pools].
+        pool_nameplate_w: IT power of the pool's racks at their limit, float64[pools].
         class_rate: Mean demand, requests/s, float64[classes].
         class_ttft_s: TTFT limit of an average prompt, float64[classes].
         base_cap_w: Cap of the site.
         tpot_s: Tightest TPOT limit.
-        price: Electricity price / 100 USD/MWh.
-        carbon: Carbon intensity / 500 g/kWh.
         pool_rack_w: Largest draw of a rack, W, float64[pools].
     """
 
@@ -143,8 +148,6 @@ class ObservationLayout:
     class_ttft_s: Array = field(repr=False)
     base_cap_w: float
     tpot_s: float
-    price: float
-    carbon: float
     pool_rack_w: Array = field(repr=False)
 
     @property
@@ -162,9 +165,9 @@ class ObservationLayout:
         )
 
     @property
-    def constants(self) -> tuple[float, float, float, float]:
-        """Base cap (W), tightest TPOT (s), price and carbon, scaled."""
-        return self.base_cap_w, self.tpot_s, self.price, self.carbon
+    def constants(self) -> tuple[float, float]:
+        """Base cap (W) and tightest TPOT (s)."""
+        return self.base_cap_w, self.tpot_s
 
     def __getitem__(self, block: str) -> slice:
         """Return where a block lies.
@@ -327,6 +330,10 @@ def _lever_blocks(
             tier = state.cache[row, pool]
             prompt = tier[Tier.STEP_PROMPT]
             out[begins[CACHED_BEGIN] + pool] = tier[Tier.STEP_CACHED] / prompt if prompt > 0.0 else 0.0
+    if begins[5] >= 0:
+        spec = params.site
+        out[begins[5]] = state.site[row, Site.BATTERY_CHARGE_J] / spec[SiteSpec.BATTERY_J]
+        out[begins[5] + 1] = state.site[row, Site.BATTERY_OUT_W] / spec[SiteSpec.BATTERY_W]
     for cls in range(params.cls.shape[0]):
         if begins[2] >= 0:
             out[begins[2] + cls] = state.cls[row, cls, Class.ADMITTED]
@@ -345,7 +352,7 @@ def observe_row(
     start_s: float,
     action: Array,
     scales: tuple[Array, ...],
-    constants: tuple[float, float, float, float],
+    constants: tuple[float, float],
     out: Array,
 ) -> None:
     """Write the observation of one row.
@@ -361,7 +368,7 @@ def observe_row(
         out: float32[size], written.
     """
     batch, nameplate_w, rate, ttft_s, rack_w, begins = scales
-    base_cap_w, tpot_s, price, carbon = constants
+    base_cap_w, tpot_s = constants
     pools = params.pool.shape[0]
     classes = params.cls.shape[0]
     site = state.site[row]
@@ -372,8 +379,8 @@ def observe_row(
     out[1] = math.cos(angle)
     out[2] = site[Site.CAP_W] / base_cap_w
     _announced(state, row, now_s, base_cap_w, out, 3)
-    out[7] = price
-    out[8] = carbon
+    out[7] = site[Site.USD_PER_MWH] / 100.0
+    out[8] = site[Site.G_PER_KWH] / 500.0
     out[9] = site[Site.STEP_ENERGY_J] / elapsed / base_cap_w
     out[10] = site[Site.FACILITY_POWER_W] / base_cap_w
     out[11] = site[Site.BRAKED]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Cell, Params, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, SHARED_GPUS, Array, Cell, Params, PoolSpec
 from ai_factory_gym.params import (
     build_params,
     mean_context,
@@ -52,7 +52,7 @@ class OperatingPoint:
         tpot_s: Time per output token, per pool; 0 for prefill.
         pool_w: IT power, per pool.
         tokens_per_joule: Output tokens per facility joule.
-        binds: ``prefill``, ``tpot``, ``kv`` or None when the point keeps every limit.
+        binds: ``prefill``, ``tpot``, ``kv``, ``rack power`` or None when the point keeps every limit.
     """
 
     load_rps: float
@@ -106,19 +106,27 @@ class SteadySite:
         for group in range(params.capacity.shape[1]):
             share, (prompt, prompt_sq, output, context) = self._group(group)
             for phase, table in ((PREFILL, work), (DECODE, decode)):
-                weight = params.capacity[phase, group] * params.pool[:, PoolSpec.RACKS]
-                rate = load_rps * share * weight / weight.sum()
+                rate = self._rates(phase, group, load_rps * share)
                 if phase == PREFILL:
                     table += rate[:, None] * np.array([prompt, prompt_sq, 1.0])
                 else:
                     table += rate[:, None] * np.array([1.0, context * output, output])
-        state = [
-            self._prefill(index, work[index], prefill_clock)
-            if params.pool[index, PoolSpec.PHASE] == PREFILL
-            else self._decode(index, decode[index], decode_clock)
-            for index in range(pools)
-        ]
+        state: list[tuple[float, float, float, float, str | None]] = []
+        # Prefill pools come first.
+        for index in range(pools):
+            aggregated = params.pool[index, PoolSpec.COUPLING] == SHARED_GPUS
+            clocks = prefill_clock, decode_clock
+            if aggregated:
+                clocks = (min(clocks),) * 2
+            if params.pool[index, PoolSpec.PHASE] == PREFILL:
+                state.append(self._prefill(index, work[index], clocks[0]))
+            else:
+                busy = min(1.0, state[int(params.pool[index, PoolSpec.PARTNER])][0]) if aggregated else 0.0
+                state.append(
+                    self._decode(index, decode[index], clocks[1], busy * params.pool[index, PoolSpec.PREFILL_LIMIT])
+                )
         utilisation, batch, tpot, watts, binds = zip(*state, strict=True)
+        binds = (*binds, self._over_rack_limit(watts))
         it_w = float(sum(watts))
         facility_w = it_w * site_pue(self.site, it_w / nameplate_it_w(self.site, params.power))
         reasons = [reason for reason in binds if reason]
@@ -132,6 +140,31 @@ class SteadySite:
             load_rps * self.output_tokens / facility_w,
             reasons[0] if reasons else None,
         )
+
+    def _rates(self, phase: int, group: int, rps: float) -> Array:
+        """Return the requests/s of a group that each pool of a phase gets, float64[pools]: in proportion to capacity.
+
+        What is prefilled on GPUs that decode too is decoded there.
+        """
+        params = self.params
+        weight = params.capacity[phase, group] * params.pool[:, PoolSpec.RACKS]
+        stays = (params.pool[:, PoolSpec.COUPLING] == SHARED_GPUS) & (params.pool[:, PoolSpec.PHASE] == DECODE)
+        if phase == PREFILL or not stays.any():
+            return np.asarray(rps * weight / weight.sum())
+        prefilled = self._rates(PREFILL, group, rps)
+        rate = np.where(stays, prefilled[params.pool[:, PoolSpec.PARTNER].astype(int)], 0.0)
+        weight = np.where(stays, 0.0, weight)
+        if weight.sum() > 0.0:
+            rate += max(0.0, rps - rate.sum()) * weight / weight.sum()
+        return np.asarray(rate)
+
+    def _over_rack_limit(self, watts: tuple[float, ...]) -> str | None:
+        """Return what binds where racks draw more than their limit."""
+        for watt, spec in zip(watts, self.params.pool, strict=True):
+            both = watt + (watts[int(spec[PoolSpec.PARTNER])] if spec[PoolSpec.PARTNER] >= 0 else 0.0)
+            if both > spec[PoolSpec.RACKS] * spec[PoolSpec.RACK_LIMIT_W] * (1.0 + 1e-9):
+                return "rack power"
+        return None
 
     def _prefill(self, index: int, work: Array, clock: float) -> tuple[float, float, float, float, str | None]:
         params = self.params
@@ -148,7 +181,10 @@ class SteadySite:
         watts = params.pool[index, PoolSpec.RACKS] * rack_power_w(power, gpu_w)
         return utilisation, 0.0, 0.0, watts, "prefill" if utilisation > PREFILL_UTILISATION_LIMIT else None
 
-    def _decode(self, index: int, load: Array, clock: float) -> tuple[float, float, float, float, str | None]:
+    def _decode(
+        self, index: int, load: Array, clock: float, prefill_share: float = 0.0
+    ) -> tuple[float, float, float, float, str | None]:
+        """Return the state of a decode pool, with ``prefill_share`` of its GPUs' time taken by prefill."""
         params = self.params
         perf, power, spec = params.perf[index], params.power[index], params.pool[index]
         replicas = spec[PoolSpec.RACKS] * spec[PoolSpec.UNITS_PER_RACK]
@@ -165,7 +201,8 @@ class SteadySite:
             spec[PoolSpec.MAX_BATCH],
             perf[DECODE_KV_CAPACITY_TOKENS] / (context + load[2] / load[0] / 2.0 + perf[DECODE_KV_REQUEST_TOKENS]),
         )
-        needed = load[2] / replicas
+        left = 1.0 - spec[PoolSpec.INTERFERENCE] * prefill_share
+        needed = load[2] / replicas / left
 
         def throughput(batch: float) -> float:
             return (
@@ -178,15 +215,22 @@ class SteadySite:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if throughput(middle) < needed else (low, middle)
         iteration_s, compute_s, memory_s = decode_iteration_s(perf, max(1.0, high), context, clock)
-        tpot_s = iteration_s / perf[DECODE_TOKENS_PER_ITERATION]
+        tpot_s = iteration_s / perf[DECODE_TOKENS_PER_ITERATION] / left
         if binds is None and tpot_s > self.tpot_limit_s:
             binds = "tpot"
-        gpu_w = gpu_power_w(power, clock, min(1.0, high), compute_s / iteration_s, memory_s / iteration_s)
+        busy = (1.0 - prefill_share) * min(1.0, high)
+        gpu_w = gpu_power_w(power, clock, busy, compute_s / iteration_s, memory_s / iteration_s)
         return high / most, high, tpot_s, spec[PoolSpec.RACKS] * rack_power_w(power, gpu_w), binds
 
     def saturation(self, clock: float = 1.0) -> OperatingPoint:
         """Return the unthrottled steady state at the largest load that keeps the SLA, whatever it draws."""
-        return self._largest(lambda load: self.at(load, clock, clock), None)
+
+        def point(load_rps: float) -> OperatingPoint:
+            full = self.at(load_rps, clock, clock)
+            # Racks that may not draw what their GPUs could are throttled even then.
+            return self.cheapest(load_rps) if full.binds == "rack power" else full
+
+        return self._largest(point, None)
 
     def under_cap(self, cap_w: float) -> OperatingPoint:
         """Return the steady state at the largest load that keeps the SLA and the cap, with the best clock per phase."""
@@ -194,6 +238,9 @@ class SteadySite:
 
     def cheapest(self, load_rps: float) -> OperatingPoint:
         """Return the steady state of least power at a load, over a grid of clocks per phase; an infeasible one if none is."""
+        pools = self.params.pool
+        if (pools[:, PoolSpec.COUPLING] == SHARED_GPUS).any() or np.isfinite(pools[:, PoolSpec.RACK_LIMIT_W]).any():
+            return self._cheapest_together(load_rps)
         prefill = {c: self.at(load_rps, float(c), 1.0) for c in CLOCKS}
         decode = {c: self.at(load_rps, 1.0, float(c)) for c in CLOCKS}
         # Pools of one phase do not feel the clock of the other, so each phase is searched alone.
@@ -210,6 +257,14 @@ class SteadySite:
         best_prefill = min(good_prefill, key=lambda c: phase_w(prefill[c], PREFILL), default=1.0)
         best_decode = min(good_decode, key=lambda c: phase_w(decode[c], DECODE), default=1.0)
         return self.at(load_rps, float(best_prefill), float(best_decode))
+
+    def _cheapest_together(self, load_rps: float) -> OperatingPoint:
+        """Return the steady state of least power where the phases feel each other's clock: in racks they share."""
+        phases = self.params.pool[self.params.pool[:, PoolSpec.COUPLING] != SHARED_GPUS, PoolSpec.PHASE]
+        # With shared GPUs only, the lower clock holds for both phases.
+        pairs = [(c, c) for c in CLOCKS] if len(phases) == 0 else [(p, d) for p in CLOCKS for d in CLOCKS]
+        points = [self.at(load_rps, float(p), float(d)) for p, d in pairs]
+        return min(points, key=lambda point: (point.binds is not None, point.facility_w))
 
     @staticmethod
     def _largest(point: Callable[[float], OperatingPoint], cap_w: float | None) -> OperatingPoint:

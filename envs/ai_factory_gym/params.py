@@ -16,6 +16,9 @@ from ai_factory_gym.engine.layout import (
     DECODE,
     PREFILL,
     REQUEST,
+    SEPARATE,
+    SHARED_GPUS,
+    SHARED_POWER,
     Array,
     CacheSpec,
     Cell,
@@ -31,6 +34,8 @@ from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
     DECODE_TOKENS_PER_ITERATION,
+    PREFILL_FRONTEND_S,
+    PREFILL_KV_BYTES_PER_TOKEN,
     PREFILL_SERVERS_PER_REPLICA,
     compute_rate,
     decode_coefficients,
@@ -39,14 +44,18 @@ from ai_factory_gym.physics.performance import (
     prefill_free_bytes,
     prefill_work_s,
 )
-from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, rack_power_w
+from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, prefill_part, rack_power_w
 from ai_factory_gym.sites import PoolConfig, SiteConfig
+from ai_factory_gym.sites.money import TOKENS_PER_MTOK, MoneyConfig
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.strata import build_strata, output_slices
 from ai_factory_gym.workload.traces import Reuse, Trace, reuse
 
 GOLDEN = 0.6180339887498949
 """Golden section: multiples of it, modulo one, fill an interval evenly in whatever order they are cut off."""
+
+LEAST_DECODE_SHARE = 0.1
+"""Share of the time that decode keeps of aggregated racks, however much waits for prefill (status: assumed)."""
 
 URGENT_S = 3600.0
 """Deferrable work this close to its deadline is released whatever the hour (status: assumed)."""
@@ -145,7 +154,7 @@ def served_classes(site: SiteConfig, names: tuple[str, ...] | None = None) -> tu
 def pool_coefficients(site: SiteConfig, pool: PoolConfig) -> Array:
     """Return the performance coefficients of a pool as an array (see ``physics.performance``)."""
     if pool.phase == "prefill":
-        return np.array(
+        row = np.array(
             prefill_coefficients(
                 pool.rack_type,
                 site.served_model,
@@ -156,6 +165,12 @@ def pool_coefficients(site: SiteConfig, pool: PoolConfig) -> Array:
                 profile=pool.profile,
             )
         )
+        if pool.aggregated:
+            # The request stays where it was prefilled: its KV is sent nowhere.
+            architecture = pool.group.architecture
+            row[PREFILL_FRONTEND_S] += architecture.frontend_aggregated_s - architecture.frontend_disaggregated_s
+            row[PREFILL_KV_BYTES_PER_TOKEN] = 0.0
+        return row
     return np.array(
         decode_coefficients(
             pool.rack_type,
@@ -170,10 +185,123 @@ def pool_coefficients(site: SiteConfig, pool: PoolConfig) -> Array:
     )
 
 
-def pool_power(pool: PoolConfig) -> Array:
-    """Return the power coefficients of a pool as an array (see ``physics.power``)."""
+def prefill_limit(pool: PoolConfig) -> float:
+    """Return the largest share of an aggregated pool's time that prefill may take: decode keeps ``LEAST_DECODE_SHARE``."""
+    interference = pool.group.architecture.aggregated_interference
+    return 1.0 - LEAST_DECODE_SHARE if interference <= 1.0 else (1.0 - LEAST_DECODE_SHARE) / interference
+
+
+def rack_power(pool: PoolConfig) -> Array:
+    """Return the power coefficients of the racks of a pool, or of its GPUs' part of them, as an array (see ``physics.power``)."""
     phase = pool.phase if len(pool.rack_type.groups) > 1 else None
     return np.array(power_coefficients(pool.rack_type, pool.profile, phase=phase))
+
+
+def pool_power(pool: PoolConfig) -> Array:
+    """Return the power coefficients of what a pool is booked with as an array (see ``physics.power``).
+
+    Of aggregated racks the decode pool has everything but what GPUs draw above idle for prefill: that is the prefill pool's, whose
+    lanes are busy all the time when its share of the GPUs' time is at its limit.
+    """
+    row = rack_power(pool)
+    return prefill_part(row, prefill_limit(pool)) if pool.aggregated and pool.phase == "prefill" else row
+
+
+def largest_rack_w(power: Array, pools: Array) -> Array:
+    """Return the largest draw of a rack of each pool, W, float64[pools]; pools in the same racks have the same.
+
+    Args:
+        power: Power coefficients, float64[pools, 12].
+        pools: ``Params.pool``.
+    """
+    own = np.array([rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0)) for row in power])
+    largest = own.copy()
+    for index, spec in enumerate(pools):
+        partner = int(spec[PoolSpec.PARTNER])
+        if spec[PoolSpec.COUPLING] == SHARED_POWER:
+            largest[index] = own[index] + own[partner]
+        elif spec[PoolSpec.COUPLING] == SHARED_GPUS and spec[PoolSpec.PHASE] == PREFILL:
+            largest[index] = own[partner]
+    return np.minimum(largest, pools[:, PoolSpec.RACK_LIMIT_W])
+
+
+def pool_specs(site: SiteConfig, perf: Array) -> Array:
+    """Return ``Params.pool`` of a site.
+
+    Args:
+        site: The site.
+        perf: Performance coefficients of its pools.
+    """
+    pools = np.zeros((len(site.pools), len(PoolSpec)))
+    for index, pool in enumerate(site.pools):
+        partner = site.partner(pool)
+        lanes = perf[index, PREFILL_SERVERS_PER_REPLICA] if pool.phase == "prefill" else 1.0
+        if pool.aggregated and pool.phase == "prefill":
+            lanes *= prefill_limit(pool)
+        wakes = [pool.group.wake_s] if partner < 0 else [pool.group.wake_s, site.pools[partner].group.wake_s]
+        pools[index, PoolSpec.PHASE] = PREFILL if pool.phase == "prefill" else DECODE
+        pools[index, PoolSpec.RACKS] = pool.racks
+        pools[index, PoolSpec.UNITS_PER_RACK] = pool.replicas_per_rack * lanes
+        pools[index, PoolSpec.REPLICAS_PER_RACK] = pool.replicas_per_rack
+        pools[index, PoolSpec.MIN_ACTIVE] = pool.min_active
+        pools[index, PoolSpec.MAX_BATCH] = pool.max_batch
+        pools[index, PoolSpec.WAKE_S] = max(wakes)
+        pools[index, PoolSpec.DRAIN_S] = site.drain_s
+        pools[index, PoolSpec.DWELL_S] = site.dwell_s
+        pools[index, PoolSpec.PARTNER] = partner
+        pools[index, PoolSpec.COUPLING] = SEPARATE if partner < 0 else SHARED_GPUS if pool.aggregated else SHARED_POWER
+        pools[index, PoolSpec.INTERFERENCE] = (
+            pool.group.architecture.aggregated_interference if pool.aggregated else 0.0
+        )
+        pools[index, PoolSpec.PREFILL_LIMIT] = prefill_limit(pool) if pool.aggregated else 1.0
+        pools[index, PoolSpec.HOLD_SHARE] = pool.hold_share
+        pools[index, PoolSpec.RACK_LIMIT_W] = math.inf if pool.rack_limit_w is None else pool.rack_limit_w
+    return pools
+
+
+def aggregated_point(
+    pool: PoolConfig, prefill: Array, decode: Array, sizes: Array, tpot_s: float, clock: float = 1.0
+) -> tuple[float, float]:
+    """Return the largest batch per replica at which racks that do both phases keep a TPOT, and their throughput there.
+
+    With R replicas and a prompt that takes a rack s seconds, X requests/s leave ``1 - phi X s`` of the time for iterations, so that
+    ``X = 1 / (output iteration(B) / (a R B) + phi s)`` and ``TPOT = R B / (X output)``.
+
+    Args:
+        pool: Either half of the aggregated pool.
+        prefill: Prefill coefficients.
+        decode: Decode coefficients.
+        sizes: Mean prompt, squared prompt, output and context in flight of the requests, float64[4].
+        tpot_s: TPOT to keep, s.
+        clock: Clock.
+
+    Returns:
+        Requests per replica, 0 where none keeps the TPOT, and requests/s of a rack.
+    """
+    prompt, prompt_sq, output, context = (float(value) for value in sizes)
+    scaling_s, fixed_s = prefill_work_s(prefill, prompt, prompt_sq)
+    replicas = pool.replicas_per_rack
+    rack_s = (scaling_s / compute_rate(clock) + fixed_s) / (replicas * prefill[PREFILL_SERVERS_PER_REPLICA])
+    lost_s = pool.group.architecture.aggregated_interference * rack_s
+    tokens = decode[DECODE_TOKENS_PER_ITERATION]
+    high = min(pool.max_batch, decode[DECODE_KV_CAPACITY_TOKENS] / (context + decode[DECODE_KV_REQUEST_TOKENS]))
+
+    def rate(batch: float) -> float:
+        iteration_s = decode_iteration_s(decode, batch, context, clock)[0]
+        return float(1.0 / (output * iteration_s / (tokens * replicas * batch) + lost_s))
+
+    def kept(batch: float) -> bool:
+        return bool(replicas * batch / (rate(batch) * output) <= tpot_s)
+
+    if high < 1.0 or not kept(1.0):
+        return 0.0, 0.0
+    low = 1.0
+    if kept(high):
+        low = high
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if kept(middle) else (low, middle)
+    return low, min(rate(low), prefill_limit(pool) / rack_s)
 
 
 def largest_batch(perf: Array, context_tokens: float, tpot_s: float, clock: float, most: float) -> float:
@@ -227,15 +355,19 @@ def reference_batch(site: SiteConfig, classes: tuple[RequestClass, ...], params:
     )
     if weight.sum() <= 0.0:
         weight = params.cell[:, Cell.WEIGHT]
-    context = mean_context(params.cell, weight / weight.sum())
-    return np.array(
-        [
-            largest_batch(params.perf[index], context, reference_tpot_s(classes), 1.0, pool.max_batch)
-            if pool.phase == "decode"
-            else 0.0
-            for index, pool in enumerate(site.pools)
-        ]
-    )
+    share = weight / weight.sum()
+    context = mean_context(params.cell, share)
+    tpot_s = reference_tpot_s(classes)
+    batch = np.zeros(len(site.pools))
+    for index, pool in enumerate(site.pools):
+        if pool.aggregated and pool.phase == "decode":
+            sizes = np.array(
+                [*(share @ params.cell[:, c] for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT)), context]
+            )
+            batch[index] = aggregated_point(pool, params.perf[site.partner(pool)], params.perf[index], sizes, tpot_s)[0]
+        elif pool.phase == "decode":
+            batch[index] = largest_batch(params.perf[index], context, tpot_s, 1.0, pool.max_batch)
+    return batch
 
 
 def reference_tpot_s(classes: tuple[RequestClass, ...]) -> float:
@@ -276,7 +408,12 @@ def _capacity(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, 
         prompt, prompt_sq, output = (float(share @ cells[:, c]) for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT))
         context = mean_context(cells, share)
         for index, pool in enumerate(site.pools):
-            if pool.phase == "prefill":
+            if pool.aggregated:
+                pair = sorted((index, site.partner(pool)))
+                sizes = np.array([prompt, prompt_sq, output, context])
+                phase = PREFILL if pool.phase == "prefill" else DECODE
+                capacity[phase, group, index] = aggregated_point(pool, perf[pair[0]], perf[pair[1]], sizes, tpot_s)[1]
+            elif pool.phase == "prefill":
                 scaling_s, fixed_s = prefill_work_s(perf[index], prompt, prompt_sq)
                 lanes = pool.replicas_per_rack * perf[index, PREFILL_SERVERS_PER_REPLICA]
                 capacity[PREFILL, group, index] = lanes / (scaling_s + fixed_s)
@@ -338,6 +475,24 @@ def _reference_joules(
             f"site {site.name!r}: no decode pool keeps the tightest TPOT limit at clock {REFERENCE_CLOCK}."
         )
     return sums / np.array([racks[PREFILL], racks[PREFILL], racks[DECODE]])
+
+
+def _enter_money(
+    site: SiteConfig, money: MoneyConfig, classes: tuple[RequestClass, ...], site_row: Array, cls_rows: Array
+) -> None:
+    """Write what the site earns and pays into its rows of ``Params``."""
+    site_row[SiteSpec.MONEY] = 1.0
+    site_row[SiteSpec.PENALTY_SHARE] = money.sla_penalty_share
+    site_row[SiteSpec.DEMAND_USD_PER_W] = money.demand_usd_per_kw_month / 1e3 / (30.0 * 86400.0)
+    by_rack = dict(money.rack_usd_per_hour)
+    site_row[SiteSpec.CAPITAL_USD_PER_S] = sum(
+        pool.racks * by_rack.get(pool.rack_type.id, 0.0) / 3600.0 for pool in site.pools
+    )
+    for row, cls in zip(cls_rows, classes, strict=True):
+        tariff = money.of(cls.name)
+        row[ClassSpec.INPUT_USD] = tariff.input_usd_per_mtok / TOKENS_PER_MTOK
+        row[ClassSpec.OUTPUT_USD] = tariff.output_usd_per_mtok / TOKENS_PER_MTOK
+        row[ClassSpec.BUDGET_USD_PER_S] = tariff.budget_usd_per_day / 86400.0
 
 
 def _class_row(cls: RequestClass, joules: Array, deferrable: bool) -> list[float]:
@@ -514,17 +669,18 @@ def _session_rows(classes: tuple[RequestClass, ...], cached: bool) -> Array:
 
 
 def _trace_sessions(trace: Trace, labels: Array, repeated: Reuse, sessions: Array) -> Array:
-    """Fill what a trace repeats into ``Params.session``, and return ``Params.age``: both weighted by tokens.
+    """Return ``Params.session`` with what a trace repeats, and the quantiles of how long ago that was seen: both weighted by tokens.
 
     Args:
         trace: The trace.
         labels: int64[requests] class of each request.
         repeated: What its requests repeat.
-        sessions: float64[classes, SessionSpec], written.
+        sessions: float64[classes, SessionSpec] of synthetic demand.
     """
     ages = np.zeros((len(sessions), AGES))
     owner = np.repeat(np.arange(len(trace)), np.diff(repeated.begin))
-    for cls, row in enumerate(sessions):
+    filled = sessions.copy()
+    for cls, row in enumerate(filled):
         row[SessionSpec.FOLLOWING] = row[SessionSpec.REUSE_SHARE] = row[SessionSpec.THINK_S] = 0.0
         row[SessionSpec.HOLD] = 0.0
         row[SessionSpec.MEMORY_S] = CONTEXT_MEMORY_S
@@ -539,7 +695,7 @@ def _trace_sessions(trace: Trace, labels: Array, repeated: Reuse, sessions: Arra
         row[SessionSpec.FOLLOWING] = 1.0
         row[SessionSpec.REUSE_SHARE] = weight.sum() / float(trace.prompt_tokens[labels == cls].sum())
         row[SessionSpec.MEMORY_S] = max(1.0, float(weight @ repeated.age_s[order]) / weight.sum())
-    return ages
+    return np.concatenate([filled, ages], axis=1)
 
 
 def build_params(
@@ -599,12 +755,11 @@ def build_params(
         longest = float(np.max(trace.prompt_tokens + trace.output_tokens))
     cache = _cache_rows(site)
     sessions = _session_rows(classes, site.caches)
-    ages = np.zeros((0, AGES))
     nothing = np.zeros(0, dtype=np.int64)
     repeated = Reuse(nothing, nothing, np.zeros(0), nothing)
     if trace is not None and site.caches:
         repeated = reuse(trace)
-        ages = _trace_sessions(trace, labels, repeated, sessions)
+        sessions = _trace_sessions(trace, labels, repeated, sessions)
     for index, pool in enumerate(site.pools):
         if pool.phase == "decode":
             holds = perf[index, DECODE_KV_CAPACITY_TOKENS] - perf[index, DECODE_KV_REQUEST_TOKENS]
@@ -625,28 +780,18 @@ def build_params(
                     f"site {site.name!r}: pool {pool.name!r} holds {holds:,.0f} tokens of KV per replica; the longest request has "
                     f"{longest:,.0f} tokens. Use more GPUs per replica or lower max_context."
                 )
-    joules = _reference_joules(site, classes, perf, power, cells, weights)
-    pools = np.zeros((len(site.pools), len(PoolSpec)))
-    for index, pool in enumerate(site.pools):
-        lanes = perf[index, PREFILL_SERVERS_PER_REPLICA] if pool.phase == "prefill" else 1.0
-        pools[index, PoolSpec.PHASE] = PREFILL if pool.phase == "prefill" else DECODE
-        pools[index, PoolSpec.RACKS] = pool.racks
-        pools[index, PoolSpec.UNITS_PER_RACK] = pool.replicas_per_rack * lanes
-        pools[index, PoolSpec.REPLICAS_PER_RACK] = pool.replicas_per_rack
-        pools[index, PoolSpec.MIN_ACTIVE] = pool.min_active
-        pools[index, PoolSpec.MAX_BATCH] = pool.max_batch
-        pools[index, PoolSpec.WAKE_S] = pool.group.wake_s
-        pools[index, PoolSpec.DRAIN_S] = site.drain_s
-        pools[index, PoolSpec.DWELL_S] = site.dwell_s
-        pools[index, PoolSpec.HOLD_SHARE] = pool.hold_share
+    joules = _reference_joules(site, classes, perf, np.array([rack_power(pool) for pool in site.pools]), cells, weights)
     site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
     site_row[SiteSpec.EFFORT] = float(effort)
+    cls_rows = np.array([_class_row(cls, joules, deferrable) for cls in classes])
+    if site.money is not None:
+        _enter_money(site, site.money, classes, site_row, cls_rows)
     params = Params(
         site=site_row,
-        pool=pools,
+        pool=pool_specs(site, perf),
         perf=perf,
         power=power,
-        cls=np.array([_class_row(cls, joules, deferrable) for cls in classes]),
+        cls=cls_rows,
         cell=cells,
         group_edges=np.array(site.group_edges, dtype=np.float64),
         capacity=_capacity(site, classes, perf, cells, weights),
@@ -656,11 +801,8 @@ def build_params(
         trace_cell=trace_arrays[3],
         cache=cache,
         session=sessions,
-        age=ages,
         seen_begin=repeated.begin,
-        seen_tokens=repeated.tokens.astype(np.float64),
-        seen_age_s=repeated.age_s,
-        seen_by=repeated.seen_by,
+        seen=np.stack([repeated.tokens, repeated.age_s, repeated.seen_by], axis=1).astype(np.float64),
     )
     return params
 
@@ -668,10 +810,13 @@ def build_params(
 def nameplate_it_w(site: SiteConfig, power: Array | None = None) -> float:
     """Return the IT power of the site with every GPU at its limit, W."""
     rows = np.array([pool_power(pool) for pool in site.pools]) if power is None else power
+    specs = pool_specs(site, np.ones((len(site.pools), PREFILL_SERVERS_PER_REPLICA + 1)))
     return float(
         sum(
-            pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 1.0, 1.0, 1.0))
-            for pool, row in zip(site.pools, rows, strict=True)
+            pool.racks * rack_w
+            for index, (pool, rack_w) in enumerate(zip(site.pools, largest_rack_w(rows, specs), strict=True))
+            # Racks that two pools share are counted once.
+            if not 0 <= site.partner(pool) < index
         )
     )
 
@@ -728,11 +873,18 @@ def _site_row(
     row[SiteSpec.PUE_KELVIN] = site.cooling.per_kelvin
     row[SiteSpec.PUE_FREE_COOLING_C] = site.cooling.free_cooling_c
     row[SiteSpec.OUTDOOR_C] = site.cooling.outdoor_c
+    if site.battery is not None:
+        row[SiteSpec.BATTERY_W] = site.battery.power_w
+        row[SiteSpec.BATTERY_J] = 3600.0 * site.battery.energy_wh
+        row[SiteSpec.BATTERY_INITIAL_J] = 3600.0 * site.battery.energy_wh * site.battery.initial_charge
+        row[SiteSpec.BATTERY_USD_PER_MWH] = site.battery.wear_usd_per_mwh
+        row[SiteSpec.BATTERY_EFFICIENCY] = math.sqrt(site.battery.round_trip_efficiency)
     row[SiteSpec.IT_NAMEPLATE_W] = nameplate_it_w(site, power)
     row[SiteSpec.URGENT_S] = URGENT_S
     row[SiteSpec.THIN_FRACTION] = thin_fraction
     row[SiteSpec.TRACE_SPAN_S] = span_s
     row[SiteSpec.SLICES] = max(1.0, math.ceil(tick_s / SLICE_S - 1e-9)) if grain.kind == COHORT else 1.0
+    row[SiteSpec.COUPLED] = float(any(pool.shares_racks for pool in site.pools))
     if site.kv_store is not None:
         row[SiteSpec.STORE_BYTES] = site.kv_store.gb * 1e9
         row[SiteSpec.STORE_BYTES_PER_S] = site.kv_store.gb_s * 1e9

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ai_factory_gym.engine.layout import Array, Site
 from ai_factory_gym.errors import unknown
@@ -27,14 +28,47 @@ BRAKE_WEIGHT = 1.0
 TERMS = ("good_tokens", "energy", "missed", "cap", "brake")
 """Terms of every reward, in the order of their columns."""
 
-REWARDS: Mapping[str, float] = MappingProxyType({"tokens_per_watt": 1.0, "goodput": 0.0})
-"""Rewards by name: the share of lambda at which each prices energy. ``goodput`` counts good tokens less missed ones,
-whatever the energy."""
+TOKENS, PROFIT, CARBON = 0.0, 1.0, 2.0
+"""What a reward counts: tokens less priced energy, US dollars, or tokens less priced carbon."""
+
+
+class Reward(NamedTuple):
+    """A reward.
+
+    Attributes:
+        kind: TOKENS, PROFIT or CARBON.
+        price_share: Share of lambda at which it prices energy.
+    """
+
+    kind: float
+    price_share: float
+
+
+REWARDS: Mapping[str, Reward] = MappingProxyType(
+    {
+        "tokens_per_watt": Reward(TOKENS, 1.0),
+        "goodput": Reward(TOKENS, 0.0),
+        "carbon": Reward(CARBON, 1.0),
+        "profit": Reward(PROFIT, 0.0),
+    }
+)
+"""Rewards by name. ``goodput`` counts good tokens less missed ones, whatever the energy. ``carbon`` is ``tokens_per_watt`` with every joule from
+the grid weighed by the carbon intensity of its moment over the site's mean. ``profit`` is revenue less penalties, energy and wear, in units of
+a step's nominal revenue: it needs a site with a table ``[money]``; demand charge and capital are in ``info`` only, the one because it is
+known at the end, the other because nothing changes it."""
 
 
 @inlined_kernel
 def reward_terms(
-    site: Array, price: float, scale_tokens: float, miss_weight: float, scored: bool, terms: Array
+    site: Array,
+    price: float,
+    scale_tokens: float,
+    miss_weight: float,
+    scored: bool,
+    terms: Array,
+    kind: float,
+    scale_usd: float,
+    joules_per_kg: float,
 ) -> float:
     """Write the terms of one row's step and return their sum: good tokens less priced energy and missed requests.
 
@@ -48,6 +82,9 @@ def reward_terms(
         scored: Whether the step began before the horizon. A later one only waits for the last fates and costs nothing
             itself: how many there are says nothing about the policy.
         terms: Written: float64[TERMS].
+        kind: TOKENS, PROFIT or CARBON.
+        scale_usd: A step's nominal revenue, USD.
+        joules_per_kg: Energy that the grid gives for a kilogram of carbon dioxide in the mean, J/kg.
     """
     missed = site[Site.STEP_MISSED_TOKENS] + price * site[Site.STEP_MISSED_REFERENCE_J]
     terms[0] = site[Site.STEP_VALUE_TOKENS] / scale_tokens
@@ -56,17 +93,23 @@ def reward_terms(
     terms[3] = 0.0
     terms[4] = 0.0
     if scored:
-        terms[1] = -price * site[Site.STEP_ENERGY_J] / scale_tokens
+        terms[1] = -price * (site[Site.STEP_ENERGY_J] + site[Site.STEP_BATTERY_LOSS_J]) / scale_tokens
         terms[3] = -CAP_WEIGHT * (site[Site.STEP_CAP_VIOLATION_J] / (site[Site.CAP_W] * site[Site.STEP_S]))
         terms[4] = -BRAKE_WEIGHT * site[Site.STEP_BRAKE_S] / site[Site.STEP_S]
+        if kind == CARBON:
+            terms[1] = -price * joules_per_kg * site[Site.STEP_CARBON_KG] / scale_tokens
+    if kind == PROFIT:
+        terms[0] = site[Site.STEP_REVENUE_USD] / scale_usd
+        terms[1] = -(site[Site.STEP_ENERGY_USD] + site[Site.STEP_WEAR_USD]) / scale_usd if scored else 0.0
+        terms[2] = -site[Site.STEP_PENALTY_USD] / scale_usd
     total = 0.0
     for term in range(terms.shape[0]):
         total += terms[term]
     return float(total)
 
 
-def energy_price_factor(name: str) -> float:
-    """Return the share of lambda at which a reward prices energy.
+def reward_of(name: str) -> Reward:
+    """Return a reward by name.
 
     Raises:
         ConfigError: When there is no reward of that name.

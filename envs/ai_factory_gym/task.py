@@ -19,7 +19,7 @@ from ai_factory_gym.engine.layout import Array
 from ai_factory_gym.errors import ConfigError, check_flag, check_keys, check_range, unknown
 from ai_factory_gym.levers import DEFAULT_LEVERS, LEVERS
 from ai_factory_gym.params import Resolution, resolution, served_classes
-from ai_factory_gym.reward import MISS_WEIGHT, energy_price_factor
+from ai_factory_gym.reward import MISS_WEIGHT, PROFIT, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.sites import SiteConfig, load_site
 from ai_factory_gym.workload.classes import RequestClass
@@ -299,7 +299,7 @@ def build_task(
         scenario: Scenario name, TOML path or value.
         resolution: ``cohort``, ``coarse`` or ``request``.
         levers: Names of the levers in use.
-        reward: ``tokens_per_watt`` or ``goodput``.
+        reward: ``tokens_per_watt``, ``goodput``, ``carbon`` or ``profit``.
         miss_weight: Cost of a missed request in units of its value.
         lambda_tokens_per_joule: Price of energy in the reward; needed for a site that is not shipped; "estimate" is what its best
             steady state gives (``estimated_lambda``), which is the default of ``ai_factory/Custom-v0``.
@@ -332,7 +332,10 @@ def build_task(
     chosen_scenario = _scenario(scenario)
     check_shifts(chosen_scenario, chosen_site)
     grain = _resolution(resolution)
-    energy_price_factor(reward)
+    if reward_of(reward).kind == PROFIT and chosen_site.money is None:
+        raise ConfigError(
+            f"reward: 'profit' is not possible: site {chosen_site.name!r} has no table [money], which says what tokens are paid."
+        )
     _number("control_interval_s", control_interval_s, 1.0, 3600.0, "s")
     _number("demand_scale", demand_scale, 0.0, 1000.0, "")
     _number("miss_weight", miss_weight, 0.0, 1e6, "")

@@ -198,7 +198,8 @@ def validate(source: str | Path) -> str:
     """
     site = load_site(TASKS.get(str(source), source))
     found = findings(site)
-    racks = sum(pool.racks for pool in site.pools)
+    # Racks that two pools share are counted once.
+    racks = sum(pool.racks for index, pool in enumerate(site.pools) if not 0 <= site.partner(pool) < index)
     head = f"{source}: {site.name}, {racks} racks in {len(site.pools)} pools, can be simulated"
     if not found:
         return f"{head}; nothing to remark.\n"

@@ -11,9 +11,11 @@ from ai_factory_gym.engine.decode import nearly_full
 from ai_factory_gym.engine.heap import pop, push
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
+    CHANCE,
     COHORT,
     DECODE,
     PREFILL,
+    SHARED_GPUS,
     SIZES,
     Array,
     Cell,
@@ -113,6 +115,14 @@ def route(state: State, row: int, phase: int, group: int, size: int, work: float
 
 
 @inlined_kernel
+def route_decode(params: Params, state: State, row: int, prefill: int, group: int, size: int, work: float) -> int:
+    """Send what ``prefill`` will prefill to a decode pool: where prefill and decode share their GPUs, it stays there."""
+    if params.site[SiteSpec.COUPLED] > 0.0 and params.pool[prefill, PoolSpec.COUPLING] == SHARED_GPUS:
+        return int(params.pool[prefill, PoolSpec.PARTNER])
+    return route(state, row, DECODE, group, size, work)
+
+
+@inlined_kernel
 def turn(tick: int, place: int) -> float:
     """Return a number in [0, 1) that is spread evenly over ticks, over the cells of a tick, and over both together.
 
@@ -209,7 +219,8 @@ def _enter_request(
     chance = (1.0, 1.0, 1.0)
     if has_cache(params):
         # Before the gate: how many numbers are drawn does not depend on what the operator does.
-        chance = (uniform(state.chance[row]), uniform(state.chance[row]), uniform(state.chance[row]))
+        stream = state.rng[row, CHANCE]
+        chance = (uniform(stream), uniform(stream), uniform(stream))
     if pass_gate(params, state, row, cls, 1.0, prompt, prompt * prompt, output) < 1.0:
         return
     shorter, value = _with_effort(params, state, row, cls, output)
@@ -218,7 +229,7 @@ def _enter_request(
         value *= output / shorter
     group = group_of(params, prompt)
     prefill = route(state, row, PREFILL, group, 0, 1.0)
-    decode = route(state, row, DECODE, group, 0, 1.0)
+    decode = route_decode(params, state, row, prefill, group, 0, 1.0)
     slot = _enter(
         params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, shorter, deadline_s, prefill, decode
     )
@@ -284,6 +295,8 @@ def _enter_cohort(
         output = shorter
     # Any one prefill pool measures work: only the ratio between cohorts matters. Prefill pools come first.
     scaling, fixed = prefill_work_s(params.perf[0], prompt, prompt_sq)
+    prefill = route(state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed))
+    decode = route_decode(params, state, row, prefill, group, size_class(output), count * output)
     slot = _enter(
         params,
         state,
@@ -296,8 +309,8 @@ def _enter_cohort(
         prompt_sq,
         output,
         drawn[Draw.DEADLINE_S],
-        route(state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed)),
-        route(state, row, DECODE, group, size_class(output), count * output),
+        prefill,
+        decode,
     )
     if params.site[SiteSpec.EFFORT] > 0.0:
         state.cohort[row, slot, Cohort.VALUE] = value

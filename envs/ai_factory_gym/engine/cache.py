@@ -36,6 +36,7 @@ from ai_factory_gym.engine.layout import (
     Pool,
     PoolInt,
     PoolSpec,
+    Seen,
     SessionSpec,
     Site,
     SiteSpec,
@@ -71,15 +72,17 @@ def has_cache(params: Params) -> bool:
 @kernel
 def _stay_s(params: Params, cls: int, most_s: float) -> tuple[float, float]:
     """Return E[min(A, most_s)] of the time A after which a class's contexts are asked for again, s, and P(A > most_s)."""
-    if params.age.shape[0] > 0:
-        ages = params.age[cls]
+    begin = len(SessionSpec)
+    ages = params.session.shape[1] - begin
+    if ages > 0:
         total_s = 0.0
         beyond = 0.0
-        for place in range(ages.shape[0]):
-            total_s += min(ages[place], most_s)
-            if ages[place] > most_s:
+        for place in range(begin, begin + ages):
+            age_s = params.session[cls, place]
+            total_s += min(age_s, most_s)
+            if age_s > most_s:
                 beyond += 1.0
-        return total_s / ages.shape[0], beyond / ages.shape[0]
+        return total_s / ages, beyond / ages
     think_s = params.session[cls, SessionSpec.THINK_S]
     if think_s <= 0.0:
         return most_s, 1.0
@@ -153,7 +156,7 @@ def update_caches(params: Params, state: State, row: int, now_s: float) -> None:
         row: Row.
         now_s: Time, s.
     """
-    store = state.store[row]
+    store = state.cache[row, params.pool.shape[0]]
     elapsed_s = now_s - store[Store.UPDATED_S]
     if elapsed_s < UPDATE_S - 1e-6:
         return
@@ -279,7 +282,7 @@ def leave_context(state: State, row: int, pool: int, slot: int) -> None:
 def _share_out(params: Params, state: State, row: int, cls: int) -> None:
     """Work out with what probability requests of a class find their context in each tier of each pool."""
     contexts = state.context[row, cls]
-    store_s = state.store[row, Store.STORE_S]
+    store_s = state.cache[row, params.pool.shape[0], Store.STORE_S]
     session = params.session[cls]
     following = session[SessionSpec.FOLLOWING]
     total = 0.0
@@ -300,7 +303,7 @@ def _share_out(params: Params, state: State, row: int, cls: int) -> None:
         context[Context.IN_HOST] = 0.0
         context[Context.IN_STORE] = 0.0
         # With a trace each request brings its own time.
-        if total > 0.0 and session[SessionSpec.THINK_S] > 0.0 and params.age.shape[0] == 0:
+        if total > 0.0 and session[SessionSpec.THINK_S] > 0.0 and params.session.shape[1] == len(SessionSpec):
             tier = state.cache[row, pool]
             hbm = 1.0 - math.exp(-tier[Tier.HBM_S] / session[SessionSpec.THINK_S])
             host = 1.0 - math.exp(-tier[Tier.HOST_S] / session[SessionSpec.THINK_S])
@@ -324,17 +327,17 @@ def add_found(params: Params, state: State, row: int, place: int, index: int, fo
     """
     cls = int(params.cell[place, Cell.CLASS])
     most = params.trace_prompt[index] - 1.0
-    store_s = state.store[row, Store.STORE_S]
+    store_s = state.cache[row, params.pool.shape[0], Store.STORE_S]
     begin = 0.0
     for segment in range(params.seen_begin[index], params.seen_begin[index + 1]):
-        end = min(most, begin + params.seen_tokens[segment])
-        if end <= begin or (followed and not state.kept[row, params.seen_by[segment]]):
+        end = min(most, begin + params.seen[segment, Seen.TOKENS])
+        if end <= begin or (followed and not state.kept[row, int(params.seen[segment, Seen.BY])]):
             return
         tokens = end - begin
         pairs = end * end - begin * begin
-        age_s = params.seen_age_s[segment]
+        age_s = params.seen[segment, Seen.AGE_S]
         stored = 1.0 if age_s <= store_s else 0.0
-        for pool in range(state.cache.shape[1]):
+        for pool in range(params.pool.shape[0]):
             if params.pool[pool, PoolSpec.PHASE] != PREFILL:
                 continue
             found = state.found[row, place, pool]
@@ -388,7 +391,7 @@ def _load(
     if stored:
         bytes_per_s = params.site[SiteSpec.STORE_BYTES_PER_S]
         one_per_s = min(bytes_per_s, params.perf[pool, PREFILL_TRANSFER_BYTES_PER_S])
-        free_s = state.store[row, Store.FREE_S]
+        free_s = state.cache[row, params.pool.shape[0], Store.FREE_S]
     else:
         bytes_per_s = params.cache[pool, CacheSpec.HOST_BYTES_PER_S] * racks
         one_per_s = params.cache[pool, CacheSpec.HOST_BYTES_PER_S] / spec[PoolSpec.REPLICAS_PER_RACK]
@@ -402,7 +405,7 @@ def _load(
     taken_s = share * cohort[Cohort.COUNT] * one_bytes / bytes_per_s
     free_s = arrival_s + waits_s + taken_s
     if stored:
-        state.store[row, Store.FREE_S] = free_s
+        state.cache[row, params.pool.shape[0], Store.FREE_S] = free_s
     else:
         tier[Tier.HOST_FREE_S] = free_s
     cohort[Cohort.CACHED] += share * tokens
@@ -493,7 +496,7 @@ def find_request(
     here = place < state.context[row, cls, pool, Context.SHARE]
     hbm_s = state.cache[row, pool, Tier.HBM_S] if here else -1.0
     host_s = state.cache[row, pool, Tier.HOST_S] if here else -1.0
-    store_s = state.store[row, Store.STORE_S] if params.site[SiteSpec.STORE_BYTES] > 0.0 else -1.0
+    store_s = state.cache[row, params.pool.shape[0], Store.STORE_S] if params.site[SiteSpec.STORE_BYTES] > 0.0 else -1.0
     if index < 0:
         session = params.session[cls]
         if session[SessionSpec.THINK_S] <= 0.0 or turn >= session[SessionSpec.FOLLOWING]:
@@ -510,10 +513,10 @@ def find_request(
     most = cohort[Cohort.PROMPT] - 1.0
     begin = 0.0
     for segment in range(params.seen_begin[index], params.seen_begin[index + 1]):
-        end = min(most, begin + params.seen_tokens[segment])
-        if end <= begin or (followed and not state.kept[row, params.seen_by[segment]]):
+        end = min(most, begin + params.seen[segment, Seen.TOKENS])
+        if end <= begin or (followed and not state.kept[row, int(params.seen[segment, Seen.BY])]):
             return
-        age_s = params.seen_age_s[segment]
+        age_s = params.seen[segment, Seen.AGE_S]
         _find(params, state, row, slot, end - begin, end * end - begin * begin, age_s, hbm_s, host_s, store_s)
         begin = end
 

@@ -10,6 +10,8 @@ from ai_factory_gym.engine.layout import (
     NOBODY,
     PREFILL,
     REQUEST,
+    SEPARATE,
+    SHARED_GPUS,
     CapStep,
     Cohort,
     CohortInt,
@@ -22,6 +24,14 @@ from ai_factory_gym.engine.layout import (
     State,
 )
 from ai_factory_gym.engine.racks import next_rack_change_s
+from ai_factory_gym.engine.supply import (
+    JOULES_PER_KWH,
+    JOULES_PER_MWH,
+    battery_help_w,
+    meter_quarter,
+    ordered_discharge_w,
+    use_battery,
+)
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
@@ -42,7 +52,10 @@ _UNEVEN_S = 1.0
 """Arrivals that the bound counts beyond those of its time, s: cohorts come one after the other, a handful a second, not evenly."""
 
 _FIT_S = 5.0
-"""Segment that is tried where draw may exceed the cap by the end of a longer one, s."""
+"""Segment that is tried where draw may exceed the cap by the end of a longer one, s; the longest one where a rack's limit binds."""
+
+_MOMENT_S = 1e-3
+"""A time in which any backlog keeps all servers busy, s."""
 
 _CONGESTED_COHORTS_S = 0.5
 _CONGESTED_REQUESTS_S = 0.05
@@ -152,6 +165,21 @@ def _note_later(params: Params, state: State, row: int, from_s: float, slice_end
         numbers[Pool.LATER_TOKENS] = min(numbers[Pool.LATER_TOKENS], even_s * numbers[Pool.COMING_TOKENS])
 
 
+@inlined_kernel
+def _most_busy(params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float) -> float:
+    """Return an upper bound of the share of the next ``seconds`` in which a prefill pool's racks run."""
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    servers = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    if servers <= 0.0 or duty <= 0.0:
+        return 0.0
+    if params.site[SiteSpec.RESOLUTION] == COHORT:
+        capacity = servers * compute_rate(clock) * duty
+        return float(min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty)
+    waiting = ints[PoolInt.BUSY] + numbers[Pool.QUEUED] + numbers[Pool.INFLOW] * seconds
+    return float(min(1.0, waiting / servers) * duty)
+
+
 @kernel
 def _most_power_w(
     params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float
@@ -165,12 +193,9 @@ def _most_power_w(
     ints = state.pool_int[row, pool]
     spec = params.pool[pool]
     if spec[PoolSpec.PHASE] == PREFILL:
-        servers = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
-        busy = 0.0
-        if servers > 0.0 and duty > 0.0:
+        busy = _most_busy(params, state, row, pool, seconds, clock, duty)
+        if busy > 0.0:
             if params.site[SiteSpec.RESOLUTION] == COHORT:
-                capacity = servers * compute_rate(clock) * duty
-                busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
                 # What will be in service mixes what is and what arrives, so each activity stays below the larger of the two.
                 # Only compute slows down with the clock: a cohort's share s at clock 1 becomes s / (s + (1 - s) rate).
                 arriving = numbers[Pool.INFLOW_COMPUTE]
@@ -179,10 +204,7 @@ def _most_power_w(
                 compute = max(numbers[Pool.SHARE_COMPUTE], arriving)
                 memory = max(numbers[Pool.SHARE_MEMORY], numbers[Pool.INFLOW_MEMORY])
                 return pool_power_w(params, state, row, pool, clock, busy, busy * compute, busy * memory)
-            # A request of any size may start: bound the activities by one.
-            busy = (
-                min(1.0, (ints[PoolInt.BUSY] + numbers[Pool.QUEUED] + numbers[Pool.INFLOW] * seconds) / servers) * duty
-            )
+        # A request of any size may start: bound the activities by one.
         return pool_power_w(params, state, row, pool, clock, busy, busy, 0.0)
     in_flight = numbers[Pool.IN_FLIGHT]
     waiting = numbers[Pool.WAITING] - numbers[Pool.LATER]
@@ -203,21 +225,150 @@ def _most_power_w(
     return watts
 
 
+@kernel
+def _pair_bound_w(
+    params: Params,
+    state: State,
+    row: int,
+    pool: int,
+    seconds: float,
+    clock: float,
+    prefill_duty: float,
+    decode_duty: float,
+) -> float:
+    """Return an upper bound of the mean power of two pools in the same racks, no clock above ``clock`` or its ceiling, W.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        pool: The prefill pool of the pair.
+        seconds: For how long, s.
+        clock: Clock.
+        prefill_duty: Share of time prefill may run.
+        decode_duty: Share of time iterations may run.
+    """
+    partner = int(params.pool[pool, PoolSpec.PARTNER])
+    prefill_clock = min(clock, state.pool[row, pool, Pool.CLOCK_CEILING])
+    decode_clock = min(clock, state.pool[row, partner, Pool.CLOCK_CEILING])
+    prefill_w = _most_power_w(params, state, row, pool, seconds, prefill_clock, prefill_duty)
+    decode_w = _most_power_w(params, state, row, partner, seconds, decode_clock, decode_duty)
+    if params.pool[pool, PoolSpec.COUPLING] != SHARED_GPUS:
+        return float(prefill_w + decode_w)
+    # GPUs draw for prefill or for decode: the more of either, the less of the other.
+    share = _most_busy(params, state, row, pool, seconds, prefill_clock, prefill_duty)
+    share *= params.pool[pool, PoolSpec.PREFILL_LIMIT]
+    running_w = decode_w - pool_power_w(params, state, row, partner, decode_clock, 0.0, 0.0, 0.0)
+    return float(decode_w + max(0.0, prefill_w - share * running_w))
+
+
 @inlined_kernel
-def facility_power_w(params: Params, it_w: float) -> float:
+def _pair_allowance_w(params: Params, state: State, row: int, pool: int) -> float:
+    """Return what two pools in the same racks may draw by their racks' limit, racks that wake or sleep included, W."""
+    ints = state.pool_int[row, pool]
+    allowed_w = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * state.pool[row, pool, Pool.POWER_LIMIT_W]
+    for member in (pool, int(params.pool[pool, PoolSpec.PARTNER])):
+        power = state.power[row, member]
+        allowed_w += ints[PoolInt.WAKING] * power[POWER_WAKE_RACK_W] + ints[PoolInt.ASLEEP] * power[POWER_SLEEP_RACK_W]
+    return float(allowed_w)
+
+
+@kernel
+def _most_pair_w(
+    params: Params,
+    state: State,
+    row: int,
+    pool: int,
+    seconds: float,
+    clock_limit: float,
+    prefill_duty: float,
+    decode_duty: float,
+) -> float:
+    """Return an upper bound of a pair's mean power over the next ``seconds``, its racks' limit kept, W; see ``_pair_bound_w``."""
+    watts = _pair_bound_w(params, state, row, pool, seconds, clock_limit, prefill_duty, decode_duty)
+    if state.pool[row, pool, Pool.POWER_LIMIT_W] < math.inf:
+        allowed_w = _pair_allowance_w(params, state, row, pool)
+        if watts > allowed_w:
+            lowest = min(_LOWEST_CLOCK, clock_limit)
+            least_w = _pair_bound_w(params, state, row, pool, seconds, lowest, prefill_duty, decode_duty)
+            watts = min(watts, max(allowed_w, least_w))
+    return float(watts)
+
+
+@kernel
+def _pair_clock(params: Params, state: State, row: int, pool: int) -> float:
+    """Return the highest clock at which a pair's racks are sure to keep their limit; both kinds of GPU get it.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        pool: The prefill pool of the pair.
+
+    Returns:
+        The clock; 1 where the limit does not bind at the ceilings.
+    """
+    if state.pool[row, pool, Pool.POWER_LIMIT_W] == math.inf:
+        return 1.0
+    ints = state.pool_int[row, pool]
+    if ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING] == 0:
+        return 1.0
+    # The limit holds at every moment: whatever waits is served at once.
+    seconds = _MOMENT_S if params.site[SiteSpec.RESOLUTION] == COHORT else params.site[SiteSpec.TICK_S]
+    allowed_w = _pair_allowance_w(params, state, row, pool)
+    if _pair_bound_w(params, state, row, pool, seconds, 1.0, 1.0, 1.0) <= allowed_w:
+        return 1.0
+    low = _LOWEST_CLOCK
+    high = 1.0
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if _pair_bound_w(params, state, row, pool, seconds, middle, 1.0, 1.0) <= allowed_w:
+            low = middle
+        else:
+            high = middle
+    return float(low)
+
+
+@kernel
+def _set_pair_clocks(
+    params: Params, state: State, row: int, begin_s: float, end_s: float, slice_end_s: float, clock_limit: float
+) -> float:
+    """Set the clocks of pools that live in the same racks, and return how long they may stand, at most until ``end_s``.
+
+    Where a rack's limit binds, a segment is short: the bound counts every request that may join in it.
+    """
+    _note_later(params, state, row, end_s, slice_end_s)
+    for pool in range(params.pool.shape[0]):
+        spec = params.pool[pool]
+        if spec[PoolSpec.COUPLING] != SEPARATE and spec[PoolSpec.PHASE] == PREFILL and end_s > begin_s + _FIT_S:
+            if _pair_clock(params, state, row, pool) < 1.0:
+                end_s = begin_s + _FIT_S
+                _note_later(params, state, row, end_s, slice_end_s)
+    for pool in range(params.pool.shape[0]):
+        spec = params.pool[pool]
+        if spec[PoolSpec.COUPLING] != SEPARATE and spec[PoolSpec.PHASE] == PREFILL:
+            clock = min(_pair_clock(params, state, row, pool), clock_limit)
+            for member in (pool, int(spec[PoolSpec.PARTNER])):
+                numbers = state.pool[row, member]
+                numbers[Pool.CLOCK] = min(numbers[Pool.CLOCK_CEILING], clock)
+    return end_s
+
+
+@inlined_kernel
+def facility_power_w(params: Params, state: State, row: int, it_w: float) -> float:
     """Return facility power for an IT power, W: IT times the PUE at this load and outdoor temperature."""
-    return it_w * facility_pue(params, it_w)
+    return it_w * facility_pue(params, state, row, it_w)
 
 
 @inlined_kernel
-def facility_pue(params: Params, it_w: float) -> float:
+def facility_pue(params: Params, state: State, row: int, it_w: float) -> float:
     """Return the PUE at an IT power of ``it_w``."""
     site = params.site
     return float(
         pue(
             site[SiteSpec.PUE_BASE],
             site[SiteSpec.PUE_KELVIN],
-            site[SiteSpec.OUTDOOR_C],
+            state.site[row, Site.OUTDOOR_C],
             it_w / site[SiteSpec.IT_NAMEPLATE_W],
             site[SiteSpec.PUE_FREE_COOLING_C],
             site[SiteSpec.PUE_FIXED_SHARE],
@@ -241,13 +392,20 @@ def _stays_below(
     ``_note_later`` has been called for the end of that time.
     """
     it_w = 0.0
+    coupled = params.site[SiteSpec.COUPLED] > 0.0
     for pool in range(params.pool.shape[0]):
+        if coupled and params.pool[pool, PoolSpec.COUPLING] != SEPARATE:
+            if params.pool[pool, PoolSpec.PHASE] == PREFILL:
+                it_w += _most_pair_w(params, state, row, pool, seconds, clock_limit, prefill_duty, decode_duty)
+            if it_w > limit_w:
+                return False
+            continue
         clock = min(_throttled_clock(params, state, row, pool), clock_limit)
         duty = prefill_duty if params.pool[pool, PoolSpec.PHASE] == PREFILL else decode_duty
         it_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
         if it_w > limit_w:
             return False
-    return facility_power_w(params, it_w) <= limit_w
+    return facility_power_w(params, state, row, it_w) <= limit_w
 
 
 @inlined_kernel
@@ -364,13 +522,14 @@ def _sure_until_s(
 ) -> float:
     """Return until when the brake need not look at the draw: until ``end_s``, for some seconds, or no longer than it takes to react."""
     spec = params.site
-    limit_w = _SURE * cap_w
+    limit_w = _SURE * cap_w + battery_help_w(params, state, row, end_s - begin_s)
     _note_later(params, state, row, end_s, slice_end_s)
     if _stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w):
         return end_s
     soon_s = begin_s + _FIT_S
     if soon_s < end_s:
         _note_later(params, state, row, soon_s, slice_end_s)
+        limit_w = _SURE * cap_w + battery_help_w(params, state, row, _FIT_S)
         if _stays_below(params, state, row, _FIT_S, 1.0, 1.0, 1.0, limit_w):
             return soon_s
     # Stop exactly when the brake would have to act.
@@ -408,12 +567,13 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         end_s = min(end_s, begin_s + _FIT_S)
         seconds = end_s - begin_s
         _note_later(params, state, row, end_s, slice_end_s)
-        release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w
+        ordered_w = ordered_discharge_w(params, state, row, seconds)
+        release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w + ordered_w
         held = begin_s - site[Site.BRAKED_AT_S] >= spec[SiteSpec.BRAKE_HOLD_S]
         if held and _stays_below(params, state, row, seconds, 1.0, 1.0, 1.0, release_w):
             site[Site.BRAKED] = 0.0
         else:
-            _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w)
+            _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w + ordered_w)
             clock_limit = site[Site.BRAKE_CLOCK]
             prefill_duty = site[Site.PREFILL_DUTY]
             decode_duty = site[Site.DECODE_DUTY]
@@ -423,9 +583,13 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         if params.pool[pool, PoolSpec.PHASE] != PREFILL and nearly_full(params, state, row, pool):
             congested_s = _CONGESTED_COHORTS_S if spec[SiteSpec.RESOLUTION] == COHORT else _CONGESTED_REQUESTS_S
             end_s = min(end_s, begin_s + congested_s)
+    coupled = spec[SiteSpec.COUPLED] > 0.0
+    if coupled:
+        end_s = _set_pair_clocks(params, state, row, begin_s, end_s, slice_end_s, clock_limit)
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
-        numbers[Pool.CLOCK] = min(_throttled_clock(params, state, row, pool), clock_limit)
+        if not coupled or params.pool[pool, PoolSpec.COUPLING] == SEPARATE:
+            numbers[Pool.CLOCK] = min(_throttled_clock(params, state, row, pool), clock_limit)
         numbers[Pool.DUTY] = prefill_duty if params.pool[pool, PoolSpec.PHASE] == PREFILL else decode_duty
         numbers[Pool.BUSY_S] = 0.0
         numbers[Pool.COMPUTE_S] = 0.0
@@ -467,14 +631,22 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         clock_sum += awake * clock
         awake_sum += awake
         it_w += watts
-    facility_w = facility_power_w(params, it_w)
-    over_w = max(0.0, facility_w - site[Site.CAP_W])
+    facility_w = facility_power_w(params, state, row, it_w)
+    grid_w = facility_w
+    if spec[SiteSpec.BATTERY_W] > 0.0:
+        grid_w -= use_battery(params, state, row, facility_w, elapsed)
+    over_w = max(0.0, grid_w - site[Site.CAP_W])
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w
     site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     site[Site.STEP_S] += elapsed
     site[Site.STEP_ENERGY_J] += facility_w * elapsed
     site[Site.STEP_IT_ENERGY_J] += it_w * elapsed
+    site[Site.STEP_GRID_ENERGY_J] += grid_w * elapsed
+    energy_usd = grid_w * elapsed / JOULES_PER_MWH * site[Site.USD_PER_MWH]
+    carbon_kg = grid_w * elapsed / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
+    site[Site.STEP_ENERGY_USD] += energy_usd
+    site[Site.STEP_CARBON_KG] += carbon_kg
     site[Site.STEP_CAP_VIOLATION_J] += over_w * elapsed
     site[Site.STEP_CLOCK_S] += clock_sum / max(awake_sum, 1.0) * elapsed
     if site[Site.BRAKED] > 0.0:
@@ -482,9 +654,14 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     if scoring > 0.0:
         site[Site.ENERGY_J] += facility_w * elapsed
         site[Site.IT_ENERGY_J] += it_w * elapsed
+        site[Site.GRID_ENERGY_J] += grid_w * elapsed
+        site[Site.SCORED_S] += elapsed
+        meter_quarter(site, grid_w, elapsed)
+        site[Site.ENERGY_USD] += energy_usd
+        site[Site.CARBON_KG] += carbon_kg
         site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed
         site[Site.CAP_VIOLATION_J] += over_w * elapsed
-        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], facility_w)
+        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], grid_w)
         if site[Site.BRAKED] > 0.0:
             site[Site.BRAKE_S] += elapsed
     if over_w > 0.0:

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.arrivals import admit, most_arrivals
+from ai_factory_gym.engine.arrivals import admit, minute_of, most_arrivals
+from ai_factory_gym.engine.coupled import (
+    book_shared_time,
+    couple_throttles,
+    leave_time_to_prefill,
+    stay_where_prefilled,
+    takes_from_others,
+    wanted_racks,
+)
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
 from ai_factory_gym.engine.draw import meter_segment, plan_segment
 from ai_factory_gym.engine.layout import (
@@ -18,6 +26,7 @@ from ai_factory_gym.engine.layout import (
     Array,
     Class,
     Gate,
+    Order,
     Params,
     Pool,
     PoolInt,
@@ -32,6 +41,7 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.engine.ledger import sweep
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks
+from ai_factory_gym.engine.supply import look_outside
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import compute_rate
 
@@ -58,11 +68,13 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
     """
     pools = params.pool.shape[0]
     shares = state.weight[row, phase, group]
+    if params.site[SiteSpec.COUPLED] > 0.0 and phase == DECODE and stay_where_prefilled(params, state, row, group):
+        return
     total = 0.0
     available = 0.0
     for pool in range(pools):
         shares[pool] = 0.0
-        if params.pool[pool, PoolSpec.PHASE] != phase:
+        if params.pool[pool, PoolSpec.PHASE] != phase or not takes_from_others(params, pool):
             continue
         ints = state.pool_int[row, pool]
         if ints[PoolInt.ACTIVE] > 0 and not ints[PoolInt.CLOSED]:
@@ -92,7 +104,7 @@ def _route_anywhere(params: Params, state: State, row: int, phase: int, shares: 
     count = 0.0
     for waking_only in (True, False):
         for pool in range(params.pool.shape[0]):
-            if params.pool[pool, PoolSpec.PHASE] == phase:
+            if params.pool[pool, PoolSpec.PHASE] == phase and takes_from_others(params, pool):
                 if not waking_only or state.pool_int[row, pool, PoolInt.WAKING] > 0:
                     shares[pool] = 1.0
                     count += 1.0
@@ -113,6 +125,7 @@ def apply_action(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
 ) -> None:
     """Put an operator's decision into force for the control step that begins.
 
@@ -126,13 +139,18 @@ def apply_action(
         racks: int64[pools] racks wanted awake.
         most_batch: float64[pools] requests per decode replica, at most the pool's own.
         gate: float64[classes, Gate].
+        order: float64[Order].
     """
     now_s = state.site[row, Site.TIME_S]
+    coupled = params.site[SiteSpec.COUPLED] > 0.0
+    state.site[row, Site.BATTERY_ORDER] = order[Order.BATTERY]
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.CLOCK_CEILING] = ceiling[pool]
-        state.pool[row, pool, Pool.POWER_LIMIT_W] = power_limit_w[pool]
+        state.pool[row, pool, Pool.POWER_LIMIT_W] = min(power_limit_w[pool], params.pool[pool, PoolSpec.RACK_LIMIT_W])
         state.pool[row, pool, Pool.MAX_BATCH] = min(most_batch[pool], params.pool[pool, PoolSpec.MAX_BATCH])
-        order_racks(params, state, row, pool, racks[pool], now_s)
+        order_racks(params, state, row, pool, wanted_racks(params, racks, pool) if coupled else racks[pool], now_s)
+    if coupled:
+        couple_throttles(params, state, row)
     for cls in range(params.cls.shape[0]):
         state.cls[row, cls, Class.ADMITTED] = gate[cls, Gate.ADMITTED]
         state.cls[row, cls, Class.RELEASE] = gate[cls, Gate.RELEASE]
@@ -157,6 +175,13 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_MISSED_REFERENCE_J] = 0.0
     site[Site.STEP_CLOCK_S] = 0.0
     site[Site.STEP_VALUE_TOKENS] = 0.0
+    site[Site.STEP_ENERGY_USD] = 0.0
+    site[Site.STEP_CARBON_KG] = 0.0
+    site[Site.STEP_GRID_ENERGY_J] = 0.0
+    site[Site.STEP_BATTERY_LOSS_J] = 0.0
+    site[Site.STEP_REVENUE_USD] = 0.0
+    site[Site.STEP_PENALTY_USD] = 0.0
+    site[Site.STEP_WEAR_USD] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -227,12 +252,17 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     advance_racks(params, state, row, begin_s)
     end_s = plan_segment(params, state, row, begin_s, end_s)
     pools = params.pool.shape[0]
+    coupled = params.site[SiteSpec.COUPLED] > 0.0
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == PREFILL:
             advance_prefill(params, state, row, pool, end_s)
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == DECODE:
+            if coupled:
+                leave_time_to_prefill(params, state, row, pool, end_s - begin_s)
             advance_decode(params, state, row, pool, end_s)
+            if coupled:
+                book_shared_time(params, state, row, pool)
             predict_admission_wait(params, state, row, pool, end_s - begin_s)
     meter_segment(params, state, row, begin_s, end_s)
     state.site[row, Site.TIME_S] = end_s
@@ -259,6 +289,7 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
     progress = state.site_int[row]
     begin_s = state.site[row, Site.TIME_S] - tick_s * progress[SiteInt.SLICE] / slices
     while progress[SiteInt.TICK] < ticks:
+        look_outside(state, row, minute_of(state, path_start_s, begin_s))
         if progress[SiteInt.FREE] < most_arrivals(params, state, row, begin_s, tick_s, path_start_s):
             return NEEDS_SLOTS
         progress[SiteInt.SLICE] += admit(params, state, row, begin_s, tick_s, path_start_s)
@@ -317,6 +348,7 @@ def act_rows(
     racks: Array,
     most_batch: Array,
     gate: Array,
+    order: Array,
 ) -> None:
     """Begin a control step of the given rows with one action each.
 
@@ -330,6 +362,7 @@ def act_rows(
         racks: int64[n, pools].
         most_batch: float64[n, pools].
         gate: float64[n, classes, Gate].
+        order: float64[n, Order].
     """
     params = Params(*params_arrays)
     state = State(*state_arrays)
@@ -346,4 +379,5 @@ def act_rows(
             racks[index],
             most_batch[index],
             gate[index],
+            order[index],
         )

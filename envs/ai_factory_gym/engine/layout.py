@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 PREFILL, DECODE = 0, 1
+SEPARATE, SHARED_POWER, SHARED_GPUS = 0, 1, 2
+"""What two pools have in common: nothing; their racks, with two kinds of GPU; their racks and GPUs."""
+
 COHORT, REQUEST = 0, 1
 
 NOBODY = -1
@@ -60,6 +63,11 @@ class Purpose(IntEnum):
     PRICE = 7
 
 
+CHANCE = len(Purpose)
+"""Line of ``State.rng`` behind the purposes: which single requests find their context in a prefix cache. It is spawned from another
+stream, so that a site with caches changes none of the others."""
+
+
 class SiteSpec(IntEnum):
     """Columns of ``Params.site``."""
 
@@ -79,15 +87,25 @@ class SiteSpec(IntEnum):
     PUE_KELVIN = 13
     PUE_FREE_COOLING_C = 14
     IT_NAMEPLATE_W = 15
-    OUTDOOR_C = 16
+    OUTDOOR_C = 16  # as believed; State.site has that of the minute
     URGENT_S = 17  # deferrable work this close to its deadline is released at once
     THIN_FRACTION = 18  # trace replay: share of the last copy that is kept
     TRACE_SPAN_S = 19
     SLICES = 20  # slices of a tick that are entered one by one while a decode pool is nearly full
     DAYS_PER_TOKEN = 21  # days of the calendar of finishes per token of a decode pool's clock
     EFFORT = 22  # 1 where the operator may shorten answers
-    STORE_BYTES = 23  # KV the site's shared store holds; 0 without one, and without any prefix cache
-    STORE_BYTES_PER_S = 24
+    COUPLED = 23  # 1 where two pools live in the same racks
+    BATTERY_W = 24  # largest power of the site's battery, in and out; 0 where there is none
+    BATTERY_J = 25  # what it holds
+    BATTERY_EFFICIENCY = 26  # of one way: what gets in over what is drawn, what comes out over what is taken
+    BATTERY_INITIAL_J = 27  # at the start of an episode
+    BATTERY_USD_PER_MWH = 28  # wear per MWh given
+    MONEY = 29  # 1 where tokens are paid for
+    PENALTY_SHARE = 30  # what a missed request costs, as a share of what it would have paid
+    DEMAND_USD_PER_W = 31  # charge for the highest draw of a quarter of an hour, per second of the episode
+    CAPITAL_USD_PER_S = 32
+    STORE_BYTES = 33  # KV the site's shared store holds; 0 without one, and without any prefix cache
+    STORE_BYTES_PER_S = 34
 
 
 class PoolSpec(IntEnum):
@@ -102,7 +120,12 @@ class PoolSpec(IntEnum):
     WAKE_S = 6
     DRAIN_S = 7
     DWELL_S = 8
-    HOLD_SHARE = 9  # decode: share of the KV memory that may hold contexts of sessions between turns
+    PARTNER = 9  # the pool of the other phase in the same racks, -1 for none
+    COUPLING = 10  # SEPARATE, SHARED_POWER or SHARED_GPUS
+    INTERFERENCE = 11  # shared GPUs: share of decode's time that is lost per share of the GPUs' time in prefill
+    PREFILL_LIMIT = 12  # shared GPUs: largest share of their time that prefill may take
+    RACK_LIMIT_W = 13  # most a rack may draw, kept by its clocks; inf where the GPUs' own limits are all there is
+    HOLD_SHARE = 14  # decode: share of the KV memory that may hold contexts of sessions between turns
 
 
 class ClassSpec(IntEnum):
@@ -129,6 +152,9 @@ class ClassSpec(IntEnum):
     TARGET = 18
     EFFORT_LEAST = 19  # smallest share of their output that answers may be cut to; 1 where they may not
     EFFORT_LOSS = 20  # share of an answer's value that is lost there
+    INPUT_USD = 21  # what a prompt token pays
+    OUTPUT_USD = 22  # and an output token
+    BUDGET_USD_PER_S = 23  # what customers mean to spend; 0 where they have not said
 
 
 class Cell(IntEnum):
@@ -182,6 +208,29 @@ class Site(IntEnum):
     STEP_CLOCK_S = 30
     VALUE_TOKENS = 31  # good tokens at the value of full effort: what the answers were worth
     STEP_VALUE_TOKENS = 32
+    OUTDOOR_C = 33  # of this minute
+    USD_PER_MWH = 34
+    G_PER_KWH = 35
+    ENERGY_USD = 36
+    CARBON_KG = 37
+    STEP_ENERGY_USD = 38
+    STEP_CARBON_KG = 39
+    VARIES = 40  # 1 where price or carbon intensity change within the episode
+    BATTERY_ORDER = 41  # share of its power that the operator wants out of the battery, negative into it
+    BATTERY_CHARGE_J = 42
+    BATTERY_OUT_W = 43  # of the last segment, negative into it
+    BATTERY_IN_J = 44  # drawn to charge it
+    BATTERY_OUT_J = 45  # given by it
+    GRID_ENERGY_J = 46  # facility energy less what the battery gave, plus what it took
+    STEP_GRID_ENERGY_J = 47
+    STEP_BATTERY_LOSS_J = 48
+    STEP_REVENUE_USD = 49
+    STEP_PENALTY_USD = 50
+    STEP_WEAR_USD = 51  # of the battery
+    QUARTER_J = 52  # grid energy of the present quarter of an hour
+    QUARTER_S = 53  # how much of it has passed
+    PEAK_QUARTER_W = 54  # highest mean draw of any quarter of an hour
+    SCORED_S = 55  # time scored so far
 
 
 class SiteInt(IntEnum):
@@ -254,7 +303,8 @@ class Pool(IntEnum):
     MAX_BATCH = 51  # decode: requests per replica that the operator allows, at most those of the pool
     LATER = 52  # cohort resolution: requests bound for this decode pool that come too late for the present bound of the draw
     LATER_TOKENS = 53  # their prompt + output tokens
-    HELD = 54  # KV tokens of sessions between turns; 0 without a prefix cache
+    PREFILL_SHARE = 54  # decode on shared GPUs: share of their time that prefill took in the last segment
+    HELD = 55  # KV tokens of sessions between turns; 0 without a prefix cache
 
 
 class PoolInt(IntEnum):
@@ -307,9 +357,11 @@ class Class(IntEnum):
     ADMISSION_OWED = 23  # requests let in too few so far, below one
     OUTPUT_FACTOR = 24  # length of answers over what the class is believed to have
     EFFORT = 25  # output the operator allows over that of full effort
-    TASKS = 26  # classes with sessions: expected tasks all of whose requests were met
-    BUSY_S = 27  # classes with sessions: time in the system of the requests that were answered, summed
-    ANSWERED = 28  # classes with sessions: requests that were answered
+    REVENUE_USD = 26
+    PENALTY_USD = 27
+    TASKS = 28  # classes with sessions: expected tasks all of whose requests were met
+    BUSY_S = 29  # classes with sessions: time in the system of the requests that were answered, summed
+    ANSWERED = 30  # classes with sessions: requests that were answered
 
 
 COHORT_COLUMNS = 16
@@ -393,6 +445,14 @@ class CapStep(IntEnum):
     ANNOUNCED_S = 2
 
 
+class World(IntEnum):
+    """Columns of ``State.world``, what varies around the site."""
+
+    OUTDOOR_C = 0
+    USD_PER_MWH = 1
+    G_PER_KWH = 2
+
+
 class Gate(IntEnum):
     """Columns of a decision by class."""
 
@@ -436,11 +496,19 @@ class Tier(IntEnum):
 
 
 class Store(IntEnum):
-    """Columns of ``State.store``: the site's shared KV store, and when contexts were looked at."""
+    """Columns of the last line of ``State.cache``: the site's shared KV store, and when contexts were looked at."""
 
     STORE_S = 0  # characteristic time
-    FREE_S = 1  # when what has been asked of it will have been loaded
+    FREE_S = 3  # when what has been asked of it will have been loaded
     UPDATED_S = 2
+
+
+class Seen(IntEnum):
+    """Columns of ``Params.seen``: leading tokens of a prompt of a trace that an earlier one had, of one age."""
+
+    TOKENS = 0
+    AGE_S = 1  # s since they were last seen
+    BY = 2  # request of the trace in which that was
 
 
 class Context(IntEnum):
@@ -458,9 +526,7 @@ class Context(IntEnum):
     IN_STORE = 9
     HELD = 10  # decode: KV tokens held for sessions between turns
     HELD_AT_MOST = 11  # what would be, were there room for all
-    HELD_CHANCE = (
-        12  # probability that the context of a request that follows another is held in the pool it is routed to
-    )
+    HELD_CHANCE = 12  # probability that the pool to which a request is routed that follows another holds its context
 
 
 class Found(IntEnum):
@@ -472,6 +538,12 @@ class Found(IntEnum):
     HOST_SQ = 3
     STORE = 4
     STORE_SQ = 5
+
+
+class Order(IntEnum):
+    """Columns of a decision for the site as a whole."""
+
+    BATTERY = 0
 
 
 class Params(NamedTuple):
@@ -491,15 +563,10 @@ class Params(NamedTuple):
     trace_cell: Array  # int64[requests] index into ``cell``
     cache: Array  # float64[pools, CacheSpec]; no lines on a site without a prefix cache
     session: (
-        Array  # float64[classes, SessionSpec]; no lines where no class has sessions and the site has no prefix cache
+        Array  # float64[classes, SessionSpec, then the ages of what a trace repeats, s: quantiles]; may have no lines
     )
-    age: Array  # float64[classes, ages] s, how long ago what a trace repeats was seen: quantiles by tokens; empty without a trace
-    seen_begin: (
-        Array  # int64[requests + 1] which segments of repeated tokens are a request's; empty without a prefix cache
-    )
-    seen_tokens: Array  # float64[segments] tokens, in the order of the prompt
-    seen_age_s: Array  # float64[segments] s since they were last seen
-    seen_by: Array  # int64[segments] request of the trace in which that was
+    seen_begin: Array  # int64[requests + 1] which lines of ``seen`` are a request's; empty without a prefix cache
+    seen: Array  # float64[segments, Seen], in the order of the prompt
 
 
 class State(NamedTuple):
@@ -529,17 +596,18 @@ class State(NamedTuple):
     cursor: Array  # int64[rows, copies] next request of each copy of the trace
     shift: Array  # float64[rows, copies] s
     kept: Array  # bool[rows, requests of the trace] which requests the last, thinned copy keeps
-    rng: Array  # uint64[rows, Purpose, 4]
+    rng: Array  # uint64[rows, Purpose and CHANCE, 4]
     owed: Array  # float64[rows, cells] output tokens a cell's cohorts have had too few of
     draw: Array  # float64[rows, cells, Draw] of the last tick, cohort resolution
     log: Array  # float64[rows, lines, Log]
     perf: Array  # float64[rows, pools, coefficients]: the true ones, of which ``Params.perf`` is what the catalogue believes
     power: Array  # float64[rows, pools, coefficients], likewise
-    cache: Array  # float64[rows, pools, Tier]; no pools on a site without a prefix cache, as the next three
-    context: Array  # float64[rows, classes, pools, Context]
+    world: Array  # float64[rows, minutes, World]
+    cache: (
+        Array  # float64[rows, pools + 1, Tier], the last line is ``Store``; no lines on a site without a prefix cache
+    )
+    context: Array  # float64[rows, classes, pools, Context]; no pools there
     found: Array  # float64[rows, cells, pools, Found]; no cells without a trace
-    store: Array  # float64[rows, Store]
-    chance: Array  # uint64[rows, 4] random stream that tells which single requests find their context
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -594,17 +662,16 @@ def allocate(
         cursor=np.zeros((rows, copies), dtype=np.int64),
         shift=np.zeros((rows, copies)),
         kept=np.ones((rows, trace_requests), dtype=np.bool_),
-        rng=np.zeros((rows, len(Purpose), 4), dtype=np.uint64),
+        rng=np.zeros((rows, len(Purpose) + 1, 4), dtype=np.uint64),
         owed=np.zeros((rows, cells)),
         draw=np.zeros((rows, cells, len(Draw))),
         log=np.zeros((rows, log_lines, len(Log))),
         perf=np.zeros((rows, pools, coefficients[0])),
         power=np.zeros((rows, pools, coefficients[1])),
-        cache=np.zeros((rows, caches, len(Tier))),
+        world=np.zeros((rows, minutes, len(World))),
+        cache=np.zeros((rows, caches + 1 if cached else 0, len(Tier))),
         context=np.zeros((rows, classes, caches, len(Context))),
         found=np.zeros((rows, cells if trace_requests else 0, caches, len(Found))),
-        store=np.zeros((rows, len(Store))),
-        chance=np.zeros((rows, 4), dtype=np.uint64),
     )
     for row in range(rows):
         clear_row(state, row)

@@ -93,6 +93,18 @@ def reference_energy_j(spec: Array, prompt: float, prompt_sq: float, output: flo
 
 
 @inlined_kernel
+def price_usd(spec: Array, prompt: float, output: float) -> float:
+    """Return what a request of a class pays, USD.
+
+    Args:
+        spec: float64[ClassSpec] of the class.
+        prompt: Prompt tokens.
+        output: Output tokens.
+    """
+    return spec[ClassSpec.INPUT_USD] * prompt + spec[ClassSpec.OUTPUT_USD] * output
+
+
+@inlined_kernel
 def value_per_token(params: Params, state: State, row: int, slot: int) -> float:
     """Return what an output token of a cohort is worth: 1 at full effort, more where a shorter answer has to do."""
     if params.site[SiteSpec.EFFORT] > 0.0:
@@ -112,6 +124,10 @@ def count_missed(
     site = state.site[row]
     site[Site.STEP_MISSED_TOKENS] += count * output
     site[Site.STEP_MISSED_REFERENCE_J] += count * reference_energy_j(params.cls[cls], prompt, prompt_sq, output)
+    if params.site[SiteSpec.MONEY] > 0.0:
+        penalty_usd = params.site[SiteSpec.PENALTY_SHARE] * count * price_usd(params.cls[cls], prompt, output)
+        counters[Class.PENALTY_USD] += penalty_usd
+        site[Site.STEP_PENALTY_USD] += penalty_usd
 
 
 @inlined_kernel
@@ -284,6 +300,11 @@ def last_token(params: Params, state: State, row: int, slot: int, time_s: float,
         meet(params, state, row, slot, good_tokens)
     else:
         miss(params, state, row, slot)
+    if params.site[SiteSpec.MONEY] > 0.0 and ints[CohortInt.SCORED]:
+        # Whoever is served pays, in time or not; what lateness costs is the penalty of a missed request.
+        paid_usd = count * price_usd(params.cls[cls], cohort[Cohort.PROMPT], output)
+        state.cls[row, cls, Class.REVENUE_USD] += paid_usd
+        state.site[row, Site.STEP_REVENUE_USD] += paid_usd
     write_log(state, row, slot, cohort[Cohort.FIRST_TOKEN_S] - cohort[Cohort.ARRIVAL_S], tpot_s, met)
     state.pool_int[row, ints[CohortInt.PREFILL_POOL], PoolInt.ASSIGNED] -= 1
     state.pool_int[row, ints[CohortInt.DECODE_POOL], PoolInt.ASSIGNED] -= 1

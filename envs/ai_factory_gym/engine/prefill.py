@@ -141,12 +141,14 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
     rate = compute_rate(numbers[Pool.CLOCK])
-    servers = int(ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK])
+    # Lanes that share their GPUs with decode may be a fraction of one fewer: the servers are then as much slower.
+    lanes = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    servers = int(math.ceil(lanes - 1e-9))
     present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
     keys = state.heap_key[row, pool, 1]
     slots = state.heap_slot[row, pool, 1]
     time_s = numbers[Pool.TIME_S]
-    duty = numbers[Pool.DUTY]
+    duty = numbers[Pool.DUTY] * (lanes / servers if servers > 0 else 1.0)
     speed = rate * duty
     busy_s = 0.0
     compute_s = 0.0

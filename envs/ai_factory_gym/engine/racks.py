@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.layout import PREFILL, Params, Pool, PoolInt, PoolSpec, State, Transition
+from ai_factory_gym.engine.layout import PREFILL, SEPARATE, Params, Pool, PoolInt, PoolSpec, State, Transition
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
 
@@ -99,9 +99,11 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
     """Finish the wakes and drains that are due.
 
     A prefill rack leaves when its requests are done. A decode rack leaves when its drain time is over and the racks that
-    stay can hold every request in flight: what is left on it moves there.
+    stay can hold every request in flight: what is left on it moves there. Racks that two pools share leave when both can spare
+    them; one loop per kind of change keeps the two pools' counts equal.
     """
-    for pool in range(params.pool.shape[0]):
+    pools = params.pool.shape[0]
+    for pool in range(pools):
         ints = state.pool_int[row, pool]
         if ints[PoolInt.WAKING] > 0:
             entries = state.transition[row, pool, WAKE]
@@ -111,7 +113,9 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
                     ints[PoolInt.WAKING] -= int(entries[entry, Transition.RACKS])
                     entries[entry, Transition.DONE_S] = math.inf
                     entries[entry, Transition.RACKS] = math.inf
-        if ints[PoolInt.DRAINING] > 0 and _fits_without_draining(params, state, row, pool):
+    for pool in range(pools):
+        ints = state.pool_int[row, pool]
+        if ints[PoolInt.DRAINING] > 0 and _may_leave(params, state, row, pool):
             entries = state.transition[row, pool, DRAIN]
             for entry in range(entries.shape[0]):
                 if entries[entry, Transition.DONE_S] <= now_s + 1e-6:
@@ -119,7 +123,9 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
                     ints[PoolInt.DRAINING] -= int(entries[entry, Transition.RACKS])
                     entries[entry, Transition.DONE_S] = math.inf
                     entries[entry, Transition.RACKS] = math.inf
-        if ints[PoolInt.CLOSED] and ints[PoolInt.ASSIGNED] == 0 and ints[PoolInt.WAKING] == 0:
+    for pool in range(pools):
+        ints = state.pool_int[row, pool]
+        if ints[PoolInt.CLOSED] and ints[PoolInt.WAKING] == 0 and _empty(params, state, row, pool):
             ints[PoolInt.ASLEEP] += ints[PoolInt.ACTIVE]
             ints[PoolInt.ACTIVE] = 0
 
@@ -139,6 +145,26 @@ def next_rack_change_s(state: State, row: int, now_s: float) -> float:
     return float(next_s)
 
 
+@inlined_kernel
+def _may_leave(params: Params, state: State, row: int, pool: int) -> bool:
+    """Tell whether draining racks may fall asleep, as far as every pool in them is concerned."""
+    if not _fits_without_draining(params, state, row, pool):
+        return False
+    if params.pool[pool, PoolSpec.COUPLING] == SEPARATE:
+        return True
+    return bool(_fits_without_draining(params, state, row, int(params.pool[pool, PoolSpec.PARTNER])))
+
+
+@inlined_kernel
+def _empty(params: Params, state: State, row: int, pool: int) -> bool:
+    """Tell whether no request is bound for a pool, nor for the one in the same racks."""
+    if state.pool_int[row, pool, PoolInt.ASSIGNED] > 0:
+        return False
+    if params.pool[pool, PoolSpec.COUPLING] == SEPARATE:
+        return True
+    return bool(state.pool_int[row, int(params.pool[pool, PoolSpec.PARTNER]), PoolInt.ASSIGNED] == 0)
+
+
 @kernel
 def _fits_without_draining(params: Params, state: State, row: int, pool: int) -> bool:
     """Tell whether the active racks alone can carry what the pool is serving."""
@@ -146,7 +172,7 @@ def _fits_without_draining(params: Params, state: State, row: int, pool: int) ->
     spec = params.pool[pool]
     units = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
     if spec[PoolSpec.PHASE] == PREFILL:
-        return bool(ints[PoolInt.BUSY] <= units)
+        return bool(ints[PoolInt.BUSY] <= math.ceil(units - 1e-9))
     numbers = state.pool[row, pool]
     return bool(
         numbers[Pool.RESERVED] <= units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]

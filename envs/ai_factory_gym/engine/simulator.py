@@ -10,6 +10,7 @@ import numpy as np
 from ai_factory_gym.engine import kernel
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
+    CHANCE,
     PREFILL,
     REQUEST,
     Array,
@@ -17,6 +18,7 @@ from ai_factory_gym.engine.layout import (
     Class,
     ClassSpec,
     Gate,
+    Order,
     Params,
     Pool,
     PoolInt,
@@ -28,6 +30,7 @@ from ai_factory_gym.engine.layout import (
     State,
     Store,
     Tier,
+    World,
     allocate,
     clear_row,
     grow,
@@ -49,6 +52,7 @@ class Episode:
         shift: Shifts of the copies of a replayed trace, s, float64[copies].
         kept: Requests the last copy keeps, bool[requests].
         streams: One numpy generator per ``Purpose``.
+        world: Outdoor temperature, price and carbon intensity by minute, float64[minutes, World].
         truth: What is true in this episode over what the catalogue says; None is as it says.
     """
 
@@ -59,6 +63,7 @@ class Episode:
     shift: Array
     kept: Array
     streams: dict[Purpose, np.random.Generator]
+    world: Array
     truth: Truth | None = None
 
 
@@ -74,6 +79,7 @@ class Decision:
         most_batch: Requests per decode replica, float64[n, pools]; None is what the pools allow.
         gate: What is let in, released and thought about by class, float64[n, classes, Gate]; None is everything, by the built-in rule,
             at full effort.
+        order: What is set for the site as a whole, float64[n, Order]; None is nothing.
     """
 
     bias: Array
@@ -82,6 +88,7 @@ class Decision:
     racks: Array
     most_batch: Array | None = None
     gate: Array | None = None
+    order: Array | None = None
 
 
 def open_gate(rows: int, classes: int) -> Array:
@@ -165,6 +172,8 @@ class Engine:
         state.rate[row, :, minutes:] = episode.rate[:, -1:]
         state.hazard[row, :minutes] = episode.hazard
         state.hazard[row, minutes:] = episode.hazard[-1]
+        state.world[row, :minutes] = episode.world
+        state.world[row, minutes:] = episode.world[-1]
         state.cap_steps[row, : len(episode.cap_steps)] = episode.cap_steps
         state.shift[row] = episode.shift
         state.kept[row] = episode.kept
@@ -174,6 +183,9 @@ class Engine:
         site = state.site[row]
         site[Site.TIME_S] = episode.path_start_s
         site[Site.CAP_W] = episode.cap_steps[0, CapStep.CAP_W]
+        site[[Site.OUTDOOR_C, Site.USD_PER_MWH, Site.G_PER_KWH]] = episode.world[0]
+        site[Site.BATTERY_CHARGE_J] = params.site[SiteSpec.BATTERY_INITIAL_J]
+        site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
         pool = state.pool[row]
@@ -190,10 +202,10 @@ class Engine:
         state.pool_int[row, :, PoolInt.ACTIVE] = params.pool[:, PoolSpec.RACKS].astype(np.int64)
         if len(params.cache):
             # A stream of its own, so that no other changes. What was before the episode is taken to have been like its first minutes.
-            state.chance[row] = seed_stream(episode.streams[Purpose.SHIFTS].spawn(1)[0])
-            state.store[row, Store.UPDATED_S] = episode.path_start_s
-            state.store[row, Store.STORE_S] = math.inf if params.site[SiteSpec.STORE_BYTES] > 0.0 else 0.0
-            prefill = params.pool[:, PoolSpec.PHASE] == PREFILL
+            state.rng[row, CHANCE] = seed_stream(episode.streams[Purpose.SHIFTS].spawn(1)[0])
+            state.cache[row, -1, Store.UPDATED_S] = episode.path_start_s
+            state.cache[row, -1, Store.STORE_S] = math.inf if params.site[SiteSpec.STORE_BYTES] > 0.0 else 0.0
+            prefill = np.flatnonzero(params.pool[:, PoolSpec.PHASE] == PREFILL)
             state.cache[row, prefill, Tier.HBM_S] = state.cache[row, prefill, Tier.HOST_S] = math.inf
         # A copy starts at its first request that is due: times of a repeating copy rise with the cursor.
         if len(params.trace_time):
@@ -214,6 +226,7 @@ class Engine:
                 extra = minutes - self._state.rate.shape[2]
                 wider["rate"] = np.pad(self._state.rate, ((0, 0), (0, 0), (0, extra)), mode="edge")
                 wider["hazard"] = np.pad(self._state.hazard, ((0, 0), (0, extra)), mode="edge")
+                wider["world"] = np.pad(self._state.world, ((0, 0), (0, extra), (0, 0)), mode="edge")
             if steps > self._state.cap_steps.shape[1]:
                 extra = steps - self._state.cap_steps.shape[1]
                 wider["cap_steps"] = np.pad(self._state.cap_steps, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf)
@@ -254,6 +267,7 @@ class Engine:
             most_batch = np.tile(params.pool[:, PoolSpec.MAX_BATCH], (count, 1))
         if gate is None:
             gate = open_gate(count, len(params.cls))
+        order = np.zeros((count, len(Order))) if decision.order is None else decision.order
         kernel.act_rows(
             tuple(self.params),
             tuple(self.state),
@@ -264,6 +278,7 @@ class Engine:
             decision.racks,
             most_batch,
             gate,
+            order,
         )
         self._status[rows] = kernel.NEEDS_SLOTS
         while (
@@ -293,6 +308,13 @@ class Engine:
             Site.DECODE_DUTY,
             Site.PREFILL_DUTY,
             Site.STEP_S,
+            Site.OUTDOOR_C,
+            Site.USD_PER_MWH,
+            Site.G_PER_KWH,
+            Site.VARIES,
+            Site.BATTERY_ORDER,
+            Site.BATTERY_CHARGE_J,
+            Site.BATTERY_OUT_W,
         ]
         kept = {column: site[column] for column in keep}
         site[:] = 0.0

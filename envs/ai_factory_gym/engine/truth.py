@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import PREFILL, Array, Class, Params, PoolSpec, State
+from ai_factory_gym.engine.layout import PREFILL, SHARED_GPUS, Array, Class, Params, PoolSpec, State
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.physics.performance import (
     DECODE_COMMUNICATION_REQUEST_S,
@@ -32,6 +32,7 @@ from ai_factory_gym.physics.power import (
     POWER_LOSS,
     POWER_OVERHEAD_W,
     POWER_TDP_W,
+    prefill_part,
 )
 from ai_factory_gym.scenarios.mismatch import Truth
 
@@ -65,12 +66,19 @@ def true_perf(params: Params, truth: Truth) -> Array:
 
 def true_power(params: Params, truth: Truth) -> Array:
     """Return the true power coefficients, float64[pools, coefficients]."""
-    return np.array(
+    true = np.array(
         [
             coef if factor == 1.0 else with_idle_power(coef, factor)
             for coef, factor in zip(params.power, truth.idle_power, strict=True)
         ]
     )
+    for pool, spec in enumerate(params.pool):
+        # What prefill draws above idle follows from what the racks draw, all of which is the decode pool's.
+        partner = int(spec[PoolSpec.PARTNER])
+        added = spec[PoolSpec.COUPLING] == SHARED_GPUS and spec[PoolSpec.PHASE] == PREFILL
+        if added and truth.idle_power[partner] != 1.0:
+            true[pool] = prefill_part(true[partner], spec[PoolSpec.PREFILL_LIMIT])
+    return true
 
 
 def with_idle_power(coef: Array, factor: float) -> Array:
@@ -121,8 +129,11 @@ def truth_of(params: Params, state: State, row: int) -> Truth:
         state.perf[row, :, PREFILL_PER_TOKEN_S] / params.perf[:, PREFILL_PER_TOKEN_S],
         state.perf[row, :, DECODE_MEMORY_S] / params.perf[:, DECODE_MEMORY_S],
     )
+    # Prefill on shared GPUs has no idle draw of its own: its racks are the decode pool's.
+    added = (params.pool[:, PoolSpec.COUPLING] == SHARED_GPUS) & prefill
+    racks = np.where(added, params.pool[:, PoolSpec.PARTNER].astype(int), np.arange(len(params.pool)))
     return Truth(
         time=ratio,
-        idle_power=state.power[row, :, POWER_IDLE_W] / params.power[:, POWER_IDLE_W],
+        idle_power=state.power[row, racks, POWER_IDLE_W] / params.power[racks, POWER_IDLE_W],
         output_tokens=state.cls[row, :, Class.OUTPUT_FACTOR].copy(),
     )

@@ -163,6 +163,25 @@ def highest_clock(
     return low
 
 
+def prefill_part(coef: NDArray[np.float64], largest_share: float) -> NDArray[np.float64]:
+    """Return what prefill adds to racks whose GPUs decode too, as power coefficients.
+
+    No idle draw and no overhead: the racks have those whatever their GPUs do. ``busy`` of these coefficients is relative to the largest
+    share of time that prefill may take.
+
+    Args:
+        coef: ``np.array(PowerCoefficients)`` of the racks, shape (12,).
+        largest_share: That share.
+    """
+    part = coef.copy()
+    part[POWER_TDP_W] -= part[POWER_IDLE_W]
+    for column in (POWER_TDP_W, POWER_ACTIVE_W, POWER_COMPUTE_W, POWER_MEMORY_CORE_W, POWER_MEMORY_W):
+        part[column] *= largest_share
+    for column in (POWER_IDLE_W, POWER_OVERHEAD_W, POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W):
+        part[column] = 0.0
+    return part
+
+
 def power_coefficients(rack: Rack | str, profile: str | None = None, *, phase: str | None = None) -> PowerCoefficients:
     """Fold a rack type and a power profile into power coefficients.
 

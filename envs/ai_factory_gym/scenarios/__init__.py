@@ -16,6 +16,7 @@ import numpy as np
 
 from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
 from ai_factory_gym.grid.cap import MAX_CAP_EVENTS, CapEventSpec, CapSchedule, draw_schedule
+from ai_factory_gym.grid.series import MAX_EVENTS, SeriesEventSpec
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, MismatchSpec
 from ai_factory_gym.workload.demand import (
     MAX_BURSTS,
@@ -30,7 +31,9 @@ from ai_factory_gym.workload.demand import (
 
 SCENARIO_DIR = Path(__file__).parent
 
-_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec)
+_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec, SeriesEventSpec)
+
+_EVENTS = ("bursts", "cap_events", "shifts", "price_events", "temperature_events")
 
 PLUS = "+"
 """Between the names of scenarios that are to come together."""
@@ -50,6 +53,8 @@ class Scenario:
         cap_events: Curtailments, once a day each.
         shifts: Changes of the mix, once a day each.
         mismatch: How far the site may be from its catalogue.
+        price_events: Factors on the price of electricity, once a day each; where the site's price is a constant, it is synthetic then.
+        temperature_events: Kelvin on top of the outdoor temperature, likewise.
     """
 
     name: str
@@ -61,6 +66,8 @@ class Scenario:
     cap_events: tuple[CapEventSpec, ...] = ()
     shifts: tuple[ShiftSpec, ...] = ()
     mismatch: MismatchSpec = NO_SPREAD
+    price_events: tuple[SeriesEventSpec, ...] = ()
+    temperature_events: tuple[SeriesEventSpec, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -69,6 +76,8 @@ class Scenario:
             ("bursts", self.bursts, MAX_BURSTS),
             ("cap_events", self.cap_events, MAX_CAP_EVENTS),
             ("shifts", self.shifts, MAX_SHIFTS),
+            ("price_events", self.price_events, MAX_EVENTS),
+            ("temperature_events", self.temperature_events, MAX_EVENTS),
         ):
             if len(items) > most:
                 raise ConfigError(f"scenario {self.name!r}: {key}: {len(items)} given; at most {most} are allowed.")
@@ -102,6 +111,8 @@ class Scenario:
             cap_events=tuple(dict.fromkeys(self.cap_events + other.cap_events)),
             shifts=tuple(dict.fromkeys(self.shifts + other.shifts)),
             mismatch=self.mismatch | other.mismatch,
+            price_events=tuple(dict.fromkeys(self.price_events + other.price_events)),
+            temperature_events=tuple(dict.fromkeys(self.temperature_events + other.temperature_events)),
         )
 
     def draw_cap(
@@ -158,7 +169,7 @@ def _read(path: Path) -> Scenario:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: is not valid TOML ({error}).") from None
     keys = ("description", "daily", "overdispersion", "deferrable")
-    check_keys(where, table, required=keys, optional=("bursts", "cap_events", "shifts", "mismatch"))
+    check_keys(where, table, required=keys, optional=("mismatch", *_EVENTS))
     for key in ("daily", "deferrable"):
         if not isinstance(table[key], bool):
             raise ConfigError(f"{where}: {key}: {table[key]!r} is not allowed; must be true or false.")
@@ -172,6 +183,8 @@ def _read(path: Path) -> Scenario:
         cap_events=_specs(f"{where}: cap_events", table.get("cap_events", []), CapEventSpec),
         shifts=_specs(f"{where}: shifts", table.get("shifts", []), ShiftSpec),
         mismatch=_mismatch(where, table.get("mismatch", {})),
+        price_events=_specs(f"{where}: price_events", table.get("price_events", []), SeriesEventSpec),
+        temperature_events=_specs(f"{where}: temperature_events", table.get("temperature_events", []), SeriesEventSpec),
     )
 
 

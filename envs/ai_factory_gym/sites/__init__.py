@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ai_factory_gym.catalogue import PHASES, PRECISIONS, Group, Model, Rack, load_models, load_racks, model, rack
 from ai_factory_gym.errors import ConfigError, check_count, check_flag, check_keys, check_range, check_text, unknown
+from ai_factory_gym.grid.series import SYNTHETIC, UNITS, Series, load_series
+from ai_factory_gym.sites.money import MoneyConfig, money_from_table
 from ai_factory_gym.workload.classes import RequestClass, load_classes
 
 SITES_PATH = Path(__file__).parent
@@ -17,6 +19,13 @@ SITES_PATH = Path(__file__).parent
 
 MAX_BATCH = 4096
 """Requests in flight on a decode replica unless a pool says otherwise."""
+
+
+BOTH = "both"
+"""Phase of a pool whose GPUs prefill and decode: aggregated serving."""
+
+_OF_PHASE: Mapping[str, dict[str, Any]] = {"prefill": {"mtp": False, "ep": None, "max_batch": MAX_BATCH}, "decode": {}}
+"""Settings that one half of an aggregated pool does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +75,14 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """The racks of one type that do one phase.
+    """The racks of one type that do one phase, or both.
+
+    A site makes two pools of one that does ``both``, RACK/prefill and RACK/decode, that share racks and GPUs. Two pools of a rack type with
+    two kinds of GPU share racks and power: they are the two halves of the same racks, and a site gives both.
 
     Attributes:
         rack: Catalogue id of the rack type, or a rack type of one's own.
-        phase: ``prefill`` or ``decode``.
+        phase: ``prefill``, ``decode``, or ``both`` on the same GPUs (aggregated serving).
         racks: Number of racks.
         profile: Power profile of the rack type; None is its default.
         precision: Weight precision.
@@ -81,6 +93,9 @@ class PoolConfig:
         mtp: Multi-token prediction in decode.
         max_batch: Most requests in flight on a decode replica.
         min_active: Fewest racks the operator may keep awake; 0 lets the pool be emptied.
+        rack_limit_w: Most that one rack may draw, kept by its clocks, W; of two pools in the same racks, both together. None leaves
+            it at what the GPUs draw at their own limits, which is the rack's nameplate.
+        aggregated: Set by the site: whether the pool is one half of one that does both.
         cache: Prefix cache of a prefill pool; None for none.
         hold_share: Share of a decode pool's KV memory that may hold the contexts of sessions between their turns.
     """
@@ -97,6 +112,8 @@ class PoolConfig:
     mtp: bool = False
     max_batch: int = MAX_BATCH
     min_active: int = 1
+    rack_limit_w: float | None = None
+    aggregated: bool = False
     cache: CacheConfig | None = None
     hold_share: float = 0.0
 
@@ -105,8 +122,14 @@ class PoolConfig:
         if not isinstance(self.rack, Rack):
             check_text("pools: rack", self.rack)
         where = f"pools[{self.name}]"
-        if self.phase not in PHASES:
-            raise unknown(f"{where}.phase", self.phase, PHASES)
+        if self.phase not in (*PHASES, BOTH):
+            raise unknown(f"{where}.phase", self.phase, (*PHASES, BOTH))
+        check_flag(f"{where}.aggregated", self.aggregated)
+        if self.phase == BOTH and len(self.rack_type.groups) > 1:
+            raise ConfigError(
+                f"{where}.phase: 'both' is not allowed; this rack has GPUs of two kinds, one for each phase: give a prefill pool and a decode "
+                "pool with the same number of racks."
+            )
         for key in ("racks", "tp", "dp", "pp", "max_batch", *(("ep",) if self.ep is not None else ())):
             check_count(f"{where}.{key}", getattr(self, key))
         check_flag(f"{where}.mtp", self.mtp)
@@ -125,7 +148,11 @@ class PoolConfig:
             raise ConfigError(f"{where}.hold_share: is a setting of decode pools.")
         if self.cache is not None and self.phase != "prefill":
             raise ConfigError(f"{where}.cache: is a setting of prefill pools.")
-        if self.phase == "decode" and self.pp != 1:
+        if self.aggregated and (self.cache is not None or self.hold_share > 0.0):
+            raise ConfigError(f"{where}: cache and hold_share are for pools whose GPUs do one phase.")
+        if self.rack_limit_w is not None:
+            check_range(f"{where}.rack_limit_w", self.rack_limit_w, 100.0, 1e7, "W")
+        if self.phase != "prefill" and self.pp != 1:
             raise ConfigError(
                 f"{where}.pp: {self.pp!r} is not allowed; pipeline stages are a setting of prefill pools."
             )
@@ -150,6 +177,17 @@ class PoolConfig:
         """The rack's GPUs that do this phase."""
         kinds = self.rack_type.groups
         return kinds[0] if len(kinds) == 1 else self.rack_type.group(self.phase)
+
+    @property
+    def shares_racks(self) -> bool:
+        """Whether another pool lives in the same racks."""
+        return self.aggregated or len(self.rack_type.groups) > 1
+
+    def halves(self) -> tuple[PoolConfig, ...]:
+        """Return the pools of one that does both phases, else the pool itself."""
+        if self.phase != BOTH:
+            return (self,)
+        return tuple(replace(self, phase=phase, aggregated=True, **_OF_PHASE[phase]) for phase in PHASES)
 
     @property
     def gpus_per_rack(self) -> int:
@@ -228,6 +266,34 @@ class CoolingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BatteryConfig:
+    """A battery behind the site's grid connection.
+
+    Attributes:
+        power_w: Largest power, in and out, W.
+        energy_wh: What it holds, Wh.
+        round_trip_efficiency: What comes out over what was drawn to charge it (status assumed: large lithium-ion systems with their
+            converters, 0.85 to 0.9).
+        initial_charge: Share of ``energy_wh`` it holds when an episode begins.
+        wear_usd_per_mwh: Cost of wear per MWh given (status assumed: 300 USD/kWh of cells over 6,000 full cycles are 50).
+    """
+
+    power_w: float
+    energy_wh: float
+    round_trip_efficiency: float = 0.87
+    initial_charge: float = 1.0
+    wear_usd_per_mwh: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range("battery.power_w", self.power_w, 1.0, 1e11, "W")
+        check_range("battery.energy_wh", self.energy_wh, 1.0, 1e12, "Wh")
+        check_range("battery.round_trip_efficiency", self.round_trip_efficiency, 0.3, 1.0)
+        check_range("battery.initial_charge", self.initial_charge, 0.0, 1.0)
+        check_range("battery.wear_usd_per_mwh", self.wear_usd_per_mwh, 0.0, 1e4, "USD/MWh")
+
+
+@dataclass(frozen=True, slots=True)
 class SiteConfig:
     """A site: its cap, its racks, the model they serve and the traffic they get.
 
@@ -238,6 +304,9 @@ class SiteConfig:
         pools: Prefill pools first, then decode pools.
         demand_rps: Mean requests per second over a day, deferrable ones included.
         mix: Share of requests by class; sums to one.
+        series: What varies with time, by kind: a file's values or ``SYNTHETIC``; kinds that are not there are constants.
+        money: What it earns and pays, if that is to be metered.
+        battery: Battery behind the grid connection, if there is one.
         own_classes: Request classes of one's own; they come before shipped ones of the same name.
         group_edges: Prompt lengths that separate routing groups, tokens, increasing.
         max_context: Longest prompt + output the site serves, tokens; None is the model's own limit. A site that raises it
@@ -272,6 +341,9 @@ class SiteConfig:
     calibration: str = "user"
     description: str = ""
     own_classes: tuple[RequestClass, ...] = ()
+    series: tuple[tuple[str, Series | str], ...] = ()
+    battery: BatteryConfig | None = None
+    money: MoneyConfig | None = None
     kv_store: StoreConfig | None = None
 
     def __post_init__(self) -> None:
@@ -293,13 +365,20 @@ class SiteConfig:
         check_range(where + "electricity_usd_per_mwh", self.electricity_usd_per_mwh, -1e4, 1e5, "USD/MWh")
         check_range(where + "carbon_g_per_kwh", self.carbon_g_per_kwh, 0.0, 5e3, "g/kWh")
         self.served_model  # noqa: B018 - refuses an unknown model here rather than later
+        if any(pool.phase == BOTH for pool in self.pools):
+            halves = [half for pool in self.pools for half in pool.halves()]
+            object.__setattr__(self, "pools", tuple(sorted(halves, key=lambda pool: PHASES.index(pool.phase))))
         for phase in PHASES:
             if not any(pool.phase == phase for pool in self.pools):
                 raise ConfigError(f"{where}pools: no {phase} pool; a site needs at least one pool of each phase.")
         names = [pool.name for pool in self.pools]
         for name in names:
             if names.count(name) > 1:
-                raise ConfigError(f"{where}pools: {name!r} is given twice; give one pool per rack type and phase.")
+                raise ConfigError(
+                    f"{where}pools: {name!r} is given twice; give one pool per rack type and phase (one that does both is one of each), or a "
+                    "rack type of your own under another name."
+                )
+        self._check_shared_racks(where)
         edges = self.group_edges
         for edge in edges:
             check_range(f"{where}group_edges", edge, 0.0, 1e9, "tokens")
@@ -313,6 +392,45 @@ class SiteConfig:
         total = sum(self.mix.values())
         if abs(total - 1.0) > 1e-6:
             raise ConfigError(f"{where}mix: shares sum to {total:.6g}; they must sum to 1.")
+
+    def _check_shared_racks(self, where: str) -> None:
+        """Refuse pools in the same racks that do not fit together (ConfigError)."""
+        for pool in self.pools:
+            if not pool.shares_racks:
+                continue
+            other = self.pools[self.partner(pool)] if self.partner(pool) >= 0 else None
+            if other is None:
+                rest = "decode" if pool.phase == "prefill" else "prefill"
+                why = (
+                    "is one half of aggregated racks" if pool.aggregated else "is one of two kinds of GPU in its racks"
+                )
+                raise ConfigError(
+                    f"{where}pools[{pool.name}]: {why}; give the {rest} pool of {pool.rack_type.id!r} too."
+                )
+            alike: tuple[str, ...] = ("racks", "min_active", "rack_limit_w")
+            if pool.aggregated or other.aggregated:
+                alike += ("aggregated", "profile", "precision", "tp", "dp", "pp")
+            for key in alike:
+                if getattr(pool, key) != getattr(other, key):
+                    raise ConfigError(
+                        f"{where}pools[{pool.name}].{key}: {getattr(pool, key)!r} is not allowed; must be that of {other.name!r}, which "
+                        f"lives in the same racks: {getattr(other, key)!r}."
+                    )
+        alone = {pool.phase for pool in self.pools if not pool.aggregated}
+        if len(alone) == 1 and any(pool.aggregated for pool in self.pools):
+            (phase,) = alone
+            raise ConfigError(
+                f"{where}pools: beside the pools that do both phases there are {phase} pools only, which nothing would be sent to or taken from; "
+                "give pools of the other phase too, or leave them out."
+            )
+
+    def partner(self, pool: PoolConfig) -> int:
+        """Return the number of the pool that lives in the same racks, -1 for none."""
+        if pool.shares_racks:
+            for index, other in enumerate(self.pools):
+                if other.rack_type.id == pool.rack_type.id and other.phase != pool.phase:
+                    return index
+        return -1
 
     @property
     def caches(self) -> bool:
@@ -371,6 +489,23 @@ def _own(where: str, table: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def _series(where: str, table: Any, folder: Path) -> tuple[tuple[str, Series | str], ...]:
+    """Return what varies with time: of each kind a file's values, or the word for a synthetic series."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: {table!r} is not allowed; must be a table of {', '.join(UNITS)}.")
+    check_keys(where, table, required=(), optional=tuple(UNITS))
+    found: list[tuple[str, Series | str]] = []
+    for kind in UNITS:
+        if kind in table:
+            given = table[kind]
+            if not isinstance(given, str) or not (given == SYNTHETIC or given.endswith((".csv", ".csv.gz"))):
+                raise ConfigError(
+                    f"{where}: {kind}: {given!r} is not allowed; must be {SYNTHETIC!r} or the name of a CSV file."
+                )
+            found.append((kind, SYNTHETIC if given == SYNTHETIC else load_series(folder / given, kind)))
+    return tuple(found)
+
+
 def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str | Path = ".") -> SiteConfig:
     """Build a site from a parsed table.
 
@@ -399,10 +534,11 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     if isinstance(values["model"], str):
         values["model"] = own["models"].get(values["model"], values["model"])
     values["own_classes"] = tuple(own["classes"].values())
+    values["series"] = _series(f"{source}: series", values.get("series", {}), Path(folder))
     if not isinstance(values["pools"], (list, tuple)) or not values["pools"]:
         raise ConfigError(f"{source}: pools: must be a list of at least one [[pools]] table.")
     pools = []
-    pool_fields = [f.name for f in fields(PoolConfig)]
+    pool_fields = [f.name for f in fields(PoolConfig) if f.name != "aggregated"]
     for index, entry in enumerate(values["pools"]):
         where = f"{source}: pools[{index}]"
         if not isinstance(entry, Mapping):
@@ -422,7 +558,7 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         except ConfigError as error:
             text = str(error)
             raise ConfigError(text if text.startswith("pools") else f"pools[{index}]: {text}") from None
-    values["pools"] = tuple(sorted(pools, key=lambda pool: PHASES.index(pool.phase)))
+    values["pools"] = tuple(sorted(pools, key=lambda pool: (*PHASES, BOTH).index(pool.phase)))
     edges = values.get("group_edges", [4096.0])
     if not isinstance(edges, (list, tuple)):
         raise ConfigError(f"{source}: group_edges: {edges!r} is not allowed; must be a list of prompt lengths.")
@@ -432,6 +568,19 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     values["mix"] = dict(values["mix"])
     if "brake" in values:
         values["brake"] = _subtable(f"{source}: brake", BrakeConfig, values["brake"])
+    if "money" in values:
+        served = [name for name, share in values["mix"].items() if share]
+        racks = list(dict.fromkeys(pool.rack_type.id for pool in values["pools"]))
+        values["money"] = money_from_table(f"{source}: money", values["money"], served, racks)
+    if "battery" in values:
+        if isinstance(values["battery"], Mapping):
+            check_keys(
+                f"{source}: battery",
+                values["battery"],
+                required=("power_w", "energy_wh"),
+                optional=[field.name for field in fields(BatteryConfig)],
+            )
+        values["battery"] = _subtable(f"{source}: battery", BatteryConfig, values["battery"])
     if "cooling" in values:
         values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
     if "kv_store" in values:

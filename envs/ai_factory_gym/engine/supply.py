@@ -1,0 +1,84 @@
+"""Between the site and its grid connection: the weather and prices of a minute, the battery, the meter of demand."""
+
+from __future__ import annotations
+
+from ai_factory_gym.engine.layout import Array, Params, Site, SiteSpec, State, World
+from ai_factory_gym.jit import inlined_kernel, kernel
+
+JOULES_PER_MWH = 3.6e9
+JOULES_PER_KWH = 3.6e6
+
+QUARTER_S = 900.0
+"""Demand is charged by the mean draw of a quarter of an hour."""
+
+
+@inlined_kernel
+def battery_help_w(params: Params, state: State, row: int, seconds: float) -> float:
+    """Return what the battery can give for all of ``seconds``, W."""
+    spec = params.site
+    if spec[SiteSpec.BATTERY_W] <= 0.0:
+        return 0.0
+    charge_j = state.site[row, Site.BATTERY_CHARGE_J]
+    return float(min(spec[SiteSpec.BATTERY_W], charge_j * spec[SiteSpec.BATTERY_EFFICIENCY] / seconds))
+
+
+@inlined_kernel
+def ordered_discharge_w(params: Params, state: State, row: int, seconds: float) -> float:
+    """Return what the battery gives for all of ``seconds`` because the operator has ordered it, W."""
+    ordered_w = max(0.0, state.site[row, Site.BATTERY_ORDER]) * params.site[SiteSpec.BATTERY_W]
+    return float(min(ordered_w, battery_help_w(params, state, row, seconds)))
+
+
+@kernel
+def use_battery(params: Params, state: State, row: int, facility_w: float, elapsed: float) -> float:
+    """Book what the battery did in a segment and return what it gave, W; negative is what it took.
+
+    It gives what is ordered, and whatever the site draws above its cap, as long as it holds anything; it never exports. It is charged
+    from what is left below the cap only. What is lost is lost one half on the way in and one half on the way out.
+    """
+    site = state.site[row]
+    spec = params.site
+    efficiency = spec[SiteSpec.BATTERY_EFFICIENCY]
+    order = site[Site.BATTERY_ORDER]
+    wanted_w = max(order * spec[SiteSpec.BATTERY_W], facility_w - site[Site.CAP_W])
+    out_w = 0.0
+    if wanted_w > 0.0:
+        out_w = min(wanted_w, facility_w, battery_help_w(params, state, row, elapsed))
+        taken_j = out_w * elapsed / efficiency
+        site[Site.BATTERY_CHARGE_J] = max(0.0, site[Site.BATTERY_CHARGE_J] - taken_j)
+        loss_j = taken_j - out_w * elapsed
+        site[Site.BATTERY_OUT_J] += site[Site.SCORING] * out_w * elapsed
+        wear_usd = out_w * elapsed / JOULES_PER_MWH * spec[SiteSpec.BATTERY_USD_PER_MWH]
+        site[Site.STEP_WEAR_USD] += site[Site.SCORING] * wear_usd
+    else:
+        room_w = (spec[SiteSpec.BATTERY_J] - site[Site.BATTERY_CHARGE_J]) / (efficiency * elapsed)
+        in_w = max(0.0, min(-order * spec[SiteSpec.BATTERY_W], site[Site.CAP_W] - facility_w, room_w))
+        stored_j = in_w * elapsed * efficiency
+        site[Site.BATTERY_CHARGE_J] = min(spec[SiteSpec.BATTERY_J], site[Site.BATTERY_CHARGE_J] + stored_j)
+        loss_j = in_w * elapsed - stored_j
+        site[Site.BATTERY_IN_J] += site[Site.SCORING] * in_w * elapsed
+        out_w = -in_w
+    site[Site.STEP_BATTERY_LOSS_J] += loss_j
+    site[Site.BATTERY_OUT_W] = out_w
+    return out_w
+
+
+@inlined_kernel
+def look_outside(state: State, row: int, minute: int) -> None:
+    """Take over the temperature, price and carbon intensity of a minute."""
+    site = state.site[row]
+    site[Site.OUTDOOR_C] = state.world[row, minute, World.OUTDOOR_C]
+    site[Site.USD_PER_MWH] = state.world[row, minute, World.USD_PER_MWH]
+    site[Site.G_PER_KWH] = state.world[row, minute, World.G_PER_KWH]
+
+
+@inlined_kernel
+def meter_quarter(site: Array, grid_w: float, elapsed: float) -> None:
+    """Note a segment's draw in its quarter of an hour, counted from the start of the scored window."""
+    site[Site.QUARTER_J] += grid_w * elapsed
+    site[Site.QUARTER_S] += elapsed
+    if site[Site.QUARTER_S] >= QUARTER_S - 1e-6:
+        # Segments end with ticks, which need not end with quarters: the mean is over what was measured.
+        site[Site.PEAK_QUARTER_W] = max(site[Site.PEAK_QUARTER_W], site[Site.QUARTER_J] / site[Site.QUARTER_S])
+        site[Site.QUARTER_J] = 0.0
+        site[Site.QUARTER_S] = 0.0
