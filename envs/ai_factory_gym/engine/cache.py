@@ -56,6 +56,9 @@ from ai_factory_gym.physics.performance import (
 UPDATE_S = 10.0
 """Least time between two looks at the caches, s (status: design choice; think times are tens of seconds and more)."""
 
+_COLUMNS = len(SessionSpec)
+"""Columns of ``Params.session`` before those with the ages of a trace."""
+
 _BISECTIONS = 30
 _FASTEST_DROP_PER_S = 1e9
 
@@ -72,12 +75,11 @@ def has_cache(params: Params) -> bool:
 @kernel
 def _stay_s(params: Params, cls: int, most_s: float) -> tuple[float, float]:
     """Return E[min(A, most_s)] of the time A after which a class's contexts are asked for again, s, and P(A > most_s)."""
-    begin = len(SessionSpec)
-    ages = params.session.shape[1] - begin
+    ages = params.session.shape[1] - _COLUMNS
     if ages > 0:
         total_s = 0.0
         beyond = 0.0
-        for place in range(begin, begin + ages):
+        for place in range(_COLUMNS, _COLUMNS + ages):
             age_s = params.session[cls, place]
             total_s += min(age_s, most_s)
             if age_s > most_s:
@@ -303,7 +305,7 @@ def _share_out(params: Params, state: State, row: int, cls: int) -> None:
         context[Context.IN_HOST] = 0.0
         context[Context.IN_STORE] = 0.0
         # With a trace each request brings its own time.
-        if total > 0.0 and session[SessionSpec.THINK_S] > 0.0 and params.session.shape[1] == len(SessionSpec):
+        if total > 0.0 and session[SessionSpec.THINK_S] > 0.0 and params.session.shape[1] == _COLUMNS:
             tier = state.cache[row, pool]
             hbm = 1.0 - math.exp(-tier[Tier.HBM_S] / session[SessionSpec.THINK_S])
             host = 1.0 - math.exp(-tier[Tier.HOST_S] / session[SessionSpec.THINK_S])
