@@ -125,7 +125,9 @@ class PoolSpec(IntEnum):
     INTERFERENCE = 11  # shared GPUs: share of decode's time that is lost per share of the GPUs' time in prefill
     PREFILL_LIMIT = 12  # shared GPUs: largest share of their time that prefill may take
     RACK_LIMIT_W = 13  # most a rack may draw, kept by its clocks; inf where the GPUs' own limits are all there is
-    HOLD_SHARE = 14  # decode: share of the KV memory that may hold contexts of sessions between turns
+    SIBLING = 14  # pool of the other phase whose racks may take this one's role, -1 where there is none
+    SWITCH_S = 15
+    HOLD_SHARE = 16  # decode: share of the KV memory that may hold contexts of sessions between turns
 
 
 class ClassSpec(IntEnum):
@@ -326,6 +328,7 @@ class PoolInt(IntEnum):
     TODAY = 13  # decode: day of the token clock up to which finishes are in the heap, later ones in the calendar
     ASSIGNED = 14  # cohorts anywhere in the site that are bound for this pool
     CLOSED = 15  # 1 while the pool takes no new requests because its last rack is to sleep
+    MOVING = 16  # of the draining racks, those that go to the sibling when they are done
 
 
 class Class(IntEnum):
