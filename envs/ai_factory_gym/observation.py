@@ -27,6 +27,7 @@ from ai_factory_gym.engine.layout import (
     Site,
     SiteSpec,
     State,
+    Tier,
     Transition,
 )
 from ai_factory_gym.engine.racks import racks_staying
@@ -57,7 +58,7 @@ BLOCKS: tuple[tuple[str, str, str], ...] = (
         "pools",
         "decode: requests in flight per replica / reference batch; prefill: requests in the queue per rack / 100",
     ),
-    ("pool_kv", "pools", "decode: KV memory reserved / capacity of the active racks; prefill: 0"),
+    ("pool_kv", "pools", "decode: KV memory reserved or held / capacity of the active racks; prefill: 0"),
     (
         "pool_transfer",
         "pools",
@@ -117,6 +118,19 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
 
 
+CACHE_BLOCKS: tuple[tuple[str, str, str], ...] = (
+    (
+        "pool_cached",
+        "pools",
+        "prefill: share of the prompt tokens of the last step that the prefix cache had; decode: 0",
+    ),
+)
+"""Name, length and meaning of the blocks that are there, behind all others, on a site with a prefix cache."""
+
+CACHED_BEGIN = len(LEVER_BLOCKS)
+"""Place of the first of ``CACHE_BLOCKS`` among the beginnings of optional blocks."""
+
+
 @dataclass(frozen=True)
 class ObservationLayout:
     """Where each block lies in the observation.
@@ -146,7 +160,8 @@ class ObservationLayout:
     @property
     def scales(self) -> tuple[Array, ...]:
         """Scales that differ by pool or class, and where the blocks of levers begin, as ``observe_row`` wants them."""
-        begins = [self.slices[name].start if name in self.slices else -1 for _, name, _, _ in LEVER_BLOCKS]
+        names = [*(name for _, name, _, _ in LEVER_BLOCKS), *(name for name, _, _ in CACHE_BLOCKS)]
+        begins = [self.slices[name].start if name in self.slices else -1 for name in names]
         return (
             self.pool_batch,
             self.pool_nameplate_w,
@@ -172,9 +187,13 @@ class ObservationLayout:
         return self.slices[block]
 
 
-def lay_out(pools: int, classes: int, actions: int, levers: Sequence[str] = ()) -> tuple[dict[str, slice], int]:
-    """Return the slices of all blocks and the length of the observation, those of levers in use among them."""
+def lay_out(
+    pools: int, classes: int, actions: int, levers: Sequence[str] = (), cached: bool = False
+) -> tuple[dict[str, slice], int]:
+    """Return the slices of all blocks and the length of the observation, those of levers in use and of a prefix cache among them."""
     blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
+    if cached:
+        blocks.extend(CACHE_BLOCKS)
     lengths = {"pools": pools, "classes": classes, "actions": actions}
     slices = {}
     begin = 0
@@ -234,7 +253,7 @@ def _pool_blocks(
                 max(1.0, ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK])
                 * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
             )
-            kv = numbers[Pool.RESERVED] / room
+            kv = (numbers[Pool.RESERVED] + numbers[Pool.HELD]) / room
             transfer = numbers[Pool.IN_TRANSIT] / replicas / batch[pool]
             tpot = numbers[Pool.TPOT_S] / tpot_s
         wake_s = 0.0
@@ -306,7 +325,7 @@ def _class_due(params: Params, state: State, row: int, cls: int, now_s: float) -
 def _lever_blocks(
     params: Params, state: State, row: int, out: Array, begins: Array, batch: Array, rack_w: Array, now_s: float
 ) -> None:
-    """Write the blocks of ``LEVER_BLOCKS`` that are there."""
+    """Write the blocks of ``LEVER_BLOCKS`` and ``CACHE_BLOCKS`` that are there."""
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         if begins[0] >= 0:
@@ -319,6 +338,10 @@ def _lever_blocks(
             total = params.pool[pool, PoolSpec.RACKS]
             total += params.pool[sibling, PoolSpec.RACKS] if sibling >= 0 else 0.0
             out[begins[6] + pool] = racks_staying(state, row, pool) / total
+        if begins[CACHED_BEGIN] >= 0:
+            tier = state.cache[row, pool]
+            prompt = tier[Tier.STEP_PROMPT]
+            out[begins[CACHED_BEGIN] + pool] = tier[Tier.STEP_CACHED] / prompt if prompt > 0.0 else 0.0
     if begins[5] >= 0:
         spec = params.site
         out[begins[5]] = state.site[row, Site.BATTERY_CHARGE_J] / spec[SiteSpec.BATTERY_J]
