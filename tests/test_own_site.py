@@ -146,5 +146,5 @@ def test_an_invalid_site_gives_one_clear_error(seed: int) -> None:
 
 
 def test_drawn_sites_run() -> None:
-    ran = sum(random_sites.run_valid(seed) == "" for seed in range(24))
-    assert ran >= 6
+    ran = sum(random_sites.run_valid(seed) == "" for seed in range(16))
+    assert ran >= 4
