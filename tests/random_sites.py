@@ -216,13 +216,26 @@ def run_valid(seed: int) -> str:
     chosen = settings(rng)
     try:
         site = with_caches(fitted(table, rng), np.random.default_rng([seed, 1]))
-        env = AIFactoryEnv(site=site, **chosen)
+        env = make(site, chosen)
     except ConfigError as error:
         text = str(error)
         assert ":" in text and "\n" not in text, text
         return text
     check_episode(env, rng)
     return ""
+
+
+def make(site: SiteConfig, chosen: Table) -> AIFactoryEnv:
+    """Return an environment with those of the drawn levers that the site can have; the error names the others one by one."""
+    levers = chosen["levers"]
+    while True:
+        try:
+            return AIFactoryEnv(site=site, **{**chosen, "levers": levers})
+        except ConfigError as error:
+            missing = [name for name in levers if str(error).startswith(f"levers: {name!r} is not possible")]
+            if not missing or len(levers) == 1:
+                raise
+            levers = tuple(name for name in levers if name not in missing)
 
 
 Mutation = tuple[str, Callable[[Table, np.random.Generator], None]]
