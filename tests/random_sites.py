@@ -136,6 +136,9 @@ def with_caches(site: SiteConfig, rng: np.random.Generator) -> SiteConfig:
         return site
     pools = []
     for pool in site.pools:
+        if pool.aggregated:
+            pools.append(pool)
+            continue
         if pool.phase == "prefill" and rng.random() < 0.7:
             host_gb, host_gb_s = (
                 (float(rng.uniform(1.0, 5e3)), float(rng.uniform(0.1, 5e3))) if rng.random() < 0.5 else (0.0, 0.0)
