@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import ai_factory_gym
 from ai_factory_gym import AIFactoryEnv, ConfigError
-from ai_factory_gym.engine.layout import DECODE, Array, Class, ClassSpec, Gate, Pool, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, Array, Class, ClassSpec, Cohort, Gate, Pool, PoolInt, PoolSpec
+from ai_factory_gym.engine.ledger import MOST_HELD
 from ai_factory_gym.levers import DEFAULT_LEVERS, LEAST_LIMIT, LEVERS
 from ai_factory_gym.observation import BLOCKS, LEVER_BLOCKS
 from ai_factory_gym.sites import load_site
@@ -76,9 +77,9 @@ def test_a_lever_at_zero_changes_nothing(lever: str, resolution: str) -> None:
 def test_positive_numbers_leave_limits_off() -> None:
     env = make(("clock", "power_limit", "batch_ceiling", "admission"))
     size = env.action_layout.size
-    clocks = env.action_layout["clock"].stop
+    begin, end = env.action_layout["clock"].stop, env.action_layout["admission"].start
     full, off = (np.zeros((5, size), np.float32) for _ in range(2))
-    full[:, clocks:] = 1.0
+    full[:, begin:end] = 1.0
     assert play(env, full)[1] == play(env, off)[1]
 
 
@@ -202,6 +203,56 @@ def test_what_is_turned_away_has_arrived_and_is_missed() -> None:
         if not cls.deferrable:
             assert info[f"class/{cls.name}/met"] == 0
             assert info[f"class/{cls.name}/missed"] == info[f"class/{cls.name}/arrived"]
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+def test_requests_held_at_the_gate_wait_there_and_nowhere_else(resolution: str) -> None:
+    scale = {"demand_scale": 0.05} if resolution == "request" else {"demand_scale": 0.5}
+    env = make(("clock", "active_racks", "admission"), resolution=resolution, scenario="steady", **scale)
+    ttft = {}
+    for share in (0.0, 0.5, 1.0):
+        held = np.zeros(len(env.classes))
+        held[1] = share
+        infos = constant(env, held=held)
+        counters = env.factory.engine.state.cls[0]
+        ttft[share] = counters[:, Class.TTFT_SUM_S] / counters[:, Class.TTFT_COUNT]
+        assert counters[1, Class.DELAY_S] == pytest.approx(share * MOST_HELD * env.classes[1].patience_s, rel=1e-6)
+        assert infos[-1]["requests_rejected"] == 0.0
+    longest_s = MOST_HELD * env.classes[1].patience_s
+    for share in (0.5, 1.0):
+        # The first requests of the episode came before the lever was moved.
+        assert ttft[share][1] - ttft[0.0][1] == pytest.approx(share * longest_s, rel=0.06)
+        others = np.delete(ttft[share] - ttft[0.0], 1)
+        assert np.abs(others[~np.isnan(others)]).max() < 0.02
+
+
+def test_requests_at_the_gate_enter_in_order_and_none_is_lost() -> None:
+    env = make(("clock", "active_racks", "admission"), drain=True, horizon_s=300.0, warmup_s=60.0)
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    truncated = False
+    while not truncated:
+        gate = rng.uniform(-0.3, 1.0, len(env.classes)).astype(np.float32)
+        action = env.action_layout.encode(clock=1.0, racks=env.action_layout.racks)
+        action[env.action_layout["admission"]] = gate
+        observation, _, _, truncated, info = env.step(action)
+        seen = observation[env.observation_layout["class_admitted"]]
+        wanted = np.where([cls.deferrable for cls in env.classes], np.minimum(1.0, 1.0 + gate), 1.0 + gate)
+        assert np.allclose(seen, wanted, atol=1e-6)
+        state = env.factory.engine.state
+        for pool in range(len(env.pools)):
+            slot, before = int(state.pool_int[0, pool, PoolInt.INBOX_HEAD]), -math.inf
+            while slot >= 0:
+                assert state.cohort[0, slot, Cohort.KEY] >= before
+                before, slot = state.cohort[0, slot, Cohort.KEY], int(state.link[0, slot])
+    assert info["requests_met_slo"] + info["requests_missed_slo"] == pytest.approx(info["requests_arrived"])
+
+
+def test_who_is_held_as_long_as_its_patience_finds_no_queue() -> None:
+    env = make(("clock", "active_racks", "admission"), demand_scale=1.3, scenario="steady")
+    rejected = [constant(env, held=share)[-1]["requests_rejected"] for share in (0.0, 1.0)]
+    # Time at the gate counts as waiting: less is left for the queues behind it.
+    assert rejected[1] > rejected[0]
 
 
 def test_the_world_does_not_depend_on_admission() -> None:

@@ -44,7 +44,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``active_racks`` | pools | fewest racks awake | 85 %, rounded up | all racks awake |
     | ``power_limit`` * | pools | 30 % of a rack's largest draw | no limit | no limit |
     | ``batch_ceiling`` * | decode pools | 1/8 of the reference batch | the pool's own | the pool's own |
-    | ``admission`` * | classes | everything turned away | everything let in | everything let in |
+    | ``admission`` * | classes | everything turned away | everything let in | let in after most of its patience |
     | ``deferral`` * | deferrable classes | work waits for its deadline | the built-in rule | released at once |
     | ``effort`` * | classes that may be cut | the shortest answers of the class | full effort | full effort |
     | ``battery`` * | 1 | charged at full power, below the cap | covers what exceeds the cap | gives its full power |
@@ -91,7 +91,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``previous_action`` | actions | the last action |
     | ``pool_power_limit`` * | pools | power limit / largest draw of a rack |
     | ``pool_batch_ceiling`` * | pools | decode: batch ceiling / reference batch |
-    | ``class_admitted`` * | classes | share of arrivals let in |
+    | ``class_admitted`` * | classes | share of arrivals let in; above 1: time at the gate / longest |
     | ``class_due`` * | classes | time left to the oldest deferred request / deadline |
     | ``class_effort`` * | classes | output allowed / output at full effort |
     | ``pool_cached`` ** | pools | share of the step's prompt tokens that the prefix cache had |

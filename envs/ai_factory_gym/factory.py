@@ -107,6 +107,7 @@ class Factory:
             trace_labels=None if task.trace is None else task.trace_labels(),
             thin_fraction=self._thin,
             effort="effort" in task.levers,
+            gate="admission" in task.levers,
         )
         self._check(task.scenario)
         self.engine = Engine(self.params, rows=rows, log_lines=log_lines)

@@ -8,7 +8,7 @@
 | active_racks | pools | racks awake: -1 the pool's minimum, 0 NEUTRAL_AWAKE of them, 1 all, rounded up | all awake |
 | power_limit | pools | most an active rack draws: -1 LEAST_LIMIT of its largest draw, linear up to 0; from 0 no limit | no limit |
 | batch_ceiling | decode pools | requests per replica: -1 LEAST_BATCH of the reference batch, geometric up to 0; from 0 the pool's own | as built |
-| admission | classes | share of arrivals let in, the others are turned away: -1 none, linear up to 0; from 0 all | all |
+| admission | classes | -1 all turned away, linear up to 0; from 0 all let in, 1 after MOST_HELD of their patience at the gate | all, at once |
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
 | battery | 1 | power of the site's battery: -1 charges at full power, from what the cap leaves; 0 only what exceeds the cap; 1 gives all | as 0 |
 | effort | classes that may be cut | output over that of full effort: -1 the least of the class, linear up to 0; from 0 all | full effort |
@@ -21,7 +21,7 @@ A power limit is kept by the clock, which does not go below 0.2: a rack that is 
 The first four levers are in use by default. Zero is neutral for the others: they are then as if they were not in use.
 
 A smaller effort makes answers of new requests shorter, and worth less (``workload.effort``): the reward counts their worth, ``good_tokens`` what
-was emitted. Deferred work gets the effort of the moment in which it is released.
+was emitted. Deferred work gets the effort of the moment in which it is released, and never waits at the gate.
 
 A routing group is a bin of prompt lengths of the requests to one model (``ActionLayout.routes`` lists group and pool of every number).
 A routing weight under 1 % of its group's sum becomes 0; pools without an active rack get nothing. Clock and power limit compose:
@@ -176,9 +176,11 @@ def decide_row(
     place = begins[_DEFERRAL]
     for cls in range(gate.shape[0]):
         gate[cls, Gate.ADMITTED] = 1.0
+        gate[cls, Gate.DELAY] = 0.0
         gate[cls, Gate.RELEASE] = 0.0
         if begins[_ADMISSION] >= 0:
             gate[cls, Gate.ADMITTED] = min(1.0, 1.0 + action[begins[_ADMISSION] + cls])
+            gate[cls, Gate.DELAY] = max(0.0, action[begins[_ADMISSION] + cls])
         if begins[_DEFERRAL] >= 0 and deferrable[cls]:
             gate[cls, Gate.RELEASE] = action[place]
             place += 1
@@ -424,6 +426,7 @@ class ActionLayout:
         power_limit_w: Array | float | None = None,
         most_batch: Array | float | None = None,
         admitted: Array | float | None = None,
+        held: Array | float | None = None,
         release: Array | float | None = None,
         effort: Array | float | None = None,
         battery: float | None = None,
@@ -440,6 +443,7 @@ class ActionLayout:
             power_limit_w: Most an active rack of each pool may draw, W, inf for no limit, or one for all.
             most_batch: Most requests per replica of each decode pool, or one for all.
             admitted: Share of the arrivals of each class that is let in, or one for all.
+            held: Time at the gate of each class over the longest there is, where all arrivals are let in, or one for all.
             release: Hand on the deferred work of each deferrable class, as the lever's own number, or one for all.
             effort: Output over that of full effort of each class that may be cut, or one for all.
             battery: Share of its power that the battery is to give, negative to take.
@@ -487,6 +491,9 @@ class ActionLayout:
             )
         if admitted is not None and "admission" in self.slices:
             action[self.slices["admission"]] = np.asarray(admitted, dtype=np.float64) - 1.0
+        if held is not None and "admission" in self.slices:
+            gate = action[self.slices["admission"]]
+            action[self.slices["admission"]] = np.where(gate < 0.0, gate, held)
         if release is not None and "deferral" in self.slices:
             action[self.slices["deferral"]] = release
         if battery is not None and "battery" in self.slices:

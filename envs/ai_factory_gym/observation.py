@@ -30,6 +30,7 @@ from ai_factory_gym.engine.layout import (
     Tier,
     Transition,
 )
+from ai_factory_gym.engine.ledger import held_at_most_s
 from ai_factory_gym.engine.racks import racks_staying
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
@@ -94,7 +95,12 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "pools",
         "decode: batch ceiling in force / reference batch; prefill: 0",
     ),
-    ("admission", "class_admitted", "classes", "share of the arrivals that is let in"),
+    (
+        "admission",
+        "class_admitted",
+        "classes",
+        "share of the arrivals that is let in; where all are, 1 + time they wait at the gate / longest there is",
+    ),
     (
         "deferral",
         "class_due",
@@ -348,7 +354,8 @@ def _lever_blocks(
         out[begins[5] + 1] = state.site[row, Site.BATTERY_OUT_W] / spec[SiteSpec.BATTERY_W]
     for cls in range(params.cls.shape[0]):
         if begins[2] >= 0:
-            out[begins[2] + cls] = state.cls[row, cls, Class.ADMITTED]
+            longest_s = max(held_at_most_s(params.cls[cls]), 1e-9)
+            out[begins[2] + cls] = state.cls[row, cls, Class.ADMITTED] + state.cls[row, cls, Class.DELAY_S] / longest_s
         if begins[3] >= 0:
             held = params.cls[cls, ClassSpec.DEFERRABLE] > 0.0
             out[begins[3] + cls] = _class_due(params, state, row, cls, now_s) if held else 0.0

@@ -789,6 +789,7 @@ def build_params(
     trace_labels: Array | None = None,
     thin_fraction: float = 1.0,
     effort: bool = False,
+    gate: bool = False,
 ) -> Params:
     """Build the engine's constant arrays.
 
@@ -802,6 +803,7 @@ def build_params(
         trace_labels: int64[requests], the class index of each request of the trace.
         thin_fraction: Share of the last superposed copy of the trace that is kept.
         effort: Whether the operator may shorten answers.
+        gate: Whether the operator may hold requests back at the gate.
 
     Returns:
         The parameters.
@@ -869,6 +871,7 @@ def build_params(
     joules = _reference_joules(site, classes, perf, np.array([rack_power(pool) for pool in site.pools]), cells, weights)
     site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
     site_row[SiteSpec.EFFORT] = float(effort)
+    site_row[SiteSpec.GATE] = float(gate)
     cls_rows = np.array([_class_row(cls, k, joules[k], deferrable) for cls, k in zip(classes, of_class, strict=True)])
     if site.money is not None:
         _enter_money(site, site.money, classes, site_row, cls_rows)

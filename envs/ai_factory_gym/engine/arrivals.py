@@ -36,7 +36,7 @@ from ai_factory_gym.engine.layout import (
     State,
 )
 from ai_factory_gym.engine.ledger import pass_gate, take_slot
-from ai_factory_gym.engine.lists import append
+from ai_factory_gym.engine.lists import append, insert
 from ai_factory_gym.engine.prefill import server_seconds, uncached_work_s
 from ai_factory_gym.engine.rng import exponential, normal_pair, poisson, uniform
 from ai_factory_gym.jit import inlined_kernel, kernel
@@ -167,7 +167,8 @@ def _enter(
         )
     cohort[Cohort.FIRST_TOKEN_S] = math.nan
     cohort[Cohort.G_ADMIT] = 0.0
-    cohort[Cohort.KEY] = 0.0
+    enter_s = arrival_s + state.cls[row, cls, Class.DELAY_S]
+    cohort[Cohort.KEY] = enter_s
     ints = state.cohort_int[row, slot]
     ints[CohortInt.STAGE] = Stage.INBOX
     ints[CohortInt.CLASS] = cls
@@ -175,7 +176,10 @@ def _enter(
     ints[CohortInt.DECODE_POOL] = decode
     ints[CohortInt.SCORED] = 1 if scoring > 0.0 else 0
     ints[CohortInt.DECIDED] = 0
-    append(state, row, prefill, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL, slot)
+    if params.site[SiteSpec.GATE] > 0.0:
+        insert(state, row, prefill, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL, slot)
+    else:
+        append(state, row, prefill, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL, slot)
     state.pool_int[row, prefill, PoolInt.ASSIGNED] += 1
     state.pool_int[row, decode, PoolInt.ASSIGNED] += 1
     numbers = state.pool[row, decode]

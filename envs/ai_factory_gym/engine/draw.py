@@ -154,7 +154,7 @@ def _note_later(params: Params, state: State, row: int, from_s: float, slice_end
         slot = state.pool_int[row, pool, PoolInt.INBOX_HEAD]
         while slot != NOBODY:
             cohort = state.cohort[row, slot]
-            if cohort[Cohort.ARRIVAL_S] >= from_s:
+            if cohort[Cohort.KEY] >= from_s:
                 numbers = state.pool[row, state.cohort_int[row, slot, CohortInt.DECODE_POOL]]
                 numbers[Pool.LATER] += cohort[Cohort.COUNT]
                 numbers[Pool.LATER_TOKENS] += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])

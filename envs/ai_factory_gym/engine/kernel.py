@@ -38,7 +38,7 @@ from ai_factory_gym.engine.layout import (
     State,
     Tier,
 )
-from ai_factory_gym.engine.ledger import sweep
+from ai_factory_gym.engine.ledger import held_at_most_s, sweep
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
 from ai_factory_gym.engine.supply import look_outside
@@ -162,6 +162,7 @@ def apply_action(
         state.cls[row, cls, Class.ADMITTED] = gate[cls, Gate.ADMITTED]
         state.cls[row, cls, Class.RELEASE] = gate[cls, Gate.RELEASE]
         state.cls[row, cls, Class.EFFORT] = gate[cls, Gate.EFFORT]
+        state.cls[row, cls, Class.DELAY_S] = gate[cls, Gate.DELAY] * held_at_most_s(params.cls[cls])
     for phase in (PREFILL, DECODE):
         for group in range(params.capacity.shape[1]):
             set_routing(params, state, row, phase, group, bias[phase, group])

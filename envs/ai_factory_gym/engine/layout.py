@@ -106,6 +106,7 @@ class SiteSpec(IntEnum):
     CAPITAL_USD_PER_S = 32
     STORE_BYTES = 33  # KV the site's shared store holds; 0 without one, and without any prefix cache
     STORE_BYTES_PER_S = 34
+    GATE = 35  # 1 where the operator may hold requests back at the gate
 
 
 class PoolSpec(IntEnum):
@@ -367,6 +368,7 @@ class Class(IntEnum):
     TASKS = 28  # classes with sessions: expected tasks all of whose requests were met
     BUSY_S = 29  # classes with sessions: time in the system of the requests that were answered, summed
     ANSWERED = 30  # classes with sessions: requests that were answered
+    DELAY_S = 31  # time that new requests wait at the gate
 
 
 COHORT_COLUMNS = 16
@@ -387,7 +389,7 @@ class Cohort(IntEnum):
     COUNT = 6
     PROMPT = 7
     OUTPUT = 8
-    KEY = 9  # V at which prefill starts (cohort resolution), then G at which decode ends
+    KEY = 9  # time it enters, s; then V at which prefill starts (cohort resolution), then G at which decode ends
     DEADLINE_S = 10  # of the next promise: first token, then last token
     FIRST_TOKEN_S = 11
     G_ADMIT = 12
@@ -464,6 +466,7 @@ class Gate(IntEnum):
     ADMITTED = 0
     RELEASE = 1
     EFFORT = 2
+    DELAY = 3
 
 
 class CacheSpec(IntEnum):

@@ -27,6 +27,9 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.jit import inlined_kernel, kernel
 
+MOST_HELD = 0.8
+"""Largest share of their patience that requests may be held at the gate (status: design choice): the rest is for the queues behind it."""
+
 _UPPER_EDGE_S = HISTOGRAM_LOW_S * 10.0 ** (np.arange(1, HISTOGRAM_BINS) / HISTOGRAM_BINS_PER_DECADE)
 """Upper edge of every bin but the last, s."""
 
@@ -210,6 +213,14 @@ def reject(params: Params, state: State, row: int, slot: int) -> None:
         counters[Class.REJECTED] += count
     write_log(state, row, slot, math.nan, math.nan, False)
     release_slot(state, row, slot)
+
+
+@inlined_kernel
+def held_at_most_s(spec: Array) -> float:
+    """Return how long requests of a class may be held at the gate, s: a part of their patience; deferrable ones wait elsewhere."""
+    if spec[ClassSpec.DEFERRABLE] > 0.0:
+        return 0.0
+    return float(MOST_HELD * spec[ClassSpec.PATIENCE_S])
 
 
 @inlined_kernel

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ai_factory_gym.engine.layout import NOBODY, State
-from ai_factory_gym.jit import inlined_kernel
+from ai_factory_gym.engine.layout import NOBODY, Cohort, State
+from ai_factory_gym.jit import inlined_kernel, kernel
 
 
 @inlined_kernel
@@ -16,6 +16,26 @@ def append(state: State, row: int, pool: int, head: int, tail: int, slot: int) -
     else:
         state.link[row, ints[tail]] = slot
     ints[tail] = slot
+
+
+@kernel
+def insert(state: State, row: int, pool: int, head: int, tail: int, slot: int) -> None:
+    """Put a cohort into a linked list that is in order of KEY, behind those with the same."""
+    ints = state.pool_int[row, pool]
+    key = state.cohort[row, slot, Cohort.KEY]
+    if ints[tail] == NOBODY or state.cohort[row, ints[tail], Cohort.KEY] <= key:
+        append(state, row, pool, head, tail, slot)
+        return
+    before = NOBODY
+    after = int(ints[head])
+    while state.cohort[row, after, Cohort.KEY] <= key:
+        before = after
+        after = int(state.link[row, after])
+    state.link[row, slot] = after
+    if before == NOBODY:
+        ints[head] = slot
+    else:
+        state.link[row, before] = slot
 
 
 @inlined_kernel

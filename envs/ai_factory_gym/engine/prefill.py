@@ -95,9 +95,11 @@ def hand_over(params: Params, state: State, row: int, pool: int, slot: int, now_
 
 @inlined_kernel
 def turned_away(params: Params, state: State, row: int, slot: int, prefill_wait_s: float) -> bool:
-    """Tell whether a cohort arriving now would wait longer than its class's patience, and reject it if so."""
+    """Tell whether a cohort entering now would wait longer than its class's patience, time at the gate included, and reject it if so."""
     ints = state.cohort_int[row, slot]
+    cohort = state.cohort[row, slot]
     wait_s = prefill_wait_s + state.pool[row, ints[CohortInt.DECODE_POOL], Pool.WAIT_S]
+    wait_s += cohort[Cohort.KEY] - cohort[Cohort.ARRIVAL_S]
     if wait_s <= params.cls[ints[CohortInt.CLASS], ClassSpec.PATIENCE_S]:
         return False
     reject(params, state, row, slot)
@@ -163,8 +165,8 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         next_s = end_s
         kind = 0
         head = ints[PoolInt.INBOX_HEAD]
-        if head != NOBODY and state.cohort[row, head, Cohort.ARRIVAL_S] < next_s:
-            next_s = max(time_s, state.cohort[row, head, Cohort.ARRIVAL_S])
+        if head != NOBODY and state.cohort[row, head, Cohort.KEY] < next_s:
+            next_s = max(time_s, state.cohort[row, head, Cohort.KEY])
             kind = 1
         if ints[PoolInt.DUE] > 0 and speed > 0.0:
             finish_s = max(time_s, time_s + (keys[0] - numbers[Pool.W]) / speed)
@@ -248,8 +250,8 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
     while True:
         # Starts that fall before the next arrival, in order.
         head = ints[PoolInt.INBOX_HEAD]
-        arrival = head != NOBODY and state.cohort[row, head, Cohort.ARRIVAL_S] < end_s
-        next_s = max(time_s, state.cohort[row, head, Cohort.ARRIVAL_S]) if arrival else end_s
+        arrival = head != NOBODY and state.cohort[row, head, Cohort.KEY] < end_s
+        next_s = max(time_s, state.cohort[row, head, Cohort.KEY]) if arrival else end_s
         served_v = numbers[Pool.V] + capacity * (next_s - time_s)
         while ints[PoolInt.QUEUE_HEAD] != NOBODY:
             slot = int(ints[PoolInt.QUEUE_HEAD])

@@ -337,6 +337,7 @@ class Engine:
             Class.ADMISSION_OWED,
             Class.OUTPUT_FACTOR,
             Class.EFFORT,
+            Class.DELAY_S,
         )
         saved = state.cls[row][:, list(history)].copy()
         state.cls[row] = 0.0
