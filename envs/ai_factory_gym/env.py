@@ -92,8 +92,9 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``class_due`` * | classes | time left to the oldest deferred request / deadline |
     | ``class_effort`` * | classes | output allowed / output at full effort |
     | ``battery`` * | 2 | charge / capacity; power given / largest |
+    | ``coolant`` ** | 3 | temperature / limit; facility power that heat allows now, and for good, / base cap |
 
-    Blocks with a * are there when their lever is in use.
+    Blocks with a * are there when their lever is in use, those with ** when the site has that part.
 
     ## Rewards
 

@@ -33,7 +33,7 @@ from ai_factory_gym.errors import ConfigError, check_keys, check_range
 from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength, hottest_c
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
-from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out
+from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out, site_parts
 from ai_factory_gym.params import build_params, check_cap, reference_batch
 from ai_factory_gym.reward import TERMS, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
@@ -113,7 +113,9 @@ class Factory:
         batch = reference_batch(task.site, self.classes, self.params)
         self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
         self.mean_rate = self._mean_rate()
-        slices, size = lay_out(len(self.pools), len(self.classes), self.action_layout.size, task.levers)
+        slices, size = lay_out(
+            len(self.pools), len(self.classes), self.action_layout.size, task.levers, site_parts(task.site)
+        )
         self.observation_layout = ObservationLayout(
             slices=slices,
             size=size,
@@ -130,6 +132,7 @@ class Factory:
             "effort" in task.levers,
             task.site.battery is not None,
             task.site.money is not None,
+            task.site.cooling.coolant_limit_c is not None,
         )
         self._constants = Constants(
             clock_min=task.site.clock_min,

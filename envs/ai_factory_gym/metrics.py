@@ -75,18 +75,23 @@ CLASS_MONEY_KEYS = ("revenue_usd", "budget_used")
 
 BUDGET_ALERT = 0.8
 
+COOLANT_KEYS = ("coolant_c", "coolant_peak_c", "heat_limited_s")
+"""Keys that are there where the coolant has a limit: its temperature now, the highest since the start of the episode, and the time for which
+the brake kept that limit rather than the cap (part of ``brake_s``)."""
+
 CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
 
 def info_keys(
-    classes: Sequence[str], effort: bool = False, battery: bool = False, money: bool = False
+    classes: Sequence[str], effort: bool = False, battery: bool = False, money: bool = False, coolant: bool = False
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use."""
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
     parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()), *(MONEY_KEYS if money else ()))
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
+    parts += COOLANT_KEYS if coolant else ()
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
 
 
@@ -226,3 +231,9 @@ def write_info(
         at += len(BATTERY_KEYS)
     if params.site[SiteSpec.MONEY] > 0.0:
         _write_money(params, site, cls, out, at, out[21] + wear_usd)
+        at += len(MONEY_KEYS) + classes * len(CLASS_MONEY_KEYS)
+    if params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
+        out[at] = site[Site.COOLANT_C]
+        out[at + 1] = site[Site.COOLANT_PEAK_C]
+        out[at + 2] = site[Site.HEAT_LIMITED_S]
+        at += len(COOLANT_KEYS)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ai_factory_gym.engine.draw import facility_power_w
+from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     PREFILL,
@@ -32,6 +34,7 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
+from ai_factory_gym.sites import SiteConfig
 
 LIMIT = 10.0
 DAY_S = 86400.0
@@ -109,6 +112,24 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
 )
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
 
+PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
+    (
+        "coolant",
+        "coolant",
+        "3",
+        "temperature / its limit; facility power that heat allows now / base cap, and for good in this weather / base cap",
+    ),
+)
+"""Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
+
+_COOLANT = 0
+"""Places in ``PART_BLOCKS``."""
+
+
+def site_parts(site: SiteConfig) -> tuple[str, ...]:
+    """Return the parts of a site that have an observation block."""
+    return ("coolant",) if site.cooling.coolant_limit_c is not None else ()
+
 
 @dataclass(frozen=True)
 class ObservationLayout:
@@ -138,15 +159,19 @@ class ObservationLayout:
 
     @property
     def scales(self) -> tuple[Array, ...]:
-        """Scales that differ by pool or class, and where the blocks of levers begin, as ``observe_row`` wants them."""
-        begins = [self.slices[name].start if name in self.slices else -1 for _, name, _, _ in LEVER_BLOCKS]
+        """Scales that differ by pool or class, and where the blocks of levers and of parts begin, as ``observe_row`` wants them."""
+        begins, part_begins = (
+            np.array([self.slices[name].start if name in self.slices else -1 for _, name, _, _ in blocks])
+            for blocks in (LEVER_BLOCKS, PART_BLOCKS)
+        )
         return (
             self.pool_batch,
             self.pool_nameplate_w,
             self.class_rate,
             self.class_ttft_s,
             self.pool_rack_w,
-            np.array(begins, dtype=np.int64),
+            begins.astype(np.int64),
+            part_begins.astype(np.int64),
         )
 
     @property
@@ -165,9 +190,12 @@ class ObservationLayout:
         return self.slices[block]
 
 
-def lay_out(pools: int, classes: int, actions: int, levers: Sequence[str] = ()) -> tuple[dict[str, slice], int]:
-    """Return the slices of all blocks and the length of the observation, those of levers in use among them."""
+def lay_out(
+    pools: int, classes: int, actions: int, levers: Sequence[str] = (), parts: Sequence[str] = ()
+) -> tuple[dict[str, slice], int]:
+    """Return the slices of all blocks and the length of the observation, those of levers in use and of the site's parts among them."""
     blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
+    blocks += [(name, length, text) for part, name, length, text in PART_BLOCKS if part in parts]
     lengths = {"pools": pools, "classes": classes, "actions": actions}
     slices = {}
     begin = 0
@@ -322,6 +350,18 @@ def _lever_blocks(
 
 
 @inlined_kernel
+def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Array, base_cap_w: float) -> None:
+    """Write the blocks of ``PART_BLOCKS`` that are there."""
+    if begins[_COOLANT] >= 0:
+        at = begins[_COOLANT]
+        out[at] = state.site[row, Site.COOLANT_C] / params.site[SiteSpec.COOLANT_LIMIT_C]
+        now_w = facility_power_w(params, state, row, heat_allows_w(params, state, row, LOOK_AHEAD_S))
+        always_w = facility_power_w(params, state, row, heat_allows_w(params, state, row, math.inf))
+        out[at + 1] = min(LIMIT, now_w / base_cap_w)
+        out[at + 2] = min(LIMIT, always_w / base_cap_w)
+
+
+@inlined_kernel
 def observe_row(
     params: Params,
     state: State,
@@ -344,7 +384,7 @@ def observe_row(
         constants: ``ObservationLayout.constants``.
         out: float32[size], written.
     """
-    batch, nameplate_w, rate, ttft_s, rack_w, begins = scales
+    batch, nameplate_w, rate, ttft_s, rack_w, begins, part_begins = scales
     base_cap_w, tpot_s = constants
     pools = params.pool.shape[0]
     classes = params.cls.shape[0]
@@ -370,6 +410,7 @@ def observe_row(
     for place in range(at):
         out[place] = max(-LIMIT, min(LIMIT, out[place]))
     _lever_blocks(params, state, row, out, begins, batch, rack_w, now_s)
+    _part_blocks(params, state, row, out, part_begins, base_cap_w)
 
 
 def class_limits_s(params: Params) -> Array:
@@ -389,4 +430,14 @@ def class_limits_s(params: Params) -> Array:
     return limits
 
 
-__all__ = ["BLOCKS", "LEVER_BLOCKS", "LIMIT", "ObservationLayout", "class_limits_s", "lay_out", "observe_row"]
+__all__ = [
+    "BLOCKS",
+    "LEVER_BLOCKS",
+    "LIMIT",
+    "PART_BLOCKS",
+    "ObservationLayout",
+    "class_limits_s",
+    "lay_out",
+    "observe_row",
+    "site_parts",
+]

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
+from ai_factory_gym.grid.series import hottest_c
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
-from ai_factory_gym.params import check_cap, nameplate_it_w, site_pue
+from ai_factory_gym.params import check_cap, derates_above_c, nameplate_it_w, site_pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
@@ -50,6 +51,16 @@ def _power(site: SiteConfig, steady: SteadySite, saturation: OperatingPoint) -> 
         yield (
             f"cap_w: at the load that saturates the SLA the site draws {saturation.facility_w / site.cap_w:.2f} of its cap: the racks bind "
             "before the power does; the shipped sites draw 1.25 to 1.4 times their cap there."
+        )
+
+
+def _heat(site: SiteConfig) -> Iterator[str]:
+    most_c = derates_above_c(site)
+    hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, ())
+    if hottest > most_c:
+        yield (
+            f"cooling: it may be {hottest:.1f} degC outdoors, and above {most_c:.1f} degC the coolant's limit binds before the cap does: the site "
+            "will have to derate; raise design_outdoor_c (more dry coolers) if that is not meant."
         )
 
 
@@ -152,7 +163,7 @@ def _classes(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
 
 
 def findings(site: SiteConfig) -> list[str]:
-    """Return what would surprise in a site, in the order power, demand, pools, classes; empty when nothing does.
+    """Return what would surprise in a site, in the order power, heat, demand, pools, classes; empty when nothing does.
 
     Raises:
         ConfigError: When the site cannot be simulated at all.
@@ -164,6 +175,7 @@ def findings(site: SiteConfig) -> list[str]:
         return [f"pools: no load keeps the SLA ({steady.at(1e-6).binds or 'tpot'} binds).", *_classes(site, steady)]
     return [
         *_power(site, steady, saturation),
+        *_heat(site),
         *_demand(site, steady),
         *_balance(steady, saturation),
         *_classes(site, steady),

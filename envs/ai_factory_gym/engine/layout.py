@@ -99,6 +99,11 @@ class SiteSpec(IntEnum):
     PENALTY_SHARE = 30  # what a missed request costs, as a share of what it would have paid
     DEMAND_USD_PER_W = 31  # charge for the highest draw of a quarter of an hour, per second of the episode
     CAPITAL_USD_PER_S = 32
+    HEAT_W_PER_K = (
+        33  # heat the coolant loop gives to the air per kelvin between them; 0 where the coolant has no limit
+    )
+    COOLANT_LIMIT_C = 34
+    LOOP_S = 35  # time constant of the loop
 
 
 class PoolSpec(IntEnum):
@@ -223,6 +228,12 @@ class Site(IntEnum):
     QUARTER_S = 53  # how much of it has passed
     PEAK_QUARTER_W = 54  # highest mean draw of any quarter of an hour
     SCORED_S = 55  # time scored so far
+    COOLANT_C = 56  # supply temperature of the coolant
+    COOLANT_PEAK_C = 57  # highest so far
+    HEAT_LIMIT_W = 58  # IT power that the coolant's limit allows in this segment
+    HEAT_OVER_S = 59  # how long IT power has exceeded it without a break
+    HEAT_BINDS = 60  # 1 while the brake keeps the coolant's limit rather than the cap
+    HEAT_LIMITED_S = 61  # time under the brake for its sake
 
 
 class SiteInt(IntEnum):

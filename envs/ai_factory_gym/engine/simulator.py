@@ -184,6 +184,8 @@ class Engine:
         site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
+        if params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
+            site[Site.COOLANT_C] = site[Site.COOLANT_PEAK_C] = site[Site.OUTDOOR_C]
         pool = state.pool[row]
         pool[:, Pool.TIME_S] = episode.path_start_s
         pool[:, Pool.CLOCK] = pool[:, Pool.CLOCK_CEILING] = pool[:, Pool.DUTY] = 1.0
@@ -305,6 +307,8 @@ class Engine:
             Site.BATTERY_OUT_W,
         ]
         kept = {column: site[column] for column in keep}
+        if self.params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
+            kept[Site.COOLANT_C] = kept[Site.COOLANT_PEAK_C] = self._settled_c(row)
         site[:] = 0.0
         for column, value in kept.items():
             site[column] = value
@@ -329,6 +333,14 @@ class Engine:
         state.pool[row, :, Pool.G_OPEN] = state.pool[row, :, Pool.G]
         state.pool[row, :, Pool.G_CLOSE] = math.inf
         state.site_int[row, SiteInt.LOGGED] = 0
+
+    def _settled_c(self, row: int) -> float:
+        """Return the coolant's temperature in equilibrium with the last control step, at most its limit, degC."""
+        spec, site = self.params.site, self.state.site[row]
+        if site[Site.STEP_S] <= 0.0:
+            return float(site[Site.COOLANT_C])
+        rise_k = site[Site.STEP_IT_ENERGY_J] / site[Site.STEP_S] / spec[SiteSpec.HEAT_W_PER_K]
+        return float(min(spec[SiteSpec.COOLANT_LIMIT_C], site[Site.OUTDOOR_C] + rise_k))
 
     def close_window(self, row: int) -> None:
         """End scoring: energy, emission and arrivals freeze; fates of scored requests are still counted."""
