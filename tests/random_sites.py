@@ -70,6 +70,7 @@ def propose(rng: np.random.Generator) -> Table:
         "clock_min": float(rng.uniform(0.2, 0.75)),
         "drain_s": float(rng.choice([0.0, 30.0, 300.0])),
         "dwell_s": float(rng.choice([0.0, 60.0, 900.0])),
+        "switch_s": float(rng.choice([0.0, 60.0, 300.0])),
         "pools": pools,
     }
 
@@ -209,6 +210,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _set("clock_min", 0.0, 0.9, 1.5, math.nan, "low"),
     _set("drain_s", -1.0, math.inf, "x"),
     _set("dwell_s", -1.0, math.nan),
+    _set("switch_s", -1.0, math.nan),
     _set("max_context", 0, -5, 1.5, "128k"),
     _set("name", 3, None, ""),
     _set("pools", [], {}, "gb300_nvl72", None, [3]),

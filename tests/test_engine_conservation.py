@@ -84,6 +84,7 @@ def site() -> SiteConfig:
             "group_edges": [2048.0],
             "drain_s": 20.0,
             "dwell_s": 30.0,
+            "switch_s": 25.0,
             "cooling": {"fixed_share": 0.0},
             "pools": pools,
         }
@@ -114,10 +115,12 @@ class Play:
     clock: tuple[tuple[float, ...], ...]
     awake: tuple[tuple[float, ...], ...]
     limit: tuple[tuple[float, ...], ...]
+    role: tuple[tuple[float, ...], ...] = ()
 
 
 STEPS = 7
 _unit = st.floats(0.0, 1.0)
+_two = st.tuples(_unit, _unit)
 _four = st.tuples(_unit, _unit, _unit, _unit)
 PLAYS = st.builds(
     Play,
@@ -128,6 +131,7 @@ PLAYS = st.builds(
     clock=st.tuples(*[_four] * STEPS),
     awake=st.tuples(*[_four] * STEPS),
     limit=st.tuples(*[_four] * STEPS),
+    role=st.one_of(st.just(()), st.tuples(*[_two] * STEPS)),
 )
 
 
@@ -160,11 +164,17 @@ def decision(play: Play, step: int) -> Decision:
     factor = np.exp(8.0 * np.array(play.bias[step]) - 4.0)
     bias = np.broadcast_to(factor, (1, 2, p.capacity.shape[1], pools)).copy()
     ceiling = 0.3 + 0.7 * np.array(play.clock[step])
+    own = p.pool[:, PoolSpec.RACKS].copy()
+    if play.role:
+        # Pools 0 and 2 are of one rack type, 1 and 3 of another.
+        total = own[:2] + own[2:]
+        own[:2] = np.round(1.0 + (total - 2.0) * np.array(play.role[step]))
+        own[2:] = total - own[:2]
     lowest = p.pool[:, PoolSpec.MIN_ACTIVE]
-    racks = np.round(lowest + (p.pool[:, PoolSpec.RACKS] - lowest) * np.array(play.awake[step])).astype(np.int64)
+    racks = np.round(lowest + (own - lowest) * np.array(play.awake[step])).astype(np.int64)
     limit = np.array(play.limit[step])
     limit_w = np.where(limit > 0.5, np.inf, 3000.0 + 14000.0 * limit)
-    return Decision(bias, ceiling[None], limit_w[None], racks[None])
+    return Decision(bias, ceiling[None], limit_w[None], racks[None], own=own[None].astype(np.int64))
 
 
 def used(state: State) -> tuple[Floats, NDArray[np.int32]]:
@@ -230,7 +240,12 @@ def check_racks(p: Params, state: State) -> None:
     columns = [PoolInt.ACTIVE, PoolInt.WAKING, PoolInt.DRAINING, PoolInt.ASLEEP, PoolInt.FAILED]
     racks = state.pool_int[0][:, columns]
     assert np.all(racks >= 0)
-    assert np.array_equal(racks.sum(axis=1), p.pool[:, PoolSpec.RACKS].astype(np.int64))
+    built = p.pool[:, PoolSpec.RACKS].astype(np.int64)
+    # A rack may change its role; of each type there are as many as ever, and every pool has one.
+    assert np.array_equal(racks[:2].sum(axis=1) + racks[2:].sum(axis=1), built[:2] + built[2:])
+    assert np.all(racks.sum(axis=1) >= 1)
+    moving = state.pool_int[0, :, PoolInt.MOVING]
+    assert np.all((moving >= 0) & (moving <= racks[:, 2]))
     kept = p.pool[:, PoolSpec.MIN_ACTIVE] > 0
     assert np.all(racks[kept, 0] >= 1)
     busy = state.pool_int[0, :, PoolInt.BUSY]

@@ -21,7 +21,7 @@ from ai_factory_gym.observation import BLOCKS, LEVER_BLOCKS
 from ai_factory_gym.sites import load_site
 from ai_factory_gym.workload.effort import answer_value
 
-EXTRA = ("power_limit", "batch_ceiling", "admission", "deferral", "effort")
+EXTRA = ("power_limit", "batch_ceiling", "admission", "deferral", "effort", "role")
 NOON = {"start_time_s": 12 * 3600.0, "horizon_s": 1200.0, "warmup_s": 600.0}
 CLASSES = ("chat", "customer_service", "ecommerce_agent", "reasoning", "coding", "batch")
 
@@ -83,7 +83,7 @@ def test_dimensions_and_blocks_are_documented() -> None:
     env = make(LEVERS)
     decode = int((env.factory.params.pool[:, PoolSpec.PHASE] == DECODE).sum())
     sizes = {name: place.stop - place.start for name, place in env.action_layout.slices.items()}
-    assert [sizes[name] for name in EXTRA] == [4, decode, len(CLASSES), 1, 1]
+    assert [sizes[name] for name in EXTRA] == [4, decode, len(CLASSES), 1, 1, 1]
     for lever, block, _, _ in LEVER_BLOCKS:
         assert lever in EXTRA and f"``{block}`` *" in str(AIFactoryEnv.__doc__)
         assert env.observation_layout[block].start >= env.observation_layout["previous_action"].stop

@@ -143,8 +143,8 @@ def step_rows(
     episodes = Episodes(*episode_arrays)
     outcome = Outcome(*outcome_arrays)
     constants = Constants(*numbers)
-    bias, ceiling, power_limit_w, racks, most_batch, gate, order = decision_arrays
-    begins, pool_racks, racks_span, most, deferrable, least_effort = lever_arrays
+    bias, ceiling, power_limit_w, racks, most_batch, gate, order, own = decision_arrays
+    begins, pool_racks, racks_span, most, deferrable, least_effort, pairs = lever_arrays
     result = DONE
     for index in range(rows.shape[0]):
         row = rows[index]
@@ -159,6 +159,7 @@ def step_rows(
                 most,
                 deferrable,
                 least_effort,
+                pairs,
                 constants.clock_min,
                 bias[row],
                 ceiling[row],
@@ -167,6 +168,7 @@ def step_rows(
                 most_batch[row],
                 gate[row],
                 order[row],
+                own[row],
             )
             begin_step(params, state, row)
             apply_action(
@@ -180,6 +182,7 @@ def step_rows(
                 most_batch[row],
                 gate[row],
                 order[row],
+                own[row],
             )
         status[row] = run_step(params, state, row, path_start_s[row])
         if status[row] != DONE:

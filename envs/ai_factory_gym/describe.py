@@ -8,6 +8,7 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_range, unknown
+from ai_factory_gym.levers import pairs_of
 from ai_factory_gym.operating_point import OperatingPoint, steady_site
 from ai_factory_gym.params import (
     coolable_up_to_c,
@@ -96,6 +97,11 @@ def describe(name: str) -> str:
             lines.append(
                 f"{pool.name} and {site.pools[site.partner(pool)].name} share {what}: {pool.racks} racks in all"
             )
+    for prefill, decode, fewest, most in pairs_of(params):
+        both = site.pools[prefill].racks + site.pools[decode].racks
+        lines.append(
+            f"lever role: {fewest} to {most} of the {both} racks of {site.pools[prefill].rack_type.id} in prefill, the others in decode"
+        )
     if any(pool.rack_type.hypothetical for pool in site.pools):
         lines.append("* hypothetical: announced, then withdrawn; never shipped")
     lines += [

@@ -14,8 +14,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Pool, PoolInt, PoolSpec, Site
+from ai_factory_gym.engine.racks import least_racks, racks_staying
 from ai_factory_gym.env import AIFactoryEnv
 from ai_factory_gym.errors import ConfigError, check_flag
+from ai_factory_gym.levers import NEUTRAL_AWAKE
 
 NEUTRAL = 0.0
 
@@ -99,12 +101,42 @@ class DiscreteLevers(gymnasium.ActionWrapper[np.ndarray, Any, np.ndarray]):
             awake = ints[:, PoolInt.ACTIVE] + ints[:, PoolInt.WAKING]
             for pool in np.flatnonzero(now_s < numbers[:, Pool.DWELL_UNTIL_S]):
                 block[pool] = self._racks(int(pool)) >= awake[pool]
+        if "role" in layout.slices:
+            for pair, (prefill, decode, _, _) in enumerate(layout.pairs):
+                wanted = self._roles(pair)
+                coming, going = ints[decode, PoolInt.MOVING], ints[prefill, PoolInt.MOVING]
+                here = racks_staying(state, 0, int(prefill)) + coming
+                less = self._gives(int(prefill)) or coming > 0
+                more = self._gives(int(decode)) or going > 0
+                block = (wanted == here) | (less & (wanted < here)) | (more & (wanted > here))
+                # Where nothing is possible, the choice that is nearest to what is stands for it.
+                block[np.argmin(np.abs(wanted - here))] |= not block.any()
+                masks[layout["role"]][pair] = block
         return masks
 
-    def _racks(self, pool: int) -> Array:
-        """Return the racks that each step of a pool's number wants awake."""
+    def _gives(self, pool: int) -> bool:
+        """Tell whether a pool has a rack that may change its role now."""
+        params, state = self._base.factory.params, self._base.factory.engine.state
+        ints = state.pool_int[0, pool]
+        if ints[PoolInt.ASLEEP] > 0 or ints[PoolInt.DRAINING] > ints[PoolInt.MOVING]:
+            return True
+        held = state.site[0, Site.TIME_S] < state.pool[0, pool, Pool.DWELL_UNTIL_S]
+        return bool(not held and ints[PoolInt.ACTIVE] > least_racks(params, pool))
+
+    def _roles(self, pair: int) -> Array:
+        """Return the racks that each step of a pair's number wants in its prefill pool."""
         layout = self._base.action_layout
-        below, centre, above = (part[pool] for part in (layout.racks_below, layout.centre_racks, layout.racks_above))
+        prefill, _, fewest, most = layout.pairs[pair]
+        built = layout.racks[prefill]
+        span = np.where(self.values < 0.0, built - fewest, most - built)
+        return np.asarray(np.floor(built + self.values * span + 0.5), dtype=np.int64)
+
+    def _racks(self, pool: int) -> Array:
+        """Return the racks that each step of a pool's number wants awake, of those it has."""
+        least = float(self._base.factory.params.pool[pool, PoolSpec.MIN_ACTIVE])
+        racks = float(racks_staying(self._base.factory.engine.state, 0, pool))
+        centre = max(NEUTRAL_AWAKE * racks, least)
+        below, above = centre - least, racks - centre
         span = np.where(self.values < 0.0, below, above)
         return np.asarray(np.ceil(centre + self.values * span - 1e-6))
 

@@ -48,11 +48,13 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``deferral`` * | deferrable classes | work waits for its deadline | the built-in rule | released at once |
     | ``effort`` * | classes that may be cut | the shortest answers of the class | full effort | full effort |
     | ``battery`` * | 1 | charged at full power, below the cap | covers what exceeds the cap | gives its full power |
+    | ``role`` * | pairs of pools | most racks of the type in decode | as built | most racks of the type in prefill |
 
     Levers with a * are not in use unless ``levers`` names them, and neutral at zero: an episode is then the same as without.
 
     A group is a range of prompt lengths (``group_edges`` of the site). Racks drain before they sleep, take minutes to wake,
-    and stay awake for a minimum time.
+    and stay awake for a minimum time. A pair is a rack type with a prefill and a decode pool: racks that change between them
+    drain, load the model again (``switch_s`` of the site), and stay for a minimum time.
 
     ## Observation Space
 
@@ -76,9 +78,9 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``pool_wait`` | pools | predicted wait / 10 s |
     | ``pool_clock`` | pools | mean clock |
     | ``pool_power`` | pools | IT power / nameplate |
-    | ``pool_active``, ``pool_waking`` | pools each | racks in that state / racks |
+    | ``pool_active``, ``pool_waking`` | pools each | racks in that state / racks as built |
     | ``pool_wake_time`` | pools | time until the next rack is awake / wake time |
-    | ``pool_draining``, ``pool_asleep``, ``pool_failed`` | pools each | racks in that state / racks |
+    | ``pool_draining``, ``pool_asleep``, ``pool_failed`` | pools each | racks in that state / racks as built |
     | ``class_rate``, ``class_rate_lag1``, ``class_rate_lag2`` | classes each | arrivals/s now and one and two steps ago / mean |
     | ``queue_wait`` | classes | mean TTFT of the step / limit |
     | ``class_queued`` | classes | requests without a first token / 10 s of mean demand |
@@ -92,6 +94,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``class_due`` * | classes | time left to the oldest deferred request / deadline |
     | ``class_effort`` * | classes | output allowed / output at full effort |
     | ``battery`` * | 2 | charge / capacity; power given / largest |
+    | ``pool_racks`` * | pools | racks the pool has, but those that are to leave / racks of its pair |
     | ``coolant`` ** | 3 | temperature / limit; facility power that heat allows now, and for good, / base cap |
 
     Blocks with a * are there when their lever is in use, those with ** when the site has that part.

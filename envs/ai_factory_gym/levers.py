@@ -12,6 +12,7 @@
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
 | battery | 1 | power of the site's battery: -1 charges at full power, from what the cap leaves; 0 only what exceeds the cap; 1 gives all | as 0 |
 | effort | classes that may be cut | output over that of full effort: -1 the least of the class, linear up to 0; from 0 all | full effort |
+| role | pairs of pools | racks of one type in prefill: -1 fewest, 0 as built, 1 most, linear, rounded; the others in decode | as built |
 
 Pools in the same racks (``engine.coupled``): of two orders for racks the larger holds; a power limit is for the whole rack, and the lower
 of two holds; on shared GPUs so does the lower of two clock ceilings, and ``route_decode`` has no say in what was prefilled there.
@@ -25,6 +26,10 @@ was emitted. Deferred work gets the effort of the moment in which it is released
 A routing weight under 1 % of its group's sum becomes 0; pools without an active rack get nothing. Clock and power limit compose:
 the lower of the two clocks is in force. The reference batch is that of ``params.reference_batch``: the largest that keeps the tightest
 TPOT limit at full clock, with a margin.
+
+A pair is a rack type that has both a prefill and a decode pool, in racks of their own; each of the two keeps its minimum of racks, and at
+least one. A rack that changes its role drains, then loads the model for ``switch_s``. ``active_racks`` is a share of the racks that
+``role`` gives the pool.
 """
 
 from __future__ import annotations
@@ -55,10 +60,12 @@ LEAST_BATCH = 0.125
 DEFAULT_LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 """The levers of the published tasks."""
 
-LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "effort", "battery")
+LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "effort", "battery", "role")
 """All levers; the routing of a phase stands at the phase's number."""
 
-_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT, _BATTERY = (LEVERS.index(name) for name in LEVERS[2:])
+_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT, _BATTERY, _ROLE = (
+    LEVERS.index(name) for name in LEVERS[2:]
+)
 
 
 @inlined_kernel
@@ -82,6 +89,7 @@ def decide_row(
     most: Array,
     deferrable: Array,
     least_effort: Array,
+    pairs: Array,
     clock_min: float,
     bias: Array,
     ceiling: Array,
@@ -90,6 +98,7 @@ def decide_row(
     most_batch: Array,
     gate: Array,
     order: Array,
+    own: Array,
 ) -> None:
     """Translate one action into a decision.
 
@@ -101,6 +110,7 @@ def decide_row(
         most: float64[3, pools]: largest draw of a rack, W; batch ceiling of the pool; lowest batch ceiling, 0 for prefill.
         deferrable: Whether work of a class may be deferred, bool[classes].
         least_effort: Smallest effort of a class, 1 where answers may not be cut, float64[classes].
+        pairs: int64[pairs, 4]: prefill pool, decode pool, fewest and most racks in the prefill pool.
         clock_min: Lowest clock ceiling.
         bias: Written: float64[2, groups, pools].
         ceiling: Written: float64[pools].
@@ -109,8 +119,21 @@ def decide_row(
         most_batch: Written: float64[pools].
         gate: Written: float64[classes, Gate].
         order: Written: float64[Order].
+        own: Written: int64[pools], racks wanted in each pool, awake or not.
     """
     pools = ceiling.shape[0]
+    for pool in range(pools):
+        own[pool] = pool_racks[pool, 1]
+    if begins[_ROLE] >= 0:
+        for pair in range(pairs.shape[0]):
+            prefill = pairs[pair, 0]
+            decode = pairs[pair, 1]
+            built = own[prefill]
+            wanted = from_centre(
+                action[begins[_ROLE] + pair], float(built - pairs[pair, 2]), float(built), float(pairs[pair, 3] - built)
+            )
+            own[prefill] = int(math.floor(wanted + 0.5))
+            own[decode] += built - own[prefill]
     for phase in (PREFILL, DECODE):
         column = begins[phase]
         for group in range(bias.shape[1]):
@@ -126,11 +149,15 @@ def decide_row(
             ceiling[pool] = from_centre(
                 action[begins[_CLOCK] + pool], NEUTRAL_CLOCK - clock_min, NEUTRAL_CLOCK, 1.0 - NEUTRAL_CLOCK
             )
-        racks[pool] = pool_racks[pool, 1]
+        racks[pool] = own[pool]
         if begins[_RACKS] >= 0:
-            wanted = from_centre(
-                action[begins[_RACKS] + pool], racks_span[0, pool], racks_span[1, pool], racks_span[2, pool]
-            )
+            below, centre, above = racks_span[0, pool], racks_span[1, pool], racks_span[2, pool]
+            if own[pool] != pool_racks[pool, 1]:
+                least = centre - below
+                centre = max(NEUTRAL_AWAKE * own[pool], least)
+                below = centre - least
+                above = own[pool] - centre
+            wanted = from_centre(action[begins[_RACKS] + pool], below, centre, above)
             racks[pool] = int(math.ceil(wanted - 1e-6))
         if begins[_LIMIT] >= 0 and action[begins[_LIMIT] + pool] < 0.0:
             power_limit_w[pool] = most[0, pool] * (1.0 + (1.0 - LEAST_LIMIT) * action[begins[_LIMIT] + pool])
@@ -173,9 +200,10 @@ def _decide_rows(
     most_batch: Array,
     gate: Array,
     order: Array,
+    own: Array,
 ) -> None:
     """Translate actions, float64[n, size], into decisions, one entry per row (see ``decide_row``)."""
-    begins, pool_racks, racks_span, most, deferrable, least_effort = lever_arrays
+    begins, pool_racks, racks_span, most, deferrable, least_effort, pairs = lever_arrays
     for row in range(action.shape[0]):
         decide_row(
             action[row],
@@ -185,6 +213,7 @@ def _decide_rows(
             most,
             deferrable,
             least_effort,
+            pairs,
             clock_min,
             bias[row],
             ceiling[row],
@@ -193,7 +222,19 @@ def _decide_rows(
             most_batch[row],
             gate[row],
             order[row],
+            own[row],
         )
+
+
+def pairs_of(params: Params) -> Array:
+    """Return the pairs of pools whose racks may change their role, int64[pairs, 4]: prefill pool, decode pool, fewest and most in prefill."""
+    least = np.maximum(1.0, params.pool[:, PoolSpec.MIN_ACTIVE])
+    racks = params.pool[:, PoolSpec.RACKS]
+    rows = []
+    for prefill, decode in enumerate(params.pool[:, PoolSpec.SIBLING].astype(np.int64)):
+        if decode >= 0 and params.pool[prefill, PoolSpec.PHASE] == PREFILL:
+            rows.append([prefill, decode, least[prefill], racks[prefill] + racks[decode] - least[decode]])
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
 def no_decision(rows: int, params: Params) -> Decision:
@@ -207,6 +248,7 @@ def no_decision(rows: int, params: Params) -> Decision:
         most_batch=np.tile(params.pool[:, PoolSpec.MAX_BATCH], (rows, 1)),
         gate=open_gate(rows, len(params.cls)),
         order=np.zeros((rows, len(Order))),
+        own=np.tile(params.pool[:, PoolSpec.RACKS].astype(np.int64), (rows, 1)),
     )
 
 
@@ -228,8 +270,9 @@ class ActionLayout:
         racks_below: How many fewer at -1.
         racks_above: How many more at 1.
         rack_w: Largest draw of a rack, W, float64[pools]; pools in the same racks have the whole rack's.
-        arrays: Begins, phases and racks, the span of racks, the largest settings, who is deferrable, and the least efforts, as
-            ``decide_row`` wants them.
+        pairs: Prefill pool, decode pool, fewest and most racks in the prefill pool of each pair, int64[pairs, 4].
+        arrays: Begins, phases and racks, the span of racks, the largest settings, who is deferrable, the least efforts, and the pairs,
+            as ``decide_row`` wants them.
     """
 
     params: Params = field(repr=False)
@@ -261,6 +304,7 @@ class ActionLayout:
             "deferral": int(deferrable.sum()),
             "effort": int((least_effort < 1.0).sum()),
             "battery": 1,
+            "role": len(pairs_of(self.params)),
         }
         if "battery" in self.levers and self.params.site[SiteSpec.BATTERY_W] <= 0.0:
             raise ConfigError(
@@ -275,6 +319,11 @@ class ActionLayout:
             raise ConfigError(
                 "levers: 'deferral' is not possible: no class of this site and scenario is deferrable; leave the lever out, or "
                 "choose a scenario and a mix with deferrable work."
+            )
+        if "role" in self.levers and not sizes["role"]:
+            raise ConfigError(
+                "levers: 'role' is not possible: no rack type of this site has both a prefill and a decode pool; leave the lever out, or "
+                "give a rack type pools of both phases (racks of their own, with one power profile and limit)."
             )
         slices = {}
         begin = 0
@@ -291,6 +340,7 @@ class ActionLayout:
         object.__setattr__(self, "rack_w", largest_rack_w(self.params.power, self.params.pool))
         largest = self.params.pool[:, PoolSpec.MAX_BATCH]
         least = np.minimum(largest, np.maximum(1.0, LEAST_BATCH * self.reference_batch))
+        object.__setattr__(self, "pairs", pairs_of(self.params))
         object.__setattr__(
             self,
             "arrays",
@@ -301,6 +351,7 @@ class ActionLayout:
                 np.stack([self.rack_w, largest, least]),
                 deferrable,
                 least_effort,
+                self.pairs,
             ),
         )
 
@@ -311,6 +362,7 @@ class ActionLayout:
     racks_below: Array = field(init=False, repr=False)
     racks_above: Array = field(init=False, repr=False)
     rack_w: Array = field(init=False, repr=False)
+    pairs: Array = field(init=False, repr=False)
     arrays: tuple[Array, ...] = field(init=False, repr=False)
 
     def __getitem__(self, lever: str) -> slice:
@@ -333,7 +385,8 @@ class ActionLayout:
             The decision, one entry per row.
         """
         decision = no_decision(len(action), self.params)
-        assert decision.most_batch is not None and decision.gate is not None and decision.order is not None
+        assert decision.most_batch is not None and decision.gate is not None
+        assert decision.order is not None and decision.own is not None
         given = np.asarray(action, dtype=np.float64)
         _decide_rows(
             given,
@@ -346,6 +399,7 @@ class ActionLayout:
             decision.most_batch,
             decision.gate,
             decision.order,
+            decision.own,
         )
         return decision
 
@@ -362,12 +416,13 @@ class ActionLayout:
         release: Array | float | None = None,
         effort: Array | float | None = None,
         battery: float | None = None,
+        role: Array | int | None = None,
     ) -> Array:
         """Return the action that sets physical values; what is None, or whose lever is not in use, is left at zero.
 
         Args:
             clock: Clock ceilings per pool, or one for all.
-            racks: Racks awake per pool.
+            racks: Racks awake per pool, of those that ``role`` gives it.
             route_prefill: Routing factors (1 is capacity-proportional), [groups, prefill pools].
             route_decode: The same for decode.
             power_limit_w: Most an active rack of each pool may draw, W, inf for no limit, or one for all.
@@ -376,31 +431,40 @@ class ActionLayout:
             release: Hand on the deferred work of each deferrable class, as the lever's own number, or one for all.
             effort: Output over that of full effort of each class that may be cut, or one for all.
             battery: Share of its power that the battery is to give, negative to take.
+            role: Racks of each pair that are to be in its prefill pool, or one number for all pairs.
 
         Returns:
             float32[size] in [-1, 1].
         """
         action = np.zeros(self.size)
+        own = self.racks.astype(np.float64)
+        if role is not None and "role" in self.slices:
+            prefill, decode, fewest, most = self.pairs.T
+            wanted = np.clip(np.broadcast_to(role, prefill.shape), fewest, most)
+            built = own[prefill]
+            action[self.slices["role"]] = to_centre(wanted, built - fewest, built, most - built)
+            own[prefill], own[decode] = wanted, built + own[decode] - wanted
         if clock is not None and "clock" in self.slices:
             below, above = NEUTRAL_CLOCK - self.clock_min, 1.0 - NEUTRAL_CLOCK
             action[self.slices["clock"]] = to_centre(clock, below, NEUTRAL_CLOCK, above)
         if racks is not None and "active_racks" in self.slices:
             # Half a rack below the wanted number rounds up to it.
-            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, self.params.pool[:, PoolSpec.MIN_ACTIVE])
-            centred = to_centre(aim, self.racks_below, self.centre_racks, self.racks_above)
-            action[self.slices["active_racks"]] = centred
+            least = self.params.pool[:, PoolSpec.MIN_ACTIVE]
+            aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, least)
+            centre = np.maximum(NEUTRAL_AWAKE * own, least)
+            action[self.slices["active_racks"]] = to_centre(aim, centre - least, centre, own - centre)
         for name, factor in (("route_prefill", route_prefill), ("route_decode", route_decode)):
             if factor is not None and name in self.slices:
                 # A factor of zero has no logarithm, and is below the lever's smallest anyway.
                 positive = np.maximum(np.asarray(factor, dtype=np.float64), 1e-300)
                 action[self.slices[name]] = np.log(positive).reshape(-1) / ROUTING_GAIN
-        _, _, _, most, _, least_effort = self.arrays
+        largest_settings, least_effort = self.arrays[3], self.arrays[5]
         if power_limit_w is not None and "power_limit" in self.slices:
             share = np.minimum(np.broadcast_to(power_limit_w, self.rack_w.shape) / self.rack_w, 1.0)
             action[self.slices["power_limit"]] = (share - 1.0) / (1.0 - LEAST_LIMIT)
         if most_batch is not None and "batch_ceiling" in self.slices:
             decode = self.params.pool[:, PoolSpec.PHASE] == DECODE
-            largest, least = most[1, decode], most[2, decode]
+            largest, least = largest_settings[1, decode], largest_settings[2, decode]
             # A little more than the wanted number is rounded down to it.
             wanted = np.clip(np.broadcast_to(most_batch, largest.shape) + 1e-3, 1.0, largest)
             action[self.slices["batch_ceiling"]] = -np.log(wanted / largest) / np.minimum(

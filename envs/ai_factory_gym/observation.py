@@ -31,6 +31,7 @@ from ai_factory_gym.engine.layout import (
     State,
     Transition,
 )
+from ai_factory_gym.engine.racks import racks_staying
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
@@ -69,12 +70,12 @@ BLOCKS: tuple[tuple[str, str, str], ...] = (
     ("pool_wait", "pools", "prefill: time to serve the queue, s / 10; decode: predicted wait for admission, s / 10"),
     ("pool_clock", "pools", "mean clock over the last step"),
     ("pool_power", "pools", "IT power over the last step / nameplate of the pool"),
-    ("pool_active", "pools", "racks active / racks"),
-    ("pool_waking", "pools", "racks waking / racks"),
+    ("pool_active", "pools", "racks active / racks as built"),
+    ("pool_waking", "pools", "racks waking / racks as built"),
     ("pool_wake_time", "pools", "time until the next waking rack is active / wake time"),
-    ("pool_draining", "pools", "racks draining / racks"),
-    ("pool_asleep", "pools", "racks asleep / racks"),
-    ("pool_failed", "pools", "racks failed / racks"),
+    ("pool_draining", "pools", "racks draining / racks as built"),
+    ("pool_asleep", "pools", "racks asleep / racks as built"),
+    ("pool_failed", "pools", "racks failed / racks as built"),
     ("class_rate", "classes", "arrivals per second over the last step / mean demand of the class"),
     ("class_rate_lag1", "classes", "the same one step earlier"),
     ("class_rate_lag2", "classes", "the same two steps earlier"),
@@ -108,6 +109,12 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "battery",
         "2",
         "charge / capacity; power given over the last segment / largest power, negative while it is charged",
+    ),
+    (
+        "role",
+        "pool_racks",
+        "pools",
+        "racks of the pool, those left out that are to leave / racks of its pair; 1 without a pair",
     ),
 )
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
@@ -335,6 +342,11 @@ def _lever_blocks(
         if begins[1] >= 0:
             decode = params.pool[pool, PoolSpec.PHASE] != PREFILL
             out[begins[1] + pool] = min(LIMIT, numbers[Pool.MAX_BATCH] / batch[pool]) if decode else 0.0
+        if begins[6] >= 0:
+            sibling = int(params.pool[pool, PoolSpec.SIBLING])
+            total = params.pool[pool, PoolSpec.RACKS]
+            total += params.pool[sibling, PoolSpec.RACKS] if sibling >= 0 else 0.0
+            out[begins[6] + pool] = racks_staying(state, row, pool) / total
     if begins[5] >= 0:
         spec = params.site
         out[begins[5]] = state.site[row, Site.BATTERY_CHARGE_J] / spec[SiteSpec.BATTERY_J]

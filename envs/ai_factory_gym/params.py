@@ -246,6 +246,11 @@ def pool_specs(site: SiteConfig, perf: Array) -> Array:
         )
         pools[index, PoolSpec.PREFILL_LIMIT] = prefill_limit(pool) if pool.aggregated else 1.0
         pools[index, PoolSpec.RACK_LIMIT_W] = math.inf if pool.rack_limit_w is None else pool.rack_limit_w
+        pools[index, PoolSpec.SIBLING] = -1.0
+        pools[index, PoolSpec.SWITCH_S] = site.switch_s
+    for prefill, decode in site.pairs:
+        pools[prefill, PoolSpec.SIBLING] = decode
+        pools[decode, PoolSpec.SIBLING] = prefill
     return pools
 
 

@@ -38,7 +38,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.ledger import sweep
 from ai_factory_gym.engine.prefill import advance_prefill
-from ai_factory_gym.engine.racks import advance_racks, order_racks
+from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
 from ai_factory_gym.engine.supply import look_outside
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import compute_rate
@@ -124,6 +124,7 @@ def apply_action(
     most_batch: Array,
     gate: Array,
     order: Array,
+    own: Array,
 ) -> None:
     """Put an operator's decision into force for the control step that begins.
 
@@ -138,10 +139,14 @@ def apply_action(
         most_batch: float64[pools] requests per decode replica, at most the pool's own.
         gate: float64[classes, Gate].
         order: float64[Order].
+        own: int64[pools] racks wanted in a pool, awake or not; the others of the two go to its sibling.
     """
     now_s = state.site[row, Site.TIME_S]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     state.site[row, Site.BATTERY_ORDER] = order[Order.BATTERY]
+    for pool in range(params.pool.shape[0]):
+        if params.pool[pool, PoolSpec.PHASE] == PREFILL and params.pool[pool, PoolSpec.SIBLING] >= 0.0:
+            order_role(params, state, row, pool, own[pool], now_s)
     for pool in range(params.pool.shape[0]):
         state.pool[row, pool, Pool.CLOCK_CEILING] = ceiling[pool]
         state.pool[row, pool, Pool.POWER_LIMIT_W] = min(power_limit_w[pool], params.pool[pool, PoolSpec.RACK_LIMIT_W])
@@ -324,6 +329,7 @@ def act_rows(
     most_batch: Array,
     gate: Array,
     order: Array,
+    own: Array,
 ) -> None:
     """Begin a control step of the given rows with one action each.
 
@@ -338,6 +344,7 @@ def act_rows(
         most_batch: float64[n, pools].
         gate: float64[n, classes, Gate].
         order: float64[n, Order].
+        own: int64[n, pools].
     """
     params = Params(*params_arrays)
     state = State(*state_arrays)
@@ -355,4 +362,5 @@ def act_rows(
             most_batch[index],
             gate[index],
             order[index],
+            own[index],
         )

@@ -99,9 +99,7 @@ class SiteSpec(IntEnum):
     PENALTY_SHARE = 30  # what a missed request costs, as a share of what it would have paid
     DEMAND_USD_PER_W = 31  # charge for the highest draw of a quarter of an hour, per second of the episode
     CAPITAL_USD_PER_S = 32
-    HEAT_W_PER_K = (
-        33  # heat the coolant loop gives to the air per kelvin between them; 0 where the coolant has no limit
-    )
+    HEAT_W_PER_K = 33  # heat the coolant loop gives to the air per kelvin; 0 where the coolant has no limit
     COOLANT_LIMIT_C = 34
     LOOP_S = 35  # time constant of the loop
 
@@ -123,6 +121,8 @@ class PoolSpec(IntEnum):
     INTERFERENCE = 11  # shared GPUs: share of decode's time that is lost per share of the GPUs' time in prefill
     PREFILL_LIMIT = 12  # shared GPUs: largest share of their time that prefill may take
     RACK_LIMIT_W = 13  # most a rack may draw, kept by its clocks; inf where the GPUs' own limits are all there is
+    SIBLING = 14  # pool of the other phase whose racks may take this one's role, -1 where there is none
+    SWITCH_S = 15
 
 
 class ClassSpec(IntEnum):
@@ -328,6 +328,7 @@ class PoolInt(IntEnum):
     TODAY = 13  # decode: day of the token clock up to which finishes are in the heap, later ones in the calendar
     ASSIGNED = 14  # cohorts anywhere in the site that are bound for this pool
     CLOSED = 15  # 1 while the pool takes no new requests because its last rack is to sleep
+    MOVING = 16  # of the draining racks, those that go to the sibling when they are done
 
 
 class Class(IntEnum):

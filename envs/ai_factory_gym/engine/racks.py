@@ -1,4 +1,8 @@
-"""Racks wake, drain and fall asleep."""
+"""Racks wake, drain, fall asleep, and change between prefill and decode.
+
+A rack that changes its role drains, loads the model in the layout of its new pool, and serves there. While it loads it counts among the
+waking racks of its new pool, so that every rack of a pair of pools is in one state of one of them at any time.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +37,10 @@ def _schedule(state: State, row: int, pool: int, kind: int, done_s: float, racks
 def order_racks(params: Params, state: State, row: int, pool: int, target: int, now_s: float) -> None:
     """Ask for ``target`` racks awake in a pool.
 
-    Waking is always allowed, draining racks first (they are still warm). Sleeping is allowed once ``dwell_s`` have passed
-    since racks were last woken, so that a noisy order cannot flap them. A pool may be emptied only where its minimum is 0;
-    it then takes no new requests, and its last rack stays until every request bound for it has left.
+    Waking is always allowed, draining racks first (they are still warm; those that are to change their role are none of the pool's any
+    more). Sleeping is allowed once ``dwell_s`` have passed since racks were last woken, so that a noisy order cannot flap them. A pool
+    may be emptied only where its minimum is 0; it then takes no new requests, and its last rack stays until every request bound for it
+    has left.
 
     Args:
         params: Site parameters.
@@ -53,11 +58,9 @@ def order_racks(params: Params, state: State, row: int, pool: int, target: int, 
         ints[PoolInt.CLOSED] = 0
     if target > awake:
         wanted = target - awake
-        back = min(wanted, ints[PoolInt.DRAINING])
+        back = min(wanted, ints[PoolInt.DRAINING] - ints[PoolInt.MOVING])
         if back > 0:
-            ints[PoolInt.DRAINING] -= back
-            ints[PoolInt.ACTIVE] += back
-            _cancel_drains(state, row, pool, back)
+            _call_back(state, row, pool, back)
         wake = min(wanted - back, ints[PoolInt.ASLEEP])
         if wake > 0:
             ints[PoolInt.ASLEEP] -= wake
@@ -72,6 +75,102 @@ def order_racks(params: Params, state: State, row: int, pool: int, target: int, 
             ints[PoolInt.ACTIVE] -= sleep
             ints[PoolInt.DRAINING] += sleep
             _schedule(state, row, pool, DRAIN, now_s + spec[PoolSpec.DRAIN_S], sleep)
+
+
+@kernel
+def racks_staying(state: State, row: int, pool: int) -> int:
+    """Return how many racks a pool has, in any state, those left out that are to change their role."""
+    ints = state.pool_int[row, pool]
+    there = ints[PoolInt.ACTIVE] + ints[PoolInt.WAKING] + ints[PoolInt.DRAINING] + ints[PoolInt.ASLEEP]
+    return int(there + ints[PoolInt.FAILED] - ints[PoolInt.MOVING])
+
+
+@inlined_kernel
+def least_racks(params: Params, pool: int) -> int:
+    """Return how many racks a pool keeps whatever role is ordered: its minimum, and at least one."""
+    return max(1, int(params.pool[pool, PoolSpec.MIN_ACTIVE]))
+
+
+@kernel
+def order_role(params: Params, state: State, row: int, pool: int, target: int, now_s: float) -> None:
+    """Ask for ``target`` racks in a pool that has a sibling; the sibling has the others of the two.
+
+    Racks that were to leave the pool and have not left come back at once. Others come from the sibling: first its racks that are asleep,
+    which change their role in their sleep (they load the model when they wake), then those that drain already, then active ones, which
+    drain. Racks that were woken, or came from the other role, stay for ``dwell_s``, so that a noisy order cannot flap them; waking ones
+    are not taken. What is not possible now is done when it is, if it is still ordered.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        pool: A pool with a sibling.
+        target: Racks wanted in it; each of the two pools keeps ``least_racks``.
+        now_s: Time, s.
+    """
+    other = int(params.pool[pool, PoolSpec.SIBLING])
+    here = racks_staying(state, row, pool) + state.pool_int[row, other, PoolInt.MOVING]
+    there = racks_staying(state, row, other) + state.pool_int[row, pool, PoolInt.MOVING]
+    wanted = max(target, least_racks(params, pool))
+    wanted = min(wanted, here + there - least_racks(params, other))
+    if wanted > here:
+        _fetch(params, state, row, other, pool, wanted - here, now_s)
+    elif wanted < here:
+        _fetch(params, state, row, pool, other, here - wanted, now_s)
+
+
+@kernel
+def _fetch(params: Params, state: State, row: int, giver: int, taker: int, racks: int, now_s: float) -> None:
+    """Move up to ``racks`` racks from one pool of a pair to the other (see ``order_role``)."""
+    gives = state.pool_int[row, giver]
+    takes = state.pool_int[row, taker]
+    back = min(racks, takes[PoolInt.MOVING])
+    if back > 0:
+        takes[PoolInt.MOVING] -= back
+        _call_back(state, row, taker, back)
+        racks -= back
+    asleep = min(racks, gives[PoolInt.ASLEEP])
+    gives[PoolInt.ASLEEP] -= asleep
+    takes[PoolInt.ASLEEP] += asleep
+    racks -= asleep
+    leaving = min(racks, gives[PoolInt.DRAINING] - gives[PoolInt.MOVING])
+    gives[PoolInt.MOVING] += leaving
+    racks -= leaving
+    if now_s < state.pool[row, giver, Pool.DWELL_UNTIL_S]:
+        return
+    drained = min(racks, gives[PoolInt.ACTIVE] - least_racks(params, giver))
+    if drained > 0:
+        gives[PoolInt.ACTIVE] -= drained
+        gives[PoolInt.DRAINING] += drained
+        gives[PoolInt.MOVING] += drained
+        _schedule(state, row, giver, DRAIN, now_s + params.pool[giver, PoolSpec.DRAIN_S], drained)
+
+
+@kernel
+def _leave(params: Params, state: State, row: int, pool: int, racks: int, now_s: float) -> None:
+    """Take racks that have drained out of service: to the sibling as many as are to change their role, the others to sleep."""
+    ints = state.pool_int[row, pool]
+    ints[PoolInt.DRAINING] -= racks
+    moving = min(racks, ints[PoolInt.MOVING])
+    ints[PoolInt.ASLEEP] += racks - moving
+    if moving > 0:
+        other = int(params.pool[pool, PoolSpec.SIBLING])
+        ready_s = now_s + params.pool[pool, PoolSpec.SWITCH_S]
+        ints[PoolInt.MOVING] -= moving
+        state.pool_int[row, other, PoolInt.WAKING] += moving
+        _schedule(state, row, other, WAKE, ready_s, moving)
+        dwell_s = params.pool[other, PoolSpec.DWELL_S]
+        numbers = state.pool[row, other]
+        numbers[Pool.DWELL_UNTIL_S] = max(numbers[Pool.DWELL_UNTIL_S], ready_s + dwell_s)
+
+
+@kernel
+def _call_back(state: State, row: int, pool: int, racks: int) -> None:
+    """Put draining racks back into service."""
+    ints = state.pool_int[row, pool]
+    ints[PoolInt.DRAINING] -= racks
+    ints[PoolInt.ACTIVE] += racks
+    _cancel_drains(state, row, pool, racks)
 
 
 @kernel
@@ -119,8 +218,7 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
             entries = state.transition[row, pool, DRAIN]
             for entry in range(entries.shape[0]):
                 if entries[entry, Transition.DONE_S] <= now_s + 1e-6:
-                    ints[PoolInt.ASLEEP] += int(entries[entry, Transition.RACKS])
-                    ints[PoolInt.DRAINING] -= int(entries[entry, Transition.RACKS])
+                    _leave(params, state, row, pool, int(entries[entry, Transition.RACKS]), now_s)
                     entries[entry, Transition.DONE_S] = math.inf
                     entries[entry, Transition.RACKS] = math.inf
     for pool in range(pools):

@@ -76,6 +76,7 @@ class Decision:
         gate: What is let in, released and thought about by class, float64[n, classes, Gate]; None is everything, by the built-in rule,
             at full effort.
         order: What is set for the site as a whole, float64[n, Order]; None is nothing.
+        own: Racks wanted in each pool, awake or not, int64[n, pools]; None is as built.
     """
 
     bias: Array
@@ -85,6 +86,7 @@ class Decision:
     most_batch: Array | None = None
     gate: Array | None = None
     order: Array | None = None
+    own: Array | None = None
 
 
 def open_gate(rows: int, classes: int) -> Array:
@@ -225,7 +227,7 @@ class Engine:
                 self._replace(self._state._replace(**wider))
             return
         deadline_s = float(np.max(params.cls[:, ClassSpec.DEADLINE_S]))
-        longest_s = float(np.max(params.pool[:, [PoolSpec.WAKE_S, PoolSpec.DRAIN_S]]))
+        longest_s = float(np.max(params.pool[:, [PoolSpec.WAKE_S, PoolSpec.DRAIN_S, PoolSpec.SWITCH_S]]))
         state = allocate(
             rows=self.rows,
             pools=len(params.pool),
@@ -252,12 +254,14 @@ class Engine:
             decision: One entry per row.
         """
         params, count = self.params, len(rows)
-        most_batch, gate = decision.most_batch, decision.gate
+        most_batch, gate, own = decision.most_batch, decision.gate, decision.own
         if most_batch is None:
             most_batch = np.tile(params.pool[:, PoolSpec.MAX_BATCH], (count, 1))
         if gate is None:
             gate = open_gate(count, len(params.cls))
         order = np.zeros((count, len(Order))) if decision.order is None else decision.order
+        if own is None:
+            own = np.tile(params.pool[:, PoolSpec.RACKS].astype(np.int64), (count, 1))
         kernel.act_rows(
             tuple(self.params),
             tuple(self.state),
@@ -269,6 +273,7 @@ class Engine:
             most_batch,
             gate,
             order,
+            own,
         )
         self._status[rows] = kernel.NEEDS_SLOTS
         while (

@@ -36,12 +36,13 @@ def draw(factory: Factory, row: int) -> str:
     for index, pool in enumerate(factory.pools):
         numbers, ints = state.pool[row, index], state.pool_int[row, index]
         awake = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
+        racks = awake + ints[PoolInt.WAKING] + ints[PoolInt.ASLEEP] + ints[PoolInt.FAILED]
         busy = numbers[Pool.STEP_BUSY_S] / max(site[Site.STEP_S], 1e-9)
         detail = f"TPOT {1e3 * numbers[Pool.TPOT_S]:.1f} ms, {numbers[Pool.IN_FLIGHT]:.0f} in flight"
         if pool.phase == "prefill":
             detail = f"[{_bar(busy, 10)}] {numbers[Pool.QUEUED]:.0f} queued"
         lines.append(
-            f"{pool.name:<28}{awake:>3}/{pool.racks:<3}{ints[PoolInt.WAKING]:>7}{numbers[Pool.CLOCK]:>7.2f}"
+            f"{pool.name:<28}{awake:>3}/{racks:<3}{ints[PoolInt.WAKING]:>7}{numbers[Pool.CLOCK]:>7.2f}"
             f"{numbers[Pool.POWER_W] / 1e6:>8.3f}  {detail}"
         )
     lines.append(f"{'class':<28}{'req/s':>10}{'SLO met':>10}{'target':>9}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -284,13 +285,16 @@ class SiteConfig:
             above the model's says so here: longer contexts are assumed to work, no served model is trained for them.
         clock_min: Lowest clock ceiling an operator may set.
         drain_s: Time a rack drains before it sleeps, s.
-        dwell_s: Time racks stay awake at least after the last of them was woken, s.
+        dwell_s: Time racks stay awake, and in their role, at least after the last of them was woken or came from the other role, s.
         brake: Power brake.
         cooling: PUE.
         electricity_usd_per_mwh: Energy price.
         carbon_g_per_kwh: Carbon intensity of the supply.
         calibration: Which model constants the site's figures were set with.
         description: A sentence for people.
+        own_classes: Request classes of one's own; they come before shipped ones of the same name.
+        switch_s: Time a drained rack takes to load the model in the layout of the other role and to start serving, s. The default is
+            assumed: a quarter of the wake time, which holds start-up and checks of the rack besides.
     """
 
     name: str
@@ -314,6 +318,7 @@ class SiteConfig:
     series: tuple[tuple[str, Series | str], ...] = ()
     battery: BatteryConfig | None = None
     money: MoneyConfig | None = None
+    switch_s: float = 120.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -331,6 +336,7 @@ class SiteConfig:
         check_range(where + "clock_min", self.clock_min, 0.2, 0.75)
         check_range(where + "drain_s", self.drain_s, 0.0, 86400.0, "s")
         check_range(where + "dwell_s", self.dwell_s, 0.0, 86400.0, "s")
+        check_range(where + "switch_s", self.switch_s, 0.0, 86400.0, "s")
         check_range(where + "electricity_usd_per_mwh", self.electricity_usd_per_mwh, -1e4, 1e5, "USD/MWh")
         check_range(where + "carbon_g_per_kwh", self.carbon_g_per_kwh, 0.0, 5e3, "g/kWh")
         self.served_model  # noqa: B018 - refuses an unknown model here rather than later
@@ -409,6 +415,25 @@ class SiteConfig:
     def served_model(self) -> Model:
         """The catalogue entry of the served model."""
         return model(self.model)
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Places of the prefill and the decode pool of each rack type that has both, so that its racks may change their role.
+
+        Pools in the same racks do both as it is; racks under different power profiles or limits are not alike.
+        """
+        alike = [
+            None if pool.shares_racks else (pool.rack_type, pool.group.profile(pool.profile), pool.rack_limit_w)
+            for pool in self.pools
+        ]
+        return tuple(
+            (prefill, decode)
+            for prefill, decode in itertools.product(range(len(self.pools)), repeat=2)
+            if self.pools[prefill].phase == "prefill"
+            and self.pools[decode].phase == "decode"
+            and alike[prefill] is not None
+            and alike[prefill] == alike[decode]
+        )
 
     @property
     def known_classes(self) -> dict[str, RequestClass]:
