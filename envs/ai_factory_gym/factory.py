@@ -30,6 +30,7 @@ from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.engine.supply import JOULES_PER_KWH
 from ai_factory_gym.engine.truth import check_idle_power, truth_of
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
+from ai_factory_gym.grid.coincident import draw_peaks
 from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength, hottest_c
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
@@ -132,7 +133,8 @@ class Factory:
             "effort" in task.levers,
             task.site.battery is not None,
             task.site.money is not None,
-            task.site.cooling.coolant_limit_c is not None,
+            "coolant" in site_parts(task.site),
+            "peaks" in site_parts(task.site),
         )
         self._constants = Constants(
             clock_min=task.site.clock_min,
@@ -311,7 +313,7 @@ class Factory:
     def _world(
         self, streams: Mapping[Purpose, np.random.Generator], chosen: Scenario, start_s: float, minutes: int
     ) -> Array:
-        """Return outdoor temperature, price and carbon intensity by minute, float64[minutes, World]."""
+        """Return outdoor temperature, price, carbon intensity and coincident peaks by minute, float64[minutes, World]."""
         site = self.task.site
         series = dict(site.series)
         if chosen.temperature_events:
@@ -319,7 +321,7 @@ class Factory:
         if chosen.price_events:
             series.setdefault("electricity", SYNTHETIC)
         # The day of a file and the noise of a synthetic series are drawn from streams of their own, whatever there is.
-        of_price, of_carbon, of_prices_events = streams[Purpose.PRICE].spawn(3)
+        of_price, of_carbon, of_prices_events, of_peaks = streams[Purpose.PRICE].spawn(4)
         of_weather, of_heat = streams[Purpose.WEATHER].spawn(2)
         local_s = start_s + 60.0 * np.arange(minutes, dtype=np.float64)
         world = np.empty((minutes, len(World)))
@@ -335,6 +337,8 @@ class Factory:
         if chosen.temperature_events:
             strength, size = event_strength(of_heat, chosen.temperature_events, local_s)
             world[:, World.OUTDOOR_C] += (strength * size[:, None]).sum(axis=0)
+        peaks = draw_peaks(of_peaks, chosen.peak_windows, local_s)
+        world[:, World.PEAK_UNTIL_S], world[:, World.PEAK_LEFT_S], world[:, World.COINCIDENT] = peaks
         return world
 
     def truth(self, row: int = 0) -> Truth:

@@ -79,19 +79,28 @@ COOLANT_KEYS = ("coolant_c", "coolant_peak_c", "heat_limited_s")
 """Keys that are there where the coolant has a limit: its temperature now, the highest since the start of the episode, and the time for which
 the brake kept that limit rather than the cap (part of ``brake_s``)."""
 
+PEAK_KEYS = ("coincident_peak_w", "coincident_charge_usd")
+"""Keys that are there where coincident peaks are charged for: mean draw in the quarter hours that counted so far (0.0 while there are none),
+and the charge for them, which is part of the costs that ``profit_usd`` and ``usd_per_mtok`` count."""
+
 CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
 
 def info_keys(
-    classes: Sequence[str], effort: bool = False, battery: bool = False, money: bool = False, coolant: bool = False
+    classes: Sequence[str],
+    effort: bool = False,
+    battery: bool = False,
+    money: bool = False,
+    coolant: bool = False,
+    peaks: bool = False,
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use."""
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
     parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()), *(MONEY_KEYS if money else ()))
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
-    parts += COOLANT_KEYS if coolant else ()
+    parts += (*(COOLANT_KEYS if coolant else ()), *(PEAK_KEYS if peaks else ()))
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
 
 
@@ -129,6 +138,8 @@ def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, e
     demand = params.site[SiteSpec.DEMAND_USD_PER_W] * site[Site.PEAK_QUARTER_W] * site[Site.SCORED_S]
     capital = params.site[SiteSpec.CAPITAL_USD_PER_S] * site[Site.SCORED_S]
     costs = energy_usd + demand + capital
+    if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
+        costs += params.site[SiteSpec.COINCIDENT_USD_PER_W] * site[Site.COINCIDENT_SUM_W]
     out[at] = revenue
     out[at + 1] = penalty
     out[at + 2] = demand
@@ -237,3 +248,6 @@ def write_info(
         out[at + 1] = site[Site.COOLANT_PEAK_C]
         out[at + 2] = site[Site.HEAT_LIMITED_S]
         at += len(COOLANT_KEYS)
+    if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
+        out[at] = site[Site.COINCIDENT_SUM_W] / max(1.0, site[Site.COINCIDENT_COUNT])
+        out[at + 1] = params.site[SiteSpec.COINCIDENT_USD_PER_W] * site[Site.COINCIDENT_SUM_W]

@@ -126,16 +126,23 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "3",
         "temperature / its limit; facility power that heat allows now / base cap, and for good in this weather / base cap",
     ),
+    (
+        "peaks",
+        "peak_window",
+        "4",
+        "window of a coincident peak: 1 while it is announced; time until it / 2 h; 1 while it is in force; time left in it / 4 h",
+    ),
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_COOLANT = 0
+_COOLANT, _PEAKS = 0, 1
 """Places in ``PART_BLOCKS``."""
 
 
 def site_parts(site: SiteConfig) -> tuple[str, ...]:
     """Return the parts of a site that have an observation block."""
-    return ("coolant",) if site.cooling.coolant_limit_c is not None else ()
+    parts = ("coolant",) if site.cooling.coolant_limit_c is not None else ()
+    return (*parts, "peaks") if site.money is not None and site.money.coincident_usd_per_kw_year > 0.0 else parts
 
 
 @dataclass(frozen=True)
@@ -371,6 +378,15 @@ def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Arr
         always_w = facility_power_w(params, state, row, heat_allows_w(params, state, row, math.inf))
         out[at + 1] = min(LIMIT, now_w / base_cap_w)
         out[at + 2] = min(LIMIT, always_w / base_cap_w)
+    if begins[_PEAKS] >= 0:
+        at = begins[_PEAKS]
+        until_s = state.site[row, Site.PEAK_UNTIL_S]
+        left_s = state.site[row, Site.PEAK_LEFT_S]
+        ahead = 0.0 < until_s < math.inf
+        out[at] = 1.0 if ahead else 0.0
+        out[at + 1] = min(LIMIT, until_s / NOTICE_SCALE_S) if ahead else 0.0
+        out[at + 2] = 1.0 if left_s > 0.0 else 0.0
+        out[at + 3] = min(LIMIT, left_s / DURATION_SCALE_S)
 
 
 @inlined_kernel

@@ -479,6 +479,9 @@ def _enter_money(
     site_row[SiteSpec.MONEY] = 1.0
     site_row[SiteSpec.PENALTY_SHARE] = money.sla_penalty_share
     site_row[SiteSpec.DEMAND_USD_PER_W] = money.demand_usd_per_kw_month / 1e3 / (30.0 * 86400.0)
+    site_row[SiteSpec.COINCIDENT_USD_PER_W] = (
+        money.coincident_usd_per_kw_year / 1e3 / money.coincident_intervals_per_year
+    )
     by_rack = dict(money.rack_usd_per_hour)
     site_row[SiteSpec.CAPITAL_USD_PER_S] = sum(
         pool.racks * by_rack.get(pool.rack_type.id, 0.0) / 3600.0 for pool in site.pools

@@ -29,6 +29,7 @@ from ai_factory_gym.engine.supply import (
     JOULES_PER_KWH,
     JOULES_PER_MWH,
     battery_help_w,
+    meter_peak,
     meter_quarter,
     ordered_discharge_w,
     use_battery,
@@ -685,6 +686,8 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         site[Site.GRID_ENERGY_J] += grid_w * elapsed
         site[Site.SCORED_S] += elapsed
         meter_quarter(site, grid_w, elapsed)
+        if spec[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
+            meter_peak(params, site, grid_w, elapsed)
         site[Site.ENERGY_USD] += energy_usd
         site[Site.CARBON_KG] += carbon_kg
         site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed

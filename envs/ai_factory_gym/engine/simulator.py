@@ -35,6 +35,16 @@ from ai_factory_gym.engine.rng import seed_stream
 from ai_factory_gym.engine.truth import true_perf, true_power
 from ai_factory_gym.scenarios.mismatch import Truth, no_mismatch
 
+_OUTSIDE = {
+    Site.OUTDOOR_C: World.OUTDOOR_C,
+    Site.USD_PER_MWH: World.USD_PER_MWH,
+    Site.G_PER_KWH: World.G_PER_KWH,
+    Site.PEAK_UNTIL_S: World.PEAK_UNTIL_S,
+    Site.PEAK_LEFT_S: World.PEAK_LEFT_S,
+    Site.COINCIDENT: World.COINCIDENT,
+}
+"""What a row knows of the present minute, and where it is in the world."""
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -48,7 +58,7 @@ class Episode:
         shift: Shifts of the copies of a replayed trace, s, float64[copies].
         kept: Requests the last copy keeps, bool[requests].
         streams: One numpy generator per ``Purpose``.
-        world: Outdoor temperature, price and carbon intensity by minute, float64[minutes, World].
+        world: Outdoor temperature, price, carbon intensity and coincident peaks by minute, float64[minutes, World].
         truth: What is true in this episode over what the catalogue says; None is as it says.
     """
 
@@ -181,7 +191,7 @@ class Engine:
         site = state.site[row]
         site[Site.TIME_S] = episode.path_start_s
         site[Site.CAP_W] = episode.cap_steps[0, CapStep.CAP_W]
-        site[[Site.OUTDOOR_C, Site.USD_PER_MWH, Site.G_PER_KWH]] = episode.world[0]
+        site[list(_OUTSIDE)] = episode.world[0, list(_OUTSIDE.values())]
         site[Site.BATTERY_CHARGE_J] = params.site[SiteSpec.BATTERY_INITIAL_J]
         site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
@@ -310,6 +320,8 @@ class Engine:
             Site.BATTERY_ORDER,
             Site.BATTERY_CHARGE_J,
             Site.BATTERY_OUT_W,
+            Site.PEAK_UNTIL_S,
+            Site.PEAK_LEFT_S,
         ]
         kept = {column: site[column] for column in keep}
         if self.params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
