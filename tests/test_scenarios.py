@@ -139,10 +139,13 @@ def test_the_shipped_scenarios() -> None:
         "agent_surge",
         "burst",
         "curtailment",
+        "four_cp",
+        "grid_emergency",
         "heatwave",
         "long_context",
         "mismatch",
         "mix_shift",
+        "model_mix_shift",
         "price_spike",
     )
     assert set(scenario_names()) == {"diurnal", "steady", *held_out}

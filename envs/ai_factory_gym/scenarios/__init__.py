@@ -36,6 +36,9 @@ _Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec, SeriesEventSpec, Pe
 
 _EVENTS = ("bursts", "cap_events", "shifts", "price_events", "temperature_events", "peak_windows")
 
+NAMES = {"classes", "models"}
+"""Keys of shifts that hold names; one of them has to be given."""
+
 PLUS = "+"
 """Between the names of scenarios that are to come together."""
 
@@ -129,24 +132,25 @@ class Scenario:
 
 def _names(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"{key}: {value!r} is not allowed; must be a list of class names.")
+        raise ConfigError(f"{key}: {value!r} is not allowed; must be a list of names.")
     return tuple(value)
 
 
 def _specs(where: str, raw: Any, kind: type[_Spec]) -> tuple[_Spec, ...]:
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raise ConfigError(f"{where}: {raw!r} is not allowed; must be an array of tables ([[...]]).")
-    fields = dataclasses.fields(kind)
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
-    optional = [field.name for field in fields if field.name not in required]
+    fields = [field.name for field in dataclasses.fields(kind)]
+    optional = NAMES & set(fields)
+    optional |= {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+    required = [name for name in fields if name not in optional]
     built = []
     for i, table in enumerate(raw):
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where}[{i}]: {table!r} is not allowed; must be a table.")
         check_keys(f"{where}[{i}]", table, required=required, optional=optional)
         try:
-            values: dict[str, Any] = {
-                key: _names(key, value) if key == "classes" else check_range(key, value, -math.inf, math.inf)
+            values: dict[str, Any] = {key: () for key in fields if key in NAMES} | {
+                key: _names(key, value) if key in NAMES else check_range(key, value, -math.inf, math.inf)
                 for key, value in table.items()
             }
             built.append(kind(**values))
