@@ -31,11 +31,11 @@ from ai_factory_gym.engine.supply import JOULES_PER_KWH
 from ai_factory_gym.engine.truth import check_idle_power, truth_of
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
 from ai_factory_gym.grid.coincident import draw_peaks
-from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength, hottest_c
+from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
 from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out, site_parts
-from ai_factory_gym.params import build_params, check_cap, reference_batch
+from ai_factory_gym.params import at_hottest, build_params, check_cap, reference_batch
 from ai_factory_gym.reward import TERMS, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
@@ -174,9 +174,7 @@ class Factory:
         spread = chosen.mismatch.idle_power
         check_idle_power(self.params, [pool.name for pool in self.pools], spread)
         site = self.task.site
-        hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, chosen.temperature_events)
-        hot = dataclasses.replace(site, cooling=dataclasses.replace(site.cooling, outdoor_c=hottest))
-        check_cap(hot, site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
+        check_cap(at_hottest(site, chosen.temperature_events), site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
 
     def _mean_rate(self) -> Array:
         """Return mean requests/s per class."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,7 @@ from ai_factory_gym.engine.layout import (
     SiteSpec,
 )
 from ai_factory_gym.errors import ConfigError, check_range, unknown
+from ai_factory_gym.grid.series import SeriesEventSpec, hottest_c
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
@@ -861,6 +862,12 @@ def _highest_load(site: SiteConfig, nameplate_w: float) -> float:
     return low
 
 
+def at_hottest(site: SiteConfig, events: Sequence[SeriesEventSpec] = ()) -> SiteConfig:
+    """Return a site on the hottest day that its weather and a scenario's temperature events may bring."""
+    hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, events)
+    return dataclasses.replace(site, cooling=dataclasses.replace(site.cooling, outdoor_c=hottest))
+
+
 def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -> None:
     """Refuse a site that draws more when idle than its lowest cap, or than its coolant can take away: no brake could keep it.
 
@@ -936,6 +943,7 @@ __all__ = [
     "RESOLUTIONS",
     "Resolution",
     "build_params",
+    "at_hottest",
     "check_cap",
     "coolable_up_to_c",
     "derates_above_c",

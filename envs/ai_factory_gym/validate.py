@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
-from ai_factory_gym.grid.series import hottest_c
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
-from ai_factory_gym.params import check_cap, derates_above_c, nameplate_it_w, site_pue
+from ai_factory_gym.params import at_hottest, check_cap, derates_above_c, nameplate_it_w, site_pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
@@ -56,7 +55,7 @@ def _power(site: SiteConfig, steady: SteadySite, saturation: OperatingPoint) -> 
 
 def _heat(site: SiteConfig) -> Iterator[str]:
     most_c = derates_above_c(site)
-    hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, ())
+    hottest = at_hottest(site).cooling.outdoor_c
     if hottest > most_c:
         yield (
             f"cooling: it may be {hottest:.1f} degC outdoors, and above {most_c:.1f} degC the coolant's limit binds before the cap does: the site "
@@ -183,7 +182,7 @@ def findings(site: SiteConfig) -> list[str]:
     Raises:
         ConfigError: When the site cannot be simulated at all.
     """
-    check_cap(site, site.cap_w)
+    check_cap(at_hottest(site), site.cap_w)
     steady = steady_site(site)
     saturation = steady.saturation()
     if saturation.load_rps <= 0.0:
