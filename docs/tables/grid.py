@@ -147,7 +147,7 @@ def heat(seeds: range) -> list[str]:
 def emergency(seeds: range) -> list[str]:
     """Return the table of emergencies: how fast the draw is down, and what ignoring the order costs."""
     lines = [
-        "| policy | draw before / new cap | in the second minute / new cap | energy above the cap, s of it | braked | "
+        "| policy | draw before / ordered cap | in the second minute / ordered cap | energy above the cap, s of it | braked | "
         "SLA attainment | good tokens |",
         "|---|---|---|---|---|---|---|",
     ]
