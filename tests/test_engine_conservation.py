@@ -282,7 +282,7 @@ def check_sane(state: State) -> None:
     assert np.all(state.cls[0] >= -1e-6)
     signed = unbounded | {Pool.TIME_S, Pool.DWELL_UNTIL_S}
     for column in set(Pool) - signed:
-        scale = np.abs(state.pool[0, :, Pool.RESERVED]).max() + 1.0
+        scale = np.abs(state.pool[0][:, [Pool.RESERVED, Pool.WAITING_TOKENS]]).max() + 1.0
         assert np.all(state.pool[0, :, column] >= -1e-9 * scale), column
     assert np.all(state.pool_int[0][:, [PoolInt.BUSY, PoolInt.READY, PoolInt.SERVING, PoolInt.ASSIGNED]] >= 0)
     assert np.all((state.pool[0, :, Pool.CLOCK] > 0.0) & (state.pool[0, :, Pool.CLOCK] <= 1.0))

@@ -94,6 +94,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``class_admitted`` * | classes | share of arrivals let in |
     | ``class_due`` * | classes | time left to the oldest deferred request / deadline |
     | ``class_effort`` * | classes | output allowed / output at full effort |
+    | ``pool_cached`` ** | pools | share of the step's prompt tokens that the prefix cache had |
     | ``battery`` * | 2 | charge / capacity; power given / largest |
     | ``pool_racks`` * | pools | racks the pool has, but those that are to leave / racks of its pair |
     | ``coolant`` ** | 3 | temperature / limit; facility power that heat allows now, and for good, / base cap |

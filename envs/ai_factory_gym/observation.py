@@ -29,6 +29,7 @@ from ai_factory_gym.engine.layout import (
     Site,
     SiteSpec,
     State,
+    Tier,
     Transition,
 )
 from ai_factory_gym.engine.racks import racks_staying
@@ -60,7 +61,7 @@ BLOCKS: tuple[tuple[str, str, str], ...] = (
         "pools",
         "decode: requests in flight per replica / reference batch; prefill: requests in the queue per rack / 100",
     ),
-    ("pool_kv", "pools", "decode: KV memory reserved / capacity of the active racks; prefill: 0"),
+    ("pool_kv", "pools", "decode: KV memory reserved or held / capacity of the active racks; prefill: 0"),
     (
         "pool_transfer",
         "pools",
@@ -121,6 +122,12 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
 
 PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
     (
+        "cache",
+        "pool_cached",
+        "pools",
+        "prefill: share of the prompt tokens of the last step that the prefix cache had; decode: 0",
+    ),
+    (
         "coolant",
         "coolant",
         "3",
@@ -135,14 +142,18 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_COOLANT, _PEAKS = 0, 1
+_CACHE, _COOLANT, _PEAKS = 0, 1, 2
 """Places in ``PART_BLOCKS``."""
 
 
 def site_parts(site: SiteConfig) -> tuple[str, ...]:
     """Return the parts of a site that have an observation block."""
-    parts = ("coolant",) if site.cooling.coolant_limit_c is not None else ()
-    return (*parts, "peaks") if site.money is not None and site.money.coincident_usd_per_kw_year > 0.0 else parts
+    there = {
+        "cache": site.caches,
+        "coolant": site.cooling.coolant_limit_c is not None,
+        "peaks": site.money is not None and site.money.coincident_usd_per_kw_year > 0.0,
+    }
+    return tuple(part for part, has in there.items() if has)
 
 
 @dataclass(frozen=True)
@@ -269,7 +280,7 @@ def _pool_blocks(
                 max(1.0, ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK])
                 * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
             )
-            kv = numbers[Pool.RESERVED] / room
+            kv = (numbers[Pool.RESERVED] + numbers[Pool.HELD]) / room
             transfer = numbers[Pool.IN_TRANSIT] / replicas / batch[pool]
             tpot = numbers[Pool.TPOT_S] / tpot_s
         wake_s = 0.0
@@ -371,6 +382,11 @@ def _lever_blocks(
 @inlined_kernel
 def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Array, base_cap_w: float) -> None:
     """Write the blocks of ``PART_BLOCKS`` that are there."""
+    if begins[_CACHE] >= 0:
+        for pool in range(params.pool.shape[0]):
+            tier = state.cache[row, pool]
+            prompt = tier[Tier.STEP_PROMPT]
+            out[begins[_CACHE] + pool] = tier[Tier.STEP_CACHED] / prompt if prompt > 0.0 else 0.0
     if begins[_COOLANT] >= 0:
         at = begins[_COOLANT]
         out[at] = state.site[row, Site.COOLANT_C] / params.site[SiteSpec.COOLANT_LIMIT_C]
