@@ -16,7 +16,7 @@ from ai_factory_gym.engine.layout import CapStep, Site, World
 from ai_factory_gym.grid.cap import CapEventSpec, draw_schedule
 from ai_factory_gym.grid.coincident import DAY_S, MAX_WINDOWS, PeakWindowSpec, draw_peaks
 from ai_factory_gym.scenarios import scenario
-from ai_factory_gym.sites import SiteConfig, load_site
+from ai_factory_gym.sites import BatteryConfig, CoolingConfig, SiteConfig, load_site
 from ai_factory_gym.sites.money import MoneyConfig, Tariff, money_from_table
 
 EDGE = load_site("edge")
@@ -288,3 +288,22 @@ def test_mistakes_are_named() -> None:
         money_from_table("money", {"coincident_intervals_per_year": 0}, [], [])
     with pytest.raises(ConfigError, match="Did you mean 'coincident_usd_per_kw_year'"):
         money_from_table("money", {"coincident_usd_per_kw_years": 100.0}, [], [])
+
+
+def test_parts_come_together() -> None:
+    """Keys and blocks of several parts stand where their names say."""
+    site = dataclasses.replace(
+        paying(),
+        battery=BatteryConfig(power_w=3e5, energy_wh=1e5),
+        cooling=CoolingConfig(coolant_limit_c=45.0, design_outdoor_c=30.0, outdoor_c=30.0),
+    )
+    env = make(site, scenario="four_cp", start_time_s=15 * 3600.0, horizon_s=600.0, demand_scale=0.6)
+    assert tuple(env.observation_layout.slices)[-2:] == ("coolant", "peak_window")
+    env.reset(seed=1)
+    observation, _, _, _, info = env.step(env.action_layout.encode())
+    state = env.factory.engine.state.site[0]
+    assert info["coolant_c"] == state[Site.COOLANT_C] and info["battery_charge_j"] == state[Site.BATTERY_CHARGE_J]
+    assert info["coincident_charge_usd"] == 0.0 and info["revenue_usd"] > 0.0
+    assert observation[env.observation_layout["coolant"]][0] == pytest.approx(info["coolant_c"] / 45.0, rel=1e-6)
+    assert observation[env.observation_layout["peak_window"]].tolist()[:3] == [0.0, 0.0, 1.0]
+    assert len(info) == len(env.factory.info_keys) == len(set(env.factory.info_keys))
