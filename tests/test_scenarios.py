@@ -139,6 +139,8 @@ def test_the_shipped_scenarios() -> None:
         "agent_surge",
         "burst",
         "curtailment",
+        "four_cp",
+        "grid_emergency",
         "heatwave",
         "long_context",
         "mismatch",

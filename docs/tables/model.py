@@ -99,6 +99,8 @@ CONSTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("FIXED_SHARE", "1", ""),
         ("MINIMUM_LOAD_FRACTION", "1", "Load below which PUE is not extrapolated (status assumed)."),
     ),
+    "engine.heat": (("LOOK_AHEAD_S", "s", ""),),
+    "sites": (("LOOP_TIME_CONSTANT_S", "s", ""),),
     "engine.draw": (
         (
             "_LOWEST_CLOCK",
@@ -135,6 +137,9 @@ SITE_UNITS = {
     "outdoor_c": "degC",
     "free_cooling_c": "degC",
     "fixed_share": "1",
+    "coolant_limit_c": "degC",
+    "design_outdoor_c": "degC",
+    "loop_time_constant_s": "s",
     "enabled": "",
     "reaction_s": "s",
     "clock": "1",
@@ -151,7 +156,7 @@ def number(value: Any) -> str:
         return ", ".join(f"{key} {number(entry)}" for key, entry in value.items())
     if isinstance(value, tuple):
         return ", ".join(":".join(map(str, entry)) if isinstance(entry, tuple) else str(entry) for entry in value)
-    if isinstance(value, bool) or isinstance(value, str):
+    if value is None or isinstance(value, (bool, str)):
         return str(value).lower()
     if abs(value) >= 1e3 and value == int(value):
         return f"{int(value):,}"

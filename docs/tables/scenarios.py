@@ -38,7 +38,8 @@ local time; every event is drawn once per episode and returns daily. `diurnal` i
 Tables: `[[bursts]]` raise all demand, each class by its exposure; `[[cap_events]]` lower the cap, known `notice_s` before; `[[shifts]]` change
 the demand of some `classes` for hours, or of the classes of some `models`: names, `"default"` for the one that a site's `model` names,
 `"others"` for its others (a site with one model has none to move between: a warning says so, and the shift is left out); `[[price_events]]`
-multiply the price of electricity and `[[temperature_events]]` heat the outdoor air; `[mismatch]` makes the site differ from its catalogue by a
+multiply the price of electricity and `[[temperature_events]]` heat the outdoor air; `[[peak_windows]]` are the hours of coincident peaks, for
+which a site may pay ([grid.md](grid.md)); `[mismatch]` makes the site differ from its catalogue by a
 draw per episode that nothing shows but its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and
 evaluation seeds never meet, whatever the scenario.
 
@@ -53,6 +54,10 @@ second by class (colours, left) and the cap (line, right, share of the base cap)
 
 def _hours(low: float, high: float) -> str:
     return f"{low:g} to {high:g} h"
+
+
+def _percent(low: float, high: float) -> str:
+    return f"{high:.0%}" if low == high else f"{100.0 * low:.0f} to {high:.0%}"
 
 
 def _range(low: float, high: float, unit: str = "") -> str:
@@ -72,8 +77,8 @@ def events(chosen: Scenario) -> list[str]:
         for b in chosen.bursts
     ]
     lines += [
-        f"cap -{e.depth:.0%} for {e.duration_s / 3600.0:g} h, onset {_hours(e.window_start_hour, e.window_end_hour)}, announced "
-        f"{e.notice_s / 60.0:g} min ahead"
+        f"cap -{_percent(e.depth, e.deepest)} for {_range(e.duration_s / 3600.0, (e.duration_high_s or e.duration_s) / 3600.0)} h, "
+        f"onset {_hours(e.window_start_hour, e.window_end_hour)}, announced {e.notice_s / 60.0:g} min ahead"
         for e in chosen.cap_events
     ]
     lines += [
@@ -90,6 +95,10 @@ def events(chosen: Scenario) -> list[str]:
             f"{e.ramp_min:g} min"
             for e in some
         ]
+    lines += [
+        f"coincident peak in a hidden quarter of an hour, {_hours(w.start_hour, w.end_hour)}, announced {w.notice_hours:g} h ahead"
+        for w in chosen.peak_windows
+    ]
     spreads = [
         f"{f.name.replace('_', ' ')} x 1/{1 + v:g} to {1 + v:g}"
         for f in fields(chosen.mismatch)

@@ -10,7 +10,14 @@ from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.levers import pairs_of
 from ai_factory_gym.operating_point import OperatingPoint, SteadySite, steady_site
-from ai_factory_gym.params import idle_facility_w, nameplate_it_w, site_pue
+from ai_factory_gym.params import (
+    coolable_up_to_c,
+    derates_above_c,
+    idle_facility_w,
+    idle_it_power_w,
+    nameplate_it_w,
+    site_pue,
+)
 from ai_factory_gym.registration import CUSTOM, TASKS
 from ai_factory_gym.sites import SiteConfig, load_site
 from ai_factory_gym.steady_cache import steady_cache
@@ -77,6 +84,7 @@ def describe(name: str) -> str:
         "",
         f"cap {site.cap_w / 1e6:,.2f} MW; nameplate {nameplate_w * site_pue(site, 1.0) / 1e6:,.2f} MW with cooling; "
         f"idle, all racks awake, {idle_facility_w(site) / 1e6:,.2f} MW",
+        *_cooling(site),
         "",
         f"{'pool':<{width}}{'racks':>7}{'replicas':>10}{'GPUs each':>11}{'capacity, requests/s of a rack by prompt group':>50}",
     ]
@@ -131,6 +139,16 @@ def describe(name: str) -> str:
         *plot_day(daily_demand_rps(site, classes).sum(axis=0), capped.load_rps, what=_what(binding)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cooling(site: SiteConfig) -> list[str]:
+    """Return what a limit of the coolant means for the site, nothing where there is none."""
+    if site.cooling.coolant_limit_c is None:
+        return []
+    return [
+        f"coolant up to {site.cooling.coolant_limit_c:g} degC: the cap can be used up to {derates_above_c(site):.1f} degC outdoors, less above; "
+        f"idle can be cooled up to {coolable_up_to_c(site, idle_it_power_w(site)):.1f} degC"
+    ]
 
 
 def _what(binding: str) -> str:

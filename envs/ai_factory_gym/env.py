@@ -97,8 +97,10 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``pool_cached`` ** | pools | share of the step's prompt tokens that the prefix cache had |
     | ``battery`` * | 2 | charge / capacity; power given / largest |
     | ``pool_racks`` * | pools | racks the pool has, but those that are to leave / racks of its pair |
+    | ``coolant`` ** | 3 | temperature / limit; facility power that heat allows now, and for good, / base cap |
+    | ``peak_window`` ** | 4 | coincident peak: announced, time until its window / 2 h; in force, time left / 4 h |
 
-    Blocks with a * are there when their lever is in use, one with ** on a site with a prefix cache.
+    Blocks with a * are there when their lever is in use, those with ** when the site has that part.
 
     ## Rewards
 

@@ -30,11 +30,12 @@ from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.engine.supply import JOULES_PER_KWH
 from ai_factory_gym.engine.truth import check_idle_power, truth_of
 from ai_factory_gym.errors import ConfigError, check_keys, check_range
-from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength, hottest_c
+from ai_factory_gym.grid.coincident import draw_peaks
+from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
-from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out
-from ai_factory_gym.params import build_params, check_cap, reference_batch
+from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out, site_parts
+from ai_factory_gym.params import at_hottest, build_params, check_cap, reference_batch
 from ai_factory_gym.reward import TERMS, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
@@ -115,7 +116,7 @@ class Factory:
         self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
         self.mean_rate = self._mean_rate()
         slices, size = lay_out(
-            len(self.pools), len(self.classes), self.action_layout.size, task.levers, task.site.caches
+            len(self.pools), len(self.classes), self.action_layout.size, task.levers, site_parts(task.site)
         )
         self.observation_layout = ObservationLayout(
             slices=slices,
@@ -138,6 +139,8 @@ class Factory:
             task.site.money is not None,
             tuple(cls.name for cls, think_s in zip(self.classes, sessions, strict=True) if think_s > 0.0),
             task.site.caches,
+            "coolant" in site_parts(task.site),
+            "peaks" in site_parts(task.site),
         )
         self._constants = Constants(
             clock_min=task.site.clock_min,
@@ -177,9 +180,7 @@ class Factory:
         spread = chosen.mismatch.idle_power
         check_idle_power(self.params, [pool.name for pool in self.pools], spread)
         site = self.task.site
-        hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, chosen.temperature_events)
-        hot = dataclasses.replace(site, cooling=dataclasses.replace(site.cooling, outdoor_c=hottest))
-        check_cap(hot, site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
+        check_cap(at_hottest(site, chosen.temperature_events), site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
 
     def _mean_rate(self) -> Array:
         """Return mean requests/s per class."""
@@ -318,7 +319,7 @@ class Factory:
     def _world(
         self, streams: Mapping[Purpose, np.random.Generator], chosen: Scenario, start_s: float, minutes: int
     ) -> Array:
-        """Return outdoor temperature, price and carbon intensity by minute, float64[minutes, World]."""
+        """Return outdoor temperature, price, carbon intensity and coincident peaks by minute, float64[minutes, World]."""
         site = self.task.site
         series = dict(site.series)
         if chosen.temperature_events:
@@ -326,7 +327,7 @@ class Factory:
         if chosen.price_events:
             series.setdefault("electricity", SYNTHETIC)
         # The day of a file and the noise of a synthetic series are drawn from streams of their own, whatever there is.
-        of_price, of_carbon, of_prices_events = streams[Purpose.PRICE].spawn(3)
+        of_price, of_carbon, of_prices_events, of_peaks = streams[Purpose.PRICE].spawn(4)
         of_weather, of_heat = streams[Purpose.WEATHER].spawn(2)
         local_s = start_s + 60.0 * np.arange(minutes, dtype=np.float64)
         world = np.empty((minutes, len(World)))
@@ -342,6 +343,8 @@ class Factory:
         if chosen.temperature_events:
             strength, size = event_strength(of_heat, chosen.temperature_events, local_s)
             world[:, World.OUTDOOR_C] += (strength * size[:, None]).sum(axis=0)
+        peaks = draw_peaks(of_peaks, chosen.peak_windows, local_s)
+        world[:, World.PEAK_UNTIL_S], world[:, World.PEAK_LEFT_S], world[:, World.COINCIDENT] = peaks
         return world
 
     def truth(self, row: int = 0) -> Truth:

@@ -75,6 +75,14 @@ CLASS_MONEY_KEYS = ("revenue_usd", "budget_used")
 
 BUDGET_ALERT = 0.8
 
+COOLANT_KEYS = ("coolant_c", "coolant_peak_c", "heat_limited_s")
+"""Keys that are there where the coolant has a limit: its temperature now, the highest since the start of the episode, and the time for which
+the brake kept that limit rather than the cap (part of ``brake_s``)."""
+
+PEAK_KEYS = ("coincident_peak_w", "coincident_charge_usd")
+"""Keys that are there where coincident peaks are charged for: mean draw in the quarter hours that counted so far (0.0 while there are none),
+and the charge for them, which is part of the costs that ``profit_usd`` and ``usd_per_mtok`` count."""
+
 CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
@@ -99,6 +107,8 @@ def info_keys(
     money: bool = False,
     sessions: Sequence[str] = (),
     cached: bool = False,
+    coolant: bool = False,
+    peaks: bool = False,
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
 
@@ -109,11 +119,14 @@ def info_keys(
         money: Whether tokens are paid for.
         sessions: Names of the classes with sessions, in the same order.
         cached: Whether the site has a prefix cache.
+        coolant: Whether the coolant has a limit.
+        peaks: Whether coincident peaks are charged for.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
     parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()), *(MONEY_KEYS if money else ()))
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
+    parts += (*(COOLANT_KEYS if coolant else ()), *(PEAK_KEYS if peaks else ()))
     parts += CACHE_KEYS if cached else ()
     parts += tuple(f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
@@ -153,6 +166,8 @@ def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, e
     demand = params.site[SiteSpec.DEMAND_USD_PER_W] * site[Site.PEAK_QUARTER_W] * site[Site.SCORED_S]
     capital = params.site[SiteSpec.CAPITAL_USD_PER_S] * site[Site.SCORED_S]
     costs = energy_usd + demand + capital
+    if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
+        costs += params.site[SiteSpec.COINCIDENT_USD_PER_W] * site[Site.COINCIDENT_SUM_W]
     out[at] = revenue
     out[at + 1] = penalty
     out[at + 2] = demand
@@ -281,5 +296,14 @@ def write_info(
     if params.site[SiteSpec.MONEY] > 0.0:
         _write_money(params, site, cls, out, at, out[21] + wear_usd)
         at += len(MONEY_KEYS) + classes * len(CLASS_MONEY_KEYS)
+    if params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
+        out[at] = site[Site.COOLANT_C]
+        out[at + 1] = site[Site.COOLANT_PEAK_C]
+        out[at + 2] = site[Site.HEAT_LIMITED_S]
+        at += len(COOLANT_KEYS)
+    if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
+        out[at] = site[Site.COINCIDENT_SUM_W] / max(1.0, site[Site.COINCIDENT_COUNT])
+        out[at + 1] = params.site[SiteSpec.COINCIDENT_USD_PER_W] * site[Site.COINCIDENT_SUM_W]
+        at += len(PEAK_KEYS)
     if params.session.shape[0] > 0:
         _write_sessions(params, cls, cache, out, at)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ai_factory_gym.engine.draw import facility_power_w
+from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     PREFILL,
@@ -35,6 +37,7 @@ from ai_factory_gym.engine.racks import racks_staying
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
+from ai_factory_gym.sites import SiteConfig
 
 LIMIT = 10.0
 DAY_S = 86400.0
@@ -123,18 +126,40 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
 )
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
 
-
-CACHE_BLOCKS: tuple[tuple[str, str, str], ...] = (
+PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
     (
+        "cache",
         "pool_cached",
         "pools",
         "prefill: share of the prompt tokens of the last step that the prefix cache had; decode: 0",
     ),
+    (
+        "coolant",
+        "coolant",
+        "3",
+        "temperature / its limit; facility power that heat allows now / base cap, and for good in this weather / base cap",
+    ),
+    (
+        "peaks",
+        "peak_window",
+        "4",
+        "window of a coincident peak: 1 while it is announced; time until it / 2 h; 1 while it is in force; time left in it / 4 h",
+    ),
 )
-"""Name, length and meaning of the blocks that are there, behind all others, on a site with a prefix cache."""
+"""Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-CACHED_BEGIN = len(LEVER_BLOCKS)
-"""Place of the first of ``CACHE_BLOCKS`` among the beginnings of optional blocks."""
+_CACHE, _COOLANT, _PEAKS = 0, 1, 2
+"""Places in ``PART_BLOCKS``."""
+
+
+def site_parts(site: SiteConfig) -> tuple[str, ...]:
+    """Return the parts of a site that have an observation block."""
+    there = {
+        "cache": site.caches,
+        "coolant": site.cooling.coolant_limit_c is not None,
+        "peaks": site.money is not None and site.money.coincident_usd_per_kw_year > 0.0,
+    }
+    return tuple(part for part, has in there.items() if has)
 
 
 @dataclass(frozen=True)
@@ -165,16 +190,19 @@ class ObservationLayout:
 
     @property
     def scales(self) -> tuple[Array, ...]:
-        """Scales that differ by pool or class, and where the blocks of levers begin, as ``observe_row`` wants them."""
-        names = [*(name for _, name, _, _ in LEVER_BLOCKS), *(name for name, _, _ in CACHE_BLOCKS)]
-        begins = [self.slices[name].start if name in self.slices else -1 for name in names]
+        """Scales that differ by pool or class, and where the blocks of levers and of parts begin, as ``observe_row`` wants them."""
+        begins, part_begins = (
+            np.array([self.slices[name].start if name in self.slices else -1 for _, name, _, _ in blocks])
+            for blocks in (LEVER_BLOCKS, PART_BLOCKS)
+        )
         return (
             self.pool_batch,
             self.pool_nameplate_w,
             self.class_rate,
             self.class_ttft_s,
             self.pool_rack_w,
-            np.array(begins, dtype=np.int64),
+            begins.astype(np.int64),
+            part_begins.astype(np.int64),
         )
 
     @property
@@ -194,12 +222,11 @@ class ObservationLayout:
 
 
 def lay_out(
-    pools: int, classes: int, actions: int, levers: Sequence[str] = (), cached: bool = False
+    pools: int, classes: int, actions: int, levers: Sequence[str] = (), parts: Sequence[str] = ()
 ) -> tuple[dict[str, slice], int]:
-    """Return the slices of all blocks and the length of the observation, those of levers in use and of a prefix cache among them."""
+    """Return the slices of all blocks and the length of the observation, those of levers in use and of the site's parts among them."""
     blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
-    if cached:
-        blocks.extend(CACHE_BLOCKS)
+    blocks += [(name, length, text) for part, name, length, text in PART_BLOCKS if part in parts]
     lengths = {"pools": pools, "classes": classes, "actions": actions}
     slices = {}
     begin = 0
@@ -331,7 +358,7 @@ def _class_due(params: Params, state: State, row: int, cls: int, now_s: float) -
 def _lever_blocks(
     params: Params, state: State, row: int, out: Array, begins: Array, batch: Array, rack_w: Array, now_s: float
 ) -> None:
-    """Write the blocks of ``LEVER_BLOCKS`` and ``CACHE_BLOCKS`` that are there."""
+    """Write the blocks of ``LEVER_BLOCKS`` that are there."""
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         if begins[0] >= 0:
@@ -344,10 +371,6 @@ def _lever_blocks(
             total = params.pool[pool, PoolSpec.RACKS]
             total += params.pool[sibling, PoolSpec.RACKS] if sibling >= 0 else 0.0
             out[begins[6] + pool] = racks_staying(state, row, pool) / total
-        if begins[CACHED_BEGIN] >= 0:
-            tier = state.cache[row, pool]
-            prompt = tier[Tier.STEP_PROMPT]
-            out[begins[CACHED_BEGIN] + pool] = tier[Tier.STEP_CACHED] / prompt if prompt > 0.0 else 0.0
     if begins[5] >= 0:
         spec = params.site
         out[begins[5]] = state.site[row, Site.BATTERY_CHARGE_J] / spec[SiteSpec.BATTERY_J]
@@ -361,6 +384,32 @@ def _lever_blocks(
             out[begins[3] + cls] = _class_due(params, state, row, cls, now_s) if held else 0.0
         if begins[4] >= 0:
             out[begins[4] + cls] = state.cls[row, cls, Class.EFFORT]
+
+
+@inlined_kernel
+def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Array, base_cap_w: float) -> None:
+    """Write the blocks of ``PART_BLOCKS`` that are there."""
+    if begins[_CACHE] >= 0:
+        for pool in range(params.pool.shape[0]):
+            tier = state.cache[row, pool]
+            prompt = tier[Tier.STEP_PROMPT]
+            out[begins[_CACHE] + pool] = tier[Tier.STEP_CACHED] / prompt if prompt > 0.0 else 0.0
+    if begins[_COOLANT] >= 0:
+        at = begins[_COOLANT]
+        out[at] = state.site[row, Site.COOLANT_C] / params.site[SiteSpec.COOLANT_LIMIT_C]
+        now_w = facility_power_w(params, state, row, heat_allows_w(params, state, row, LOOK_AHEAD_S))
+        always_w = facility_power_w(params, state, row, heat_allows_w(params, state, row, math.inf))
+        out[at + 1] = min(LIMIT, now_w / base_cap_w)
+        out[at + 2] = min(LIMIT, always_w / base_cap_w)
+    if begins[_PEAKS] >= 0:
+        at = begins[_PEAKS]
+        until_s = state.site[row, Site.PEAK_UNTIL_S]
+        left_s = state.site[row, Site.PEAK_LEFT_S]
+        ahead = 0.0 < until_s < math.inf
+        out[at] = 1.0 if ahead else 0.0
+        out[at + 1] = min(LIMIT, until_s / NOTICE_SCALE_S) if ahead else 0.0
+        out[at + 2] = 1.0 if left_s > 0.0 else 0.0
+        out[at + 3] = min(LIMIT, left_s / DURATION_SCALE_S)
 
 
 @inlined_kernel
@@ -386,7 +435,7 @@ def observe_row(
         constants: ``ObservationLayout.constants``.
         out: float32[size], written.
     """
-    batch, nameplate_w, rate, ttft_s, rack_w, begins = scales
+    batch, nameplate_w, rate, ttft_s, rack_w, begins, part_begins = scales
     base_cap_w, tpot_s = constants
     pools = params.pool.shape[0]
     classes = params.cls.shape[0]
@@ -412,6 +461,7 @@ def observe_row(
     for place in range(at):
         out[place] = max(-LIMIT, min(LIMIT, out[place]))
     _lever_blocks(params, state, row, out, begins, batch, rack_w, now_s)
+    _part_blocks(params, state, row, out, part_begins, base_cap_w)
 
 
 def class_limits_s(params: Params) -> Array:
@@ -431,4 +481,14 @@ def class_limits_s(params: Params) -> Array:
     return limits
 
 
-__all__ = ["BLOCKS", "LEVER_BLOCKS", "LIMIT", "ObservationLayout", "class_limits_s", "lay_out", "observe_row"]
+__all__ = [
+    "BLOCKS",
+    "LEVER_BLOCKS",
+    "LIMIT",
+    "PART_BLOCKS",
+    "ObservationLayout",
+    "class_limits_s",
+    "lay_out",
+    "observe_row",
+    "site_parts",
+]

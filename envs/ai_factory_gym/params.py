@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,7 @@ from ai_factory_gym.engine.layout import (
     SiteSpec,
 )
 from ai_factory_gym.errors import ConfigError, check_range, unknown
+from ai_factory_gym.grid.series import SeriesEventSpec, hottest_c
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
@@ -555,6 +556,9 @@ def _enter_money(
     site_row[SiteSpec.MONEY] = 1.0
     site_row[SiteSpec.PENALTY_SHARE] = money.sla_penalty_share
     site_row[SiteSpec.DEMAND_USD_PER_W] = money.demand_usd_per_kw_month / 1e3 / (30.0 * 86400.0)
+    site_row[SiteSpec.COINCIDENT_USD_PER_W] = (
+        money.coincident_usd_per_kw_year / 1e3 / money.coincident_intervals_per_year
+    )
     by_rack = dict(money.rack_usd_per_hour)
     owned = [site.pools[index] for index in site.rack_pools]
     site_row[SiteSpec.CAPITAL_USD_PER_S] = sum(
@@ -904,21 +908,78 @@ def nameplate_it_w(site: SiteConfig, power: Array | None = None) -> float:
     return float(sum(site.pools[index].racks * largest_w[index] for index in site.rack_pools))
 
 
+def idle_it_power_w(site: SiteConfig) -> float:
+    """Return IT power with every rack awake and no request served, W."""
+    rows = np.array([pool_power(pool) for pool in site.pools])
+    return float(
+        sum(
+            pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 0.0, 0.0, 0.0))
+            for pool, row in zip(site.pools, rows, strict=True)
+        )
+    )
+
+
 def idle_facility_w(site: SiteConfig) -> float:
     """Return facility power with every rack awake and no request served, W."""
-    rows = np.array([pool_power(pool) for pool in site.pools])
-    idle_w = sum(
-        pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 0.0, 0.0, 0.0))
-        for pool, row in zip(site.pools, rows, strict=True)
-    )
-    return float(idle_w * site_pue(site, idle_w / nameplate_it_w(site, rows)))
+    idle_w = idle_it_power_w(site)
+    return float(idle_w * site_pue(site, idle_w / nameplate_it_w(site)))
+
+
+def heat_w_per_kelvin(site: SiteConfig) -> float:
+    """Return the heat a site's coolant loop gives to the air per kelvin between them, W/K; 0 where its coolant has no limit."""
+    cooling = site.cooling
+    if cooling.coolant_limit_c is None or cooling.design_outdoor_c is None:
+        return 0.0
+    return nameplate_it_w(site) / (cooling.coolant_limit_c - cooling.design_outdoor_c)
+
+
+def coolable_up_to_c(site: SiteConfig, it_w: float) -> float:
+    """Return the warmest outdoor air at which an IT power can be kept up for good, degC; inf where the coolant has no limit."""
+    if site.cooling.coolant_limit_c is None:
+        return math.inf
+    return site.cooling.coolant_limit_c - it_w / heat_w_per_kelvin(site)
+
+
+def derates_above_c(site: SiteConfig) -> float:
+    """Return the outdoor temperature above which the coolant's limit binds before the cap does, degC; inf where it has no limit.
+
+    The hotter, the less IT power the cap leaves beside cooling, and the less can be cooled; the latter falls faster.
+    """
+    if site.cooling.coolant_limit_c is None:
+        return math.inf
+    nameplate_w = nameplate_it_w(site)
+    low, high = -100.0, site.cooling.coolant_limit_c
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        hot = dataclasses.replace(
+            site, cooling=dataclasses.replace(site.cooling, outdoor_c=max(-50.0, min(60.0, middle)))
+        )
+        it_w = nameplate_w * min(1.0, _highest_load(hot, nameplate_w))
+        low, high = (middle, high) if middle <= coolable_up_to_c(site, it_w) else (low, middle)
+    return low
+
+
+def _highest_load(site: SiteConfig, nameplate_w: float) -> float:
+    """Return the share of its nameplate at which a site's IT draws its cap with cooling."""
+    low, high = 0.0, 2.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        below = middle * nameplate_w * site_pue(site, middle) <= site.cap_w
+        low, high = (middle, high) if below else (low, middle)
+    return low
+
+
+def at_hottest(site: SiteConfig, events: Sequence[SeriesEventSpec] = ()) -> SiteConfig:
+    """Return a site on the hottest day that its weather and a scenario's temperature events may bring."""
+    hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, events)
+    return dataclasses.replace(site, cooling=dataclasses.replace(site.cooling, outdoor_c=hottest))
 
 
 def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -> None:
-    """Refuse a site that draws more when idle than its lowest cap: no brake could keep it.
+    """Refuse a site that draws more when idle than its lowest cap, or than its coolant can take away: no brake could keep it.
 
     Args:
-        site: The site.
+        site: The site, at the hottest it may meet.
         lowest_cap_w: Its lowest cap, W.
         idle_factor: Largest factor on the idle draw that a mismatch may bring.
 
@@ -931,6 +992,15 @@ def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -
         raise ConfigError(
             f"site {site.name!r}: idle draw {idle_w / 1e6:.3f} MW with every rack awake{mismatch} is not below its lowest cap "
             f"{lowest_cap_w / 1e6:.3f} MW; raise the cap, lower the curtailment or remove racks."
+        )
+    idle_it_w = idle_factor * idle_it_power_w(site)
+    up_to_c = coolable_up_to_c(site, idle_it_w)
+    if site.cooling.outdoor_c >= up_to_c:
+        mismatch = f" and a mismatch of {idle_factor:g}" if idle_factor > 1.0 else ""
+        raise ConfigError(
+            f"site {site.name!r}: cooling: the idle draw of {idle_it_w / 1e6:.3f} MW IT with every rack awake{mismatch} can be cooled up to "
+            f"{up_to_c:.1f} degC outdoors, and it may be {site.cooling.outdoor_c:.1f} degC; raise design_outdoor_c or coolant_limit_c, or choose "
+            "milder weather."
         )
 
 
@@ -956,6 +1026,10 @@ def _site_row(
     row[SiteSpec.PUE_KELVIN] = site.cooling.per_kelvin
     row[SiteSpec.PUE_FREE_COOLING_C] = site.cooling.free_cooling_c
     row[SiteSpec.OUTDOOR_C] = site.cooling.outdoor_c
+    if site.cooling.coolant_limit_c is not None:
+        row[SiteSpec.HEAT_W_PER_K] = heat_w_per_kelvin(site)
+        row[SiteSpec.COOLANT_LIMIT_C] = site.cooling.coolant_limit_c
+        row[SiteSpec.LOOP_S] = site.cooling.loop_time_constant_s
     if site.battery is not None:
         row[SiteSpec.BATTERY_W] = site.battery.power_w
         row[SiteSpec.BATTERY_J] = 3600.0 * site.battery.energy_wh
@@ -979,7 +1053,11 @@ __all__ = [
     "RESOLUTIONS",
     "Resolution",
     "build_params",
+    "at_hottest",
     "check_cap",
+    "coolable_up_to_c",
+    "derates_above_c",
+    "heat_w_per_kelvin",
     "idle_facility_w",
     "largest_batch",
     "nameplate_it_w",

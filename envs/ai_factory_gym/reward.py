@@ -53,9 +53,9 @@ REWARDS: Mapping[str, Reward] = MappingProxyType(
     }
 )
 """Rewards by name. ``goodput`` counts good tokens less missed ones, whatever the energy. ``carbon`` is ``tokens_per_watt`` with every joule from
-the grid weighed by the carbon intensity of its moment over the site's mean. ``profit`` is revenue less penalties, energy and wear, in units of
-a step's nominal revenue: it needs a site with a table ``[money]``; demand charge and capital are in ``info`` only, the one because it is
-known at the end, the other because nothing changes it."""
+the grid weighed by the carbon intensity of its moment over the site's mean. ``profit`` is revenue less penalties, energy, wear and, once it is
+over, the charge for a coincident peak, in units of a step's nominal revenue: it needs a site with a table ``[money]``; demand charge and capital
+are in ``info`` only, the one because it is known at the end, the other because nothing changes it."""
 
 
 @inlined_kernel
@@ -100,7 +100,10 @@ def reward_terms(
             terms[1] = -price * joules_per_kg * site[Site.STEP_CARBON_KG] / scale_tokens
     if kind == PROFIT:
         terms[0] = site[Site.STEP_REVENUE_USD] / scale_usd
-        terms[1] = -(site[Site.STEP_ENERGY_USD] + site[Site.STEP_WEAR_USD]) / scale_usd if scored else 0.0
+        terms[1] = 0.0
+        if scored:
+            costs_usd = site[Site.STEP_ENERGY_USD] + site[Site.STEP_WEAR_USD] + site[Site.STEP_COINCIDENT_USD]
+            terms[1] = -costs_usd / scale_usd
         terms[2] = -site[Site.STEP_PENALTY_USD] / scale_usd
     total = 0.0
     for term in range(terms.shape[0]):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
-from ai_factory_gym.params import check_cap, nameplate_it_w, site_pue
+from ai_factory_gym.params import at_hottest, check_cap, derates_above_c, nameplate_it_w, site_pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
@@ -50,6 +50,16 @@ def _power(site: SiteConfig, steady: SteadySite, saturation: OperatingPoint) -> 
         yield (
             f"cap_w: at the load that saturates the SLA the site draws {saturation.facility_w / site.cap_w:.2f} of its cap: the racks bind "
             "before the power does; the shipped sites draw 1.25 to 1.4 times their cap there."
+        )
+
+
+def _heat(site: SiteConfig) -> Iterator[str]:
+    most_c = derates_above_c(site)
+    hottest = at_hottest(site).cooling.outdoor_c
+    if hottest > most_c:
+        yield (
+            f"cooling: it may be {hottest:.1f} degC outdoors, and above {most_c:.1f} degC the coolant's limit binds before the cap does: the site "
+            "will have to derate; raise design_outdoor_c (more dry coolers) if that is not meant."
         )
 
 
@@ -183,18 +193,19 @@ def _caches(site: SiteConfig) -> Iterator[str]:
 
 
 def findings(site: SiteConfig) -> list[str]:
-    """Return what would surprise in a site, in the order power, demand, pools, classes, caches; empty when nothing does.
+    """Return what would surprise in a site, in the order power, heat, demand, pools, classes, caches; empty when nothing does.
 
     Raises:
         ConfigError: When the site cannot be simulated at all.
     """
-    check_cap(site, site.cap_w)
+    check_cap(at_hottest(site), site.cap_w)
     steady = steady_site(site)
     saturation = steady.saturation()
     if saturation.load_rps <= 0.0:
         return [f"pools: no load keeps the SLA ({steady.at(1e-6).binds or 'tpot'} binds).", *_classes(site, steady)]
     return [
         *_power(site, steady, saturation),
+        *_heat(site),
         *_demand(site, steady),
         *_balance(steady, saturation),
         *_classes(site, steady),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.decode import nearly_full
+from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w, warm_coolant
 from ai_factory_gym.engine.layout import (
     COHORT,
     NOBODY,
@@ -28,6 +29,7 @@ from ai_factory_gym.engine.supply import (
     JOULES_PER_KWH,
     JOULES_PER_MWH,
     battery_help_w,
+    meter_peak,
     meter_quarter,
     ordered_discharge_w,
     use_battery,
@@ -377,6 +379,19 @@ def facility_pue(params: Params, state: State, row: int, it_w: float) -> float:
 
 
 @kernel
+def _heat_limit_w(params: Params, state: State, row: int) -> float:
+    """Note the IT power that the coolant's limit allows from now on, and return the facility power that goes with it, W.
+
+    It is inf where the whole site can run.
+    """
+    it_w = heat_allows_w(params, state, row, LOOK_AHEAD_S)
+    state.site[row, Site.HEAT_LIMIT_W] = it_w
+    if it_w >= params.site[SiteSpec.IT_NAMEPLATE_W]:
+        return math.inf
+    return float(facility_power_w(params, state, row, it_w))
+
+
+@kernel
 def _stays_below(
     params: Params,
     state: State,
@@ -518,22 +533,31 @@ def _brake_fit(params: Params, state: State, row: int, seconds: float, target_w:
 
 @inlined_kernel
 def _sure_until_s(
-    params: Params, state: State, row: int, begin_s: float, end_s: float, slice_end_s: float, cap_w: float
+    params: Params,
+    state: State,
+    row: int,
+    begin_s: float,
+    end_s: float,
+    slice_end_s: float,
+    cap_w: float,
+    heat_w: float,
 ) -> float:
     """Return until when the brake need not look at the draw: until ``end_s``, for some seconds, or no longer than it takes to react."""
     spec = params.site
-    limit_w = _SURE * cap_w + battery_help_w(params, state, row, end_s - begin_s)
+    heat_w *= _SURE
+    limit_w = min(heat_w, _SURE * cap_w + battery_help_w(params, state, row, end_s - begin_s))
     _note_later(params, state, row, end_s, slice_end_s)
     if _stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w):
         return end_s
     soon_s = begin_s + _FIT_S
     if soon_s < end_s:
         _note_later(params, state, row, soon_s, slice_end_s)
-        limit_w = _SURE * cap_w + battery_help_w(params, state, row, _FIT_S)
+        limit_w = min(heat_w, _SURE * cap_w + battery_help_w(params, state, row, _FIT_S))
         if _stays_below(params, state, row, _FIT_S, 1.0, 1.0, 1.0, limit_w):
             return soon_s
     # Stop exactly when the brake would have to act.
-    left_s = spec[SiteSpec.BRAKE_REACTION_S] - state.site[row, Site.OVERDRAW_S]
+    over_s = max(state.site[row, Site.OVERDRAW_S], state.site[row, Site.HEAT_OVER_S])
+    left_s = spec[SiteSpec.BRAKE_REACTION_S] - over_s
     return float(min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, 1e-3))))
 
 
@@ -558,6 +582,9 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
     spec = params.site
     cap_w = cap_now_w(state, row, begin_s)
     site[Site.CAP_W] = cap_w
+    heat_w = math.inf
+    if spec[SiteSpec.HEAT_W_PER_K] > 0.0:
+        heat_w = _heat_limit_w(params, state, row)
     slice_end_s = end_s
     end_s = min(end_s, next_cap_change_s(state, row, begin_s), next_rack_change_s(state, row, begin_s))
     clock_limit = 1.0
@@ -568,17 +595,19 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         seconds = end_s - begin_s
         _note_later(params, state, row, end_s, slice_end_s)
         ordered_w = ordered_discharge_w(params, state, row, seconds)
-        release_w = spec[SiteSpec.BRAKE_RELEASE] * cap_w + ordered_w
+        release_w = min(spec[SiteSpec.BRAKE_RELEASE] * heat_w, spec[SiteSpec.BRAKE_RELEASE] * cap_w + ordered_w)
         held = begin_s - site[Site.BRAKED_AT_S] >= spec[SiteSpec.BRAKE_HOLD_S]
         if held and _stays_below(params, state, row, seconds, 1.0, 1.0, 1.0, release_w):
             site[Site.BRAKED] = 0.0
         else:
-            _brake_fit(params, state, row, seconds, spec[SiteSpec.BRAKE_TARGET] * cap_w + ordered_w)
+            target_w = spec[SiteSpec.BRAKE_TARGET] * cap_w + ordered_w
+            site[Site.HEAT_BINDS] = 1.0 if spec[SiteSpec.BRAKE_TARGET] * heat_w < target_w else 0.0
+            _brake_fit(params, state, row, seconds, min(spec[SiteSpec.BRAKE_TARGET] * heat_w, target_w))
             clock_limit = site[Site.BRAKE_CLOCK]
             prefill_duty = site[Site.PREFILL_DUTY]
             decode_duty = site[Site.DECODE_DUTY]
     if site[Site.BRAKED] == 0.0:
-        end_s = _sure_until_s(params, state, row, begin_s, end_s, slice_end_s, cap_w)
+        end_s = _sure_until_s(params, state, row, begin_s, end_s, slice_end_s, cap_w, heat_w)
     for pool in range(params.pool.shape[0]):
         if params.pool[pool, PoolSpec.PHASE] != PREFILL and nearly_full(params, state, row, pool):
             congested_s = _CONGESTED_COHORTS_S if spec[SiteSpec.RESOLUTION] == COHORT else _CONGESTED_REQUESTS_S
@@ -657,6 +686,8 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         site[Site.GRID_ENERGY_J] += grid_w * elapsed
         site[Site.SCORED_S] += elapsed
         meter_quarter(site, grid_w, elapsed)
+        if spec[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
+            meter_peak(params, site, grid_w, elapsed)
         site[Site.ENERGY_USD] += energy_usd
         site[Site.CARBON_KG] += carbon_kg
         site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed
@@ -673,3 +704,5 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
             site[Site.BRAKED_AT_S] = end_s
     else:
         site[Site.OVERDRAW_S] = 0.0
+    if spec[SiteSpec.HEAT_W_PER_K] > 0.0:
+        warm_coolant(params, state, row, it_w, elapsed)

@@ -41,7 +41,7 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.engine.ledger import held_at_most_s, sweep
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
-from ai_factory_gym.engine.supply import look_outside
+from ai_factory_gym.engine.supply import look_for_peak, look_outside
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import compute_rate
 
@@ -190,6 +190,7 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_REVENUE_USD] = 0.0
     site[Site.STEP_PENALTY_USD] = 0.0
     site[Site.STEP_WEAR_USD] = 0.0
+    site[Site.STEP_COINCIDENT_USD] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -298,6 +299,8 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
     begin_s = state.site[row, Site.TIME_S] - tick_s * progress[SiteInt.SLICE] / slices
     while progress[SiteInt.TICK] < ticks:
         look_outside(state, row, minute_of(state, path_start_s, begin_s))
+        if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
+            look_for_peak(state, row, minute_of(state, path_start_s, begin_s))
         if progress[SiteInt.FREE] < most_arrivals(params, state, row, begin_s, tick_s, path_start_s):
             return NEEDS_SLOTS
         progress[SiteInt.SLICE] += admit(params, state, row, begin_s, tick_s, path_start_s)

@@ -107,6 +107,10 @@ class SiteSpec(IntEnum):
     STORE_BYTES = 33  # KV the site's shared store holds; 0 without one, and without any prefix cache
     STORE_BYTES_PER_S = 34
     GATE = 35  # 1 where the operator may hold requests back at the gate
+    HEAT_W_PER_K = 36  # heat the coolant loop gives to the air per kelvin; 0 where the coolant has no limit
+    COOLANT_LIMIT_C = 37
+    LOOP_S = 38  # time constant of the loop
+    COINCIDENT_USD_PER_W = 39  # charge for the mean draw in a quarter of an hour in which the grid has a peak
 
 
 class PoolSpec(IntEnum):
@@ -236,6 +240,20 @@ class Site(IntEnum):
     QUARTER_S = 53  # how much of it has passed
     PEAK_QUARTER_W = 54  # highest mean draw of any quarter of an hour
     SCORED_S = 55  # time scored so far
+    COOLANT_C = 56  # supply temperature of the coolant
+    COOLANT_PEAK_C = 57  # highest so far
+    HEAT_LIMIT_W = 58  # IT power that the coolant's limit allows in this segment
+    HEAT_OVER_S = 59  # how long IT power has exceeded it without a break
+    HEAT_BINDS = 60  # 1 while the brake keeps the coolant's limit rather than the cap
+    HEAT_LIMITED_S = 61  # time under the brake for its sake
+    PEAK_UNTIL_S = 62  # time until an announced window of a coincident peak begins; 0 inside it, inf without one
+    PEAK_LEFT_S = 63  # time left in it
+    COINCIDENT = 64  # 1 in the quarter of an hour that counts
+    COINCIDENT_J = 65  # grid energy in it so far
+    COINCIDENT_S = 66  # how much of it has passed
+    COINCIDENT_SUM_W = 67  # mean draws of those that are over, added up
+    COINCIDENT_COUNT = 68
+    STEP_COINCIDENT_USD = 69
 
 
 class SiteInt(IntEnum):
@@ -458,6 +476,9 @@ class World(IntEnum):
     OUTDOOR_C = 0
     USD_PER_MWH = 1
     G_PER_KWH = 2
+    PEAK_UNTIL_S = 3
+    PEAK_LEFT_S = 4
+    COINCIDENT = 5
 
 
 class Gate(IntEnum):

@@ -39,6 +39,16 @@ from ai_factory_gym.engine.rng import seed_stream
 from ai_factory_gym.engine.truth import true_perf, true_power
 from ai_factory_gym.scenarios.mismatch import Truth, no_mismatch
 
+_OUTSIDE = {
+    Site.OUTDOOR_C: World.OUTDOOR_C,
+    Site.USD_PER_MWH: World.USD_PER_MWH,
+    Site.G_PER_KWH: World.G_PER_KWH,
+    Site.PEAK_UNTIL_S: World.PEAK_UNTIL_S,
+    Site.PEAK_LEFT_S: World.PEAK_LEFT_S,
+    Site.COINCIDENT: World.COINCIDENT,
+}
+"""What a row knows of the present minute, and where it is in the world."""
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -52,7 +62,7 @@ class Episode:
         shift: Shifts of the copies of a replayed trace, s, float64[copies].
         kept: Requests the last copy keeps, bool[requests].
         streams: One numpy generator per ``Purpose``.
-        world: Outdoor temperature, price and carbon intensity by minute, float64[minutes, World].
+        world: Outdoor temperature, price, carbon intensity and coincident peaks by minute, float64[minutes, World].
         truth: What is true in this episode over what the catalogue says; None is as it says.
     """
 
@@ -185,11 +195,13 @@ class Engine:
         site = state.site[row]
         site[Site.TIME_S] = episode.path_start_s
         site[Site.CAP_W] = episode.cap_steps[0, CapStep.CAP_W]
-        site[[Site.OUTDOOR_C, Site.USD_PER_MWH, Site.G_PER_KWH]] = episode.world[0]
+        site[list(_OUTSIDE)] = episode.world[0, list(_OUTSIDE.values())]
         site[Site.BATTERY_CHARGE_J] = params.site[SiteSpec.BATTERY_INITIAL_J]
         site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
+        if params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
+            site[Site.COOLANT_C] = site[Site.COOLANT_PEAK_C] = site[Site.OUTDOOR_C]
         pool = state.pool[row]
         pool[:, Pool.TIME_S] = episode.path_start_s
         pool[:, Pool.CLOCK] = pool[:, Pool.CLOCK_CEILING] = pool[:, Pool.DUTY] = 1.0
@@ -320,8 +332,12 @@ class Engine:
             Site.BATTERY_ORDER,
             Site.BATTERY_CHARGE_J,
             Site.BATTERY_OUT_W,
+            Site.PEAK_UNTIL_S,
+            Site.PEAK_LEFT_S,
         ]
         kept = {column: site[column] for column in keep}
+        if self.params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
+            kept[Site.COOLANT_C] = kept[Site.COOLANT_PEAK_C] = self._settled_c(row)
         site[:] = 0.0
         for column, value in kept.items():
             site[column] = value
@@ -348,6 +364,14 @@ class Engine:
         state.pool[row, :, Pool.G_OPEN] = state.pool[row, :, Pool.G]
         state.pool[row, :, Pool.G_CLOSE] = math.inf
         state.site_int[row, SiteInt.LOGGED] = 0
+
+    def _settled_c(self, row: int) -> float:
+        """Return the coolant's temperature in equilibrium with the last control step, at most its limit, degC."""
+        spec, site = self.params.site, self.state.site[row]
+        if site[Site.STEP_S] <= 0.0:
+            return float(site[Site.COOLANT_C])
+        rise_k = site[Site.STEP_IT_ENERGY_J] / site[Site.STEP_S] / spec[SiteSpec.HEAT_W_PER_K]
+        return float(min(spec[SiteSpec.COOLANT_LIMIT_C], site[Site.OUTDOOR_C] + rise_k))
 
     def close_window(self, row: int) -> None:
         """End scoring: energy, emission and arrivals freeze; fates of scored requests are still counted."""

@@ -11,6 +11,9 @@ JOULES_PER_KWH = 3.6e6
 QUARTER_S = 900.0
 """Demand is charged by the mean draw of a quarter of an hour."""
 
+_COUNTED_SHARE = 0.9
+"""Share of a quarter of an hour that must have been metered for its mean to count: ticks need not end with it."""
+
 
 @inlined_kernel
 def battery_help_w(params: Params, state: State, row: int, seconds: float) -> float:
@@ -82,3 +85,29 @@ def meter_quarter(site: Array, grid_w: float, elapsed: float) -> None:
         site[Site.PEAK_QUARTER_W] = max(site[Site.PEAK_QUARTER_W], site[Site.QUARTER_J] / site[Site.QUARTER_S])
         site[Site.QUARTER_J] = 0.0
         site[Site.QUARTER_S] = 0.0
+
+
+@inlined_kernel
+def look_for_peak(state: State, row: int, minute: int) -> None:
+    """Take over what a minute has of the grid's coincident peaks."""
+    site = state.site[row]
+    site[Site.PEAK_UNTIL_S] = state.world[row, minute, World.PEAK_UNTIL_S]
+    site[Site.PEAK_LEFT_S] = state.world[row, minute, World.PEAK_LEFT_S]
+    site[Site.COINCIDENT] = state.world[row, minute, World.COINCIDENT]
+
+
+@kernel
+def meter_peak(params: Params, site: Array, grid_w: float, elapsed: float) -> None:
+    """Note a segment's draw in a quarter of an hour that counts, and charge for it when it is over."""
+    if site[Site.COINCIDENT] > 0.0:
+        site[Site.COINCIDENT_J] += grid_w * elapsed
+        site[Site.COINCIDENT_S] += elapsed
+        if site[Site.COINCIDENT_S] < QUARTER_S - 1e-6:
+            return
+    if site[Site.COINCIDENT_S] >= _COUNTED_SHARE * QUARTER_S:
+        mean_w = site[Site.COINCIDENT_J] / site[Site.COINCIDENT_S]
+        site[Site.COINCIDENT_SUM_W] += mean_w
+        site[Site.COINCIDENT_COUNT] += 1.0
+        site[Site.STEP_COINCIDENT_USD] += params.site[SiteSpec.COINCIDENT_USD_PER_W] * mean_w
+    site[Site.COINCIDENT_J] = 0.0
+    site[Site.COINCIDENT_S] = 0.0

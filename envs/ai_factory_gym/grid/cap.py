@@ -35,6 +35,8 @@ class CapEventSpec:
         duration_s: Length, s.
         depth: Share of the cap taken away, in (0, 1).
         notice_s: How long before its start it is announced, s.
+        depth_high: Largest depth, uniform from ``depth``; None is ``depth``.
+        duration_high_s: Largest length, uniform from ``duration_s``, s; None is ``duration_s``.
     """
 
     window_start_hour: float
@@ -42,6 +44,8 @@ class CapEventSpec:
     duration_s: float
     depth: float
     notice_s: float
+    depth_high: float | None = None
+    duration_high_s: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -50,6 +54,24 @@ class CapEventSpec:
         check_range("duration_s", self.duration_s, 1.0, DAY_S, "s")
         check_range("depth", self.depth, 1e-6, 0.999999)
         check_range("notice_s", self.notice_s, 0.0, DAY_S, "s")
+        if self.depth_high is not None:
+            check_range("depth_high", self.depth_high, self.depth, 0.999999)
+        if self.duration_high_s is not None:
+            check_range("duration_high_s", self.duration_high_s, self.duration_s, DAY_S, "s")
+
+    @property
+    def deepest(self) -> float:
+        """Largest share of the cap that it may take away."""
+        return self.depth if self.depth_high is None else self.depth_high
+
+    def sized(self, u_depth: float, u_duration: float) -> tuple[float, float]:
+        """Return depth and length (s, whole minutes where it has a range) for uniforms in [0, 1)."""
+        depth, duration_s = self.depth, self.duration_s
+        if self.depth_high is not None:
+            depth += u_depth * (self.depth_high - self.depth)
+        if self.duration_high_s is not None:
+            duration_s += math.floor(u_duration * (self.duration_high_s - self.duration_s) / MINUTE_S) * MINUTE_S
+        return depth, duration_s
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -189,7 +211,8 @@ def draw_schedule(
 ) -> CapSchedule:
     """Draw the cap of an episode: each event starts at a whole minute, uniform in its window.
 
-    Exactly ``MAX_CAP_EVENTS`` uniforms are drawn whatever ``specs`` holds, and event i always uses the i-th. Events are
+    Exactly ``MAX_CAP_EVENTS`` uniforms are drawn whatever ``specs`` holds, and event i always uses the i-th; depths and lengths that have
+    a range come from a stream of their own. Events are
     times of day: a window of the day sees the part inside it, a horizon of several days sees them on each. The schedule
     reaches a day beyond the horizon, because notice of what follows is given within it and work drains after it.
 
@@ -211,14 +234,16 @@ def draw_schedule(
     check_range("start_time_s", start_time_s, -1e9, 1e9, "s")
     check_range("horizon_s", horizon_s, 0.0, 1e9, "s")
     uniforms = rng.random(MAX_CAP_EVENTS).tolist()
+    sizes = rng.spawn(1)[0].random((MAX_CAP_EVENTS, 2)).tolist()
     events = []
-    for spec, u in zip(specs, uniforms, strict=False):
+    for spec, u, size in zip(specs, uniforms, sizes, strict=False):
+        depth, duration_s = spec.sized(*size)
         hour = spec.window_start_hour + u * (spec.window_end_hour - spec.window_start_hour)
         time_of_day_s = math.floor(hour * HOUR_S / MINUTE_S) * MINUTE_S
-        first_day = math.floor((start_time_s - time_of_day_s - spec.duration_s) / DAY_S)
+        first_day = math.floor((start_time_s - time_of_day_s - duration_s) / DAY_S)
         last_day = math.floor((start_time_s + horizon_s - time_of_day_s) / DAY_S) + 1
         for day in range(first_day, last_day + 1):
             start_s = day * DAY_S + time_of_day_s - start_time_s
-            if start_s + spec.duration_s > 0.0:
-                events.append(CapEvent(start_s, spec.duration_s, spec.depth, spec.notice_s))
+            if start_s + duration_s > 0.0:
+                events.append(CapEvent(start_s, duration_s, depth, spec.notice_s))
     return CapSchedule(base_cap_w, tuple(events))

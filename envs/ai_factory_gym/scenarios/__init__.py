@@ -16,6 +16,7 @@ import numpy as np
 
 from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
 from ai_factory_gym.grid.cap import MAX_CAP_EVENTS, CapEventSpec, CapSchedule, draw_schedule
+from ai_factory_gym.grid.coincident import MAX_WINDOWS, PeakWindowSpec
 from ai_factory_gym.grid.series import MAX_EVENTS, SeriesEventSpec
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, MismatchSpec
 from ai_factory_gym.workload.demand import (
@@ -31,9 +32,9 @@ from ai_factory_gym.workload.demand import (
 
 SCENARIO_DIR = Path(__file__).parent
 
-_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec, SeriesEventSpec)
+_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec, SeriesEventSpec, PeakWindowSpec)
 
-_EVENTS = ("bursts", "cap_events", "shifts", "price_events", "temperature_events")
+_EVENTS = ("bursts", "cap_events", "shifts", "price_events", "temperature_events", "peak_windows")
 
 NAMES = {"classes", "models"}
 """Keys of shifts that hold names; one of them has to be given."""
@@ -58,6 +59,7 @@ class Scenario:
         mismatch: How far the site may be from its catalogue.
         price_events: Factors on the price of electricity, once a day each; where the site's price is a constant, it is synthetic then.
         temperature_events: Kelvin on top of the outdoor temperature, likewise.
+        peak_windows: Hours in which a coincident peak of the grid falls, once a day each; a site that does not pay for it does not notice.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Scenario:
     mismatch: MismatchSpec = NO_SPREAD
     price_events: tuple[SeriesEventSpec, ...] = ()
     temperature_events: tuple[SeriesEventSpec, ...] = ()
+    peak_windows: tuple[PeakWindowSpec, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -81,6 +84,7 @@ class Scenario:
             ("shifts", self.shifts, MAX_SHIFTS),
             ("price_events", self.price_events, MAX_EVENTS),
             ("temperature_events", self.temperature_events, MAX_EVENTS),
+            ("peak_windows", self.peak_windows, MAX_WINDOWS),
         ):
             if len(items) > most:
                 raise ConfigError(f"scenario {self.name!r}: {key}: {len(items)} given; at most {most} are allowed.")
@@ -88,7 +92,7 @@ class Scenario:
     @property
     def lowest_cap_fraction(self) -> float:
         """Lowest cap of the day over the base cap."""
-        return 1.0 - max((event.depth for event in self.cap_events), default=0.0)
+        return 1.0 - max((event.deepest for event in self.cap_events), default=0.0)
 
     def draw_bursts(self, rng: np.random.Generator) -> tuple[Burst, ...]:
         """Draw the bursts of an episode; see ``workload.demand.draw_bursts``."""
@@ -116,6 +120,7 @@ class Scenario:
             mismatch=self.mismatch | other.mismatch,
             price_events=tuple(dict.fromkeys(self.price_events + other.price_events)),
             temperature_events=tuple(dict.fromkeys(self.temperature_events + other.temperature_events)),
+            peak_windows=tuple(dict.fromkeys(self.peak_windows + other.peak_windows)),
         )
 
     def draw_cap(
@@ -135,11 +140,14 @@ def _specs(where: str, raw: Any, kind: type[_Spec]) -> tuple[_Spec, ...]:
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raise ConfigError(f"{where}: {raw!r} is not allowed; must be an array of tables ([[...]]).")
     fields = [field.name for field in dataclasses.fields(kind)]
+    optional = NAMES & set(fields)
+    optional |= {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+    required = [name for name in fields if name not in optional]
     built = []
     for i, table in enumerate(raw):
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where}[{i}]: {table!r} is not allowed; must be a table.")
-        check_keys(f"{where}[{i}]", table, required=[f for f in fields if f not in NAMES], optional=NAMES & set(fields))
+        check_keys(f"{where}[{i}]", table, required=required, optional=optional)
         try:
             values: dict[str, Any] = {key: () for key in fields if key in NAMES} | {
                 key: _names(key, value) if key in NAMES else check_range(key, value, -math.inf, math.inf)
@@ -188,6 +196,7 @@ def _read(path: Path) -> Scenario:
         mismatch=_mismatch(where, table.get("mismatch", {})),
         price_events=_specs(f"{where}: price_events", table.get("price_events", []), SeriesEventSpec),
         temperature_events=_specs(f"{where}: temperature_events", table.get("temperature_events", []), SeriesEventSpec),
+        peak_windows=_specs(f"{where}: peak_windows", table.get("peak_windows", []), PeakWindowSpec),
     )
 
 

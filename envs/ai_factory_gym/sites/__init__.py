@@ -22,6 +22,9 @@ MAX_BATCH = 4096
 """Requests in flight on a decode replica unless a pool says otherwise."""
 
 
+LOOP_TIME_CONSTANT_S = 300.0
+"""Time constant of a coolant loop, s: 7 m3 of water per MW of IT (29 MJ/K) that rises 10 K over the air at full load (0.1 MW/K) (status assumed)."""
+
 BOTH = "both"
 """Phase of a pool whose GPUs prefill and decode: aggregated serving."""
 
@@ -260,6 +263,9 @@ class CoolingConfig:
         outdoor_c: Outdoor temperature, degC.
         free_cooling_c: Outdoor temperature up to which free cooling suffices, degC.
         fixed_share: Share of the cooling draw that does not fall with load.
+        coolant_limit_c: Warmest coolant that racks may be supplied with, degC, at a site without chillers; None is no limit.
+        design_outdoor_c: Outdoor temperature at which that limit is just kept with every GPU at its limit, degC.
+        loop_time_constant_s: How fast the coolant follows, s.
     """
 
     base: float = 1.12
@@ -267,6 +273,9 @@ class CoolingConfig:
     outdoor_c: float = 18.0
     free_cooling_c: float = 20.0
     fixed_share: float = 0.3
+    coolant_limit_c: float | None = None
+    design_outdoor_c: float | None = None
+    loop_time_constant_s: float = LOOP_TIME_CONSTANT_S
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -275,6 +284,24 @@ class CoolingConfig:
         check_range("cooling.outdoor_c", self.outdoor_c, -50.0, 60.0, "degC")
         check_range("cooling.free_cooling_c", self.free_cooling_c, -50.0, 60.0, "degC")
         check_range("cooling.fixed_share", self.fixed_share, 0.0, 1.0)
+        check_range("cooling.loop_time_constant_s", self.loop_time_constant_s, 10.0, 86400.0, "s")
+        if self.coolant_limit_c is None:
+            if self.design_outdoor_c is not None or self.loop_time_constant_s != LOOP_TIME_CONSTANT_S:
+                raise ConfigError(
+                    "cooling: design_outdoor_c and loop_time_constant_s are settings of a coolant with a limit; give coolant_limit_c too."
+                )
+            return
+        check_range("cooling.coolant_limit_c", self.coolant_limit_c, 15.0, 80.0, "degC")
+        if self.design_outdoor_c is None:
+            raise ConfigError(
+                "cooling: coolant_limit_c needs design_outdoor_c, the outdoor temperature at which it is just kept with every GPU at its limit."
+            )
+        check_range("cooling.design_outdoor_c", self.design_outdoor_c, -50.0, 60.0, "degC")
+        if self.design_outdoor_c >= self.coolant_limit_c:
+            raise ConfigError(
+                f"cooling.design_outdoor_c: {self.design_outdoor_c!r} is not allowed; must be below coolant_limit_c ({self.coolant_limit_c!r}): "
+                "without chillers no coolant is colder than the air."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,6 +424,10 @@ class SiteConfig:
                 )
         self._check_contexts(where)
         self._check_shared_racks(where)
+        if self.cooling.coolant_limit_c is not None and not self.brake.enabled:
+            raise ConfigError(
+                f"{where}cooling.coolant_limit_c: needs the power brake, which keeps it; brake.enabled is false."
+            )
         edges = self.group_edges
         for edge in edges:
             check_range(f"{where}group_edges", edge, 0.0, 1e9, "tokens")

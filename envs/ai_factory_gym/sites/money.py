@@ -9,9 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
+from ai_factory_gym.errors import ConfigError, check_count, check_keys, check_range, unknown
 
 TOKENS_PER_MTOK = 1e6
+
+_OF_THE_SITE = (
+    "sla_penalty_share",
+    "demand_usd_per_kw_month",
+    "coincident_usd_per_kw_year",
+    "coincident_intervals_per_year",
+)
+"""Keys of ``MoneyConfig`` that are numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,9 @@ class MoneyConfig:
             top).
         demand_usd_per_kw_month: Charge for the highest mean draw from the grid over any quarter of an hour, per month of 30 days.
         rack_usd_per_hour: Cost of owning a rack, awake or not, by rack type.
+        coincident_usd_per_kw_year: Yearly charge per kW of mean draw in the quarter hours of the grid's coincident peaks (ERCOT 4CP: 50 to 150,
+            status secondary report); 0 is none. A scenario says when they may be (``peak_windows``).
+        coincident_intervals_per_year: How many there are in a year: each costs that share of the yearly charge (4CP: 4).
     """
 
     tariff: Tariff = Tariff()
@@ -52,11 +63,15 @@ class MoneyConfig:
     sla_penalty_share: float = 1.0
     demand_usd_per_kw_month: float = 0.0
     rack_usd_per_hour: tuple[tuple[str, float], ...] = ()
+    coincident_usd_per_kw_year: float = 0.0
+    coincident_intervals_per_year: int = 4
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
         check_range("money.sla_penalty_share", self.sla_penalty_share, 0.0, 100.0)
         check_range("money.demand_usd_per_kw_month", self.demand_usd_per_kw_month, 0.0, 1e4, "USD/kW/month")
+        check_range("money.coincident_usd_per_kw_year", self.coincident_usd_per_kw_year, 0.0, 1e5, "USD/kW/year")
+        check_count("money.coincident_intervals_per_year", self.coincident_intervals_per_year)
 
     def of(self, name: str) -> Tariff:
         """Return what requests of a class pay."""
@@ -81,7 +96,7 @@ def money_from_table(where: str, table: Any, classes: list[str], racks: list[str
 
     Args:
         where: Name used in error messages.
-        table: Keys of ``Tariff``, ``sla_penalty_share``, ``demand_usd_per_kw_month``, and the tables ``classes`` and ``rack_usd_per_hour``.
+        table: Keys of ``Tariff``, ``_OF_THE_SITE``, and the tables ``classes`` and ``rack_usd_per_hour``.
         classes: Names of the classes of the site's mix.
         racks: Rack types of the site.
 
@@ -95,7 +110,7 @@ def money_from_table(where: str, table: Any, classes: list[str], racks: list[str
         where,
         table,
         required=(),
-        optional=[*own, "classes", "rack_usd_per_hour", "sla_penalty_share", "demand_usd_per_kw_month"],
+        optional=[*own, "classes", "rack_usd_per_hour", *_OF_THE_SITE],
     )
     tariff = _tariff(where, {key: table[key] for key in own if key in table})
     tables: dict[str, Mapping[str, Any]] = {}
@@ -120,5 +135,5 @@ def money_from_table(where: str, table: Any, classes: list[str], racks: list[str
         tariff=tariff,
         classes=tuple(by_class),
         rack_usd_per_hour=rack_usd,
-        **{key: table[key] for key in ("sla_penalty_share", "demand_usd_per_kw_month") if key in table},
+        **{key: table[key] for key in _OF_THE_SITE if key in table},
     )

@@ -1,0 +1,232 @@
+"""Fill the tables of docs/grid.md on heat, emergencies and coincident peaks: ``python docs/tables/grid.py`` (a few minutes).
+
+``--stdout`` prints them instead, ``--seeds 1`` is for a look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ai_factory_baselines as baselines
+from ai_factory_gym import AIFactoryEnv
+from ai_factory_gym.params import derates_above_c, heat_w_per_kelvin, nameplate_it_w
+from ai_factory_gym.scenarios import Scenario, scenario
+from ai_factory_gym.sites import BatteryConfig, CoolingConfig, SiteConfig, load_site
+from ai_factory_gym.sites.money import MoneyConfig, Tariff
+
+PAGE = Path(__file__).parents[1] / "grid.md"
+BLOCK = re.compile(r"(<!-- generated (\w+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+
+FIRST_SEED = 2_000_000
+HOUR_S = 3600.0
+
+LIMIT_C, DESIGN_C = 45.0, 30.0
+"""Coolant supplied to the racks at most (Vera Rubin: status vendor-stated), and the outdoor temperature the dry coolers are sized for (assumed)."""
+
+USD_PER_KW_YEAR = 100.0
+"""Middle of what 4CP costs, 50 to 150 USD per kW and year (status secondary report)."""
+
+Policy = Callable[[AIFactoryEnv, np.ndarray], np.ndarray]
+
+
+def fixed(clock: float, **values: Any) -> Callable[[AIFactoryEnv], Policy]:
+    """Return a policy that sets one clock everywhere and keeps all racks awake."""
+
+    def made(env: AIFactoryEnv) -> Policy:
+        action = env.action_layout.encode(clock=clock, racks=env.action_layout.racks, **values)
+        return lambda env, observation: action
+
+    return made
+
+
+def reactive(heat: bool = False) -> Callable[[AIFactoryEnv], Policy]:
+    """Return the rule ``reactive``; told, if wanted, that its cap is the lower of the cap and what the heat allows."""
+
+    def made(env: AIFactoryEnv) -> Policy:
+        rule = baselines.make("reactive", env)
+        memory: Any = None
+
+        def act(env: AIFactoryEnv, observation: np.ndarray) -> np.ndarray:
+            nonlocal memory
+            seen = observation.copy()
+            if heat:
+                allowed = seen[env.observation_layout["coolant"]][1]
+                for place in (env.observation_layout["cap"].start, env.observation_layout["cap_announced"].start + 2):
+                    seen[place] = min(seen[place], allowed)
+            action, memory = rule.predict(seen, memory)
+            return np.asarray(action)
+
+        return act
+
+    return made
+
+
+def in_window(clock: float, low: float, **values: Any) -> Callable[[AIFactoryEnv], Policy]:
+    """Return a policy that lowers its clock while a coincident peak may be, and orders its battery out if there is one."""
+
+    def made(env: AIFactoryEnv) -> Policy:
+        racks = env.action_layout.racks
+        usual = env.action_layout.encode(clock=clock, racks=racks)
+        inside = env.action_layout.encode(clock=low, racks=racks, **values)
+        return lambda env, observation: inside if observation[env.observation_layout["peak_window"]][2] > 0.0 else usual
+
+    return made
+
+
+def run(
+    made: Callable[[AIFactoryEnv], Policy],
+    site: SiteConfig,
+    day: str | Scenario,
+    seeds: Iterable[int],
+    begin_h: float,
+    hours: float,
+    **settings: Any,
+) -> list[list[Mapping[str, float]]]:
+    """Return the infos of every step of an episode per seed."""
+    env = AIFactoryEnv(
+        site=site,
+        scenario=day,
+        start_time_s=begin_h * HOUR_S,
+        horizon_s=hours * HOUR_S,
+        lambda_tokens_per_joule=3.0,
+        **settings,
+    )
+    episodes = []
+    for seed in seeds:
+        observation, _ = env.reset(seed=FIRST_SEED + seed)
+        policy = made(env)
+        infos: list[Mapping[str, float]] = []
+        truncated = False
+        while not truncated:
+            observation, _, _, truncated, info = env.step(policy(env, observation))
+            infos.append(info)
+        episodes.append(infos)
+    return episodes
+
+
+def _mean(episodes: list[list[Mapping[str, float]]], key: str) -> float:
+    return float(np.mean([infos[-1][key] for infos in episodes]))
+
+
+def heat(seeds: range) -> list[str]:
+    """Return the table of heat: what can be cooled, and what rules make of it."""
+    edge = load_site("edge")
+    policies = {
+        "clock 0.8": fixed(0.8),
+        "`reactive`": reactive(),
+        "`reactive`, told": reactive(heat=True),
+    }
+    site = dataclasses.replace(edge, cooling=CoolingConfig(coolant_limit_c=LIMIT_C, design_outdoor_c=DESIGN_C))
+    lines = [
+        f"From {derates_above_c(site):.1f} degC on the coolant binds before the cap of {edge.cap_w / 1e6:g} MW.",
+        "",
+        "| outdoors, degC | IT power for good, MW (share of nameplate) | policy | tokens/J | SLA attainment | braked for heat | "
+        "warmest coolant, degC |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for outdoor_c in (30.0, 36.0, 38.0, 39.0, 40.0):
+        hot = dataclasses.replace(site, cooling=dataclasses.replace(site.cooling, outdoor_c=outdoor_c))
+        it_w = heat_w_per_kelvin(hot) * (LIMIT_C - outdoor_c)
+        for name, made in policies.items():
+            found = run(made, hot, "diurnal", seeds, 17.0, 4.0)
+            warmest = max(infos[-1]["coolant_peak_c"] for infos in found)
+            lines.append(
+                f"| {outdoor_c:g} | {it_w / 1e6:.2f} ({it_w / nameplate_it_w(hot):.0%}) | {name} | {_mean(found, 'tokens_per_joule'):.3f} | "
+                f"{_mean(found, 'sla_attainment'):.4f} | {_mean(found, 'heat_limited_s') / (4.0 * HOUR_S):.1%} | {warmest:.3f} |"
+            )
+    return lines
+
+
+def emergency(seeds: range) -> list[str]:
+    """Return the table of emergencies: how fast the draw is down, and what ignoring the order costs."""
+    lines = [
+        "| policy | draw before / ordered cap | in the second minute / ordered cap | energy above the cap, s of it | braked | "
+        "SLA attainment | good tokens |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    edge = load_site("edge")
+    kinds = {"ignores it (clock 0.8, all racks)": fixed(0.8), "`reactive`": reactive()}
+    (event,) = scenario("grid_emergency").cap_events
+    # The evening's demand, an hour before and three within.
+    event = dataclasses.replace(event, window_start_hour=17.0, window_end_hour=17.0, duration_s=10 * HOUR_S)
+    event = dataclasses.replace(event, duration_high_s=None)
+    day = dataclasses.replace(scenario("grid_emergency"), cap_events=(event,))
+    calm = dataclasses.replace(day, cap_events=())
+    for name, made in kinds.items():
+        usual = run(made, edge, calm, seeds, 16.0, 4.0)
+        found = run(made, edge, day, seeds, 16.0, 4.0)
+        for label, some in ((f"{name}, no emergency", usual), (name, found)):
+            caps = [infos[-1]["cap_w"] for infos in found]
+            before = np.mean([infos[59]["facility_power_w"] / cap for infos, cap in zip(some, caps, strict=True)])
+            after = np.mean([infos[61]["facility_power_w"] / cap for infos, cap in zip(some, caps, strict=True)])
+            over_s = np.mean([infos[-1]["cap_violation_j"] / infos[-1]["cap_w"] for infos in some])
+            tokens = _mean(some, "good_tokens") / _mean(usual, "good_tokens")
+            lines.append(
+                f"| {label} | {before:.2f} | {after:.2f} | {over_s:.2f} | {_mean(some, 'brake_s') / (4.0 * HOUR_S):.1%} | "
+                f"{_mean(some, 'sla_attainment'):.4f} | {tokens:.1%} |"
+            )
+    return lines
+
+
+def peaks(seeds: range) -> list[str]:
+    """Return the table of coincident peaks: what a site pays when it ignores the window, and when it does not."""
+    edge = load_site("edge")
+    money = MoneyConfig(tariff=Tariff(0.5, 2.0), coincident_usd_per_kw_year=USD_PER_KW_YEAR)
+    site = dataclasses.replace(edge, money=money)
+    stored = dataclasses.replace(site, battery=BatteryConfig(power_w=4e5, energy_wh=1.3e6))
+    levers = ("route_prefill", "route_decode", "clock", "active_racks", "battery")
+    lines = [
+        "| policy | draw in the quarter, MW | charge, USD | energy, USD | SLA attainment | good tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    first = 1.0
+    for name, place, made, settings in (
+        ("clock 0.7", site, fixed(0.7), {}),
+        ("clock 0.7, 0.55 in the window", site, in_window(0.7, 0.55), {}),
+        ("`reactive`", site, reactive(), {}),
+        (
+            "clock 0.7, battery of 0.4 MW and 1.3 MWh in the window",
+            stored,
+            in_window(0.7, 0.7, battery=1.0),
+            {"levers": levers},
+        ),
+    ):
+        found = run(made, place, "diurnal+four_cp", seeds, 12.0, 8.0, **settings)
+        tokens = _mean(found, "good_tokens")
+        first = tokens if len(lines) == 2 else first
+        lines.append(
+            f"| {name} | {_mean(found, 'coincident_peak_w') / 1e6:.3f} | {_mean(found, 'coincident_charge_usd'):,.0f} | "
+            f"{_mean(found, 'energy_cost_usd'):,.0f} | {_mean(found, 'sla_attainment'):.4f} | {tokens / first:.1%} |"
+        )
+    return lines
+
+
+TABLES = {"heat": heat, "emergency": emergency, "peaks": peaks}
+
+
+def main() -> None:
+    """Fill the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stdout", action="store_true", help="print the tables; write nothing")
+    parser.add_argument("--seeds", type=int, default=5, help="evaluation seeds of each row (default 5)")
+    arguments = parser.parse_args()
+    seeds = range(arguments.seeds)
+    if arguments.stdout:
+        for table in TABLES.values():
+            print("\n".join(table(seeds)), end="\n\n", flush=True)
+        return
+    page = PAGE.read_text(encoding="utf-8")
+    filled = BLOCK.sub(lambda m: m.group(1) + "\n".join(TABLES[m.group(2)](seeds)) + "\n" + m.group(3), page)
+    PAGE.write_text(filled, encoding="utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
