@@ -70,6 +70,11 @@ cost; the demand charge for the time so far, by the highest mean draw of any ful
 less penalties, energy, wear of the battery, demand charge and capital; those costs per million good tokens (0.0 while there are none); and
 how many classes have spent more than ``BUDGET_ALERT`` of what their customers meant to spend by now."""
 
+FAULT_KEYS = ("racks_struck", "rack_down_s", "requests_restarted", "lost_tokens")
+"""Keys that are there where racks may fail, totals since the start of the episode: racks that went out of service, faults and maintenance
+together; rack-seconds out of service; requests that were lost with a rack and started anew; output tokens they had been given. ``output_tokens``
+counts those, ``good_tokens`` never does: their difference is what late and lost work cost."""
+
 CLASS_MONEY_KEYS = ("revenue_usd", "budget_used")
 """Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget)."""
 
@@ -80,13 +85,15 @@ CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 
 
 def info_keys(
-    classes: Sequence[str], effort: bool = False, battery: bool = False, money: bool = False
+    classes: Sequence[str], effort: bool = False, battery: bool = False, money: bool = False, faults: bool = False
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use."""
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
     parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()), *(MONEY_KEYS if money else ()))
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
+    if faults:
+        parts += FAULT_KEYS
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
 
 
@@ -226,3 +233,9 @@ def write_info(
         at += len(BATTERY_KEYS)
     if params.site[SiteSpec.MONEY] > 0.0:
         _write_money(params, site, cls, out, at, out[21] + wear_usd)
+        at += len(MONEY_KEYS) + classes * len(CLASS_MONEY_KEYS)
+    if params.site[SiteSpec.FAULTS] > 0.0:
+        out[at] = site[Site.RACKS_STRUCK]
+        out[at + 1] = site[Site.RACK_DOWN_S]
+        out[at + 2] = site[Site.RESTARTED]
+        out[at + 3] = site[Site.LOST_TOKENS]

@@ -631,6 +631,7 @@ def build_params(
     trace_labels: Array | None = None,
     thin_fraction: float = 1.0,
     effort: bool = False,
+    faults: bool = False,
 ) -> Params:
     """Build the engine's constant arrays.
 
@@ -644,6 +645,7 @@ def build_params(
         trace_labels: int64[requests], the class index of each request of the trace.
         thin_fraction: Share of the last superposed copy of the trace that is kept.
         effort: Whether the operator may shorten answers.
+        faults: Whether racks may go out of service.
 
     Returns:
         The parameters.
@@ -686,6 +688,7 @@ def build_params(
     joules = _reference_joules(site, classes, perf, np.array([rack_power(pool) for pool in site.pools]), cells, weights)
     site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
     site_row[SiteSpec.EFFORT] = float(effort)
+    site_row[SiteSpec.FAULTS] = float(faults)
     cls_rows = np.array([_class_row(cls, joules, deferrable) for cls in classes])
     if site.money is not None:
         _enter_money(site, site.money, classes, site_row, cls_rows)

@@ -21,6 +21,9 @@ SEPARATE, SHARED_POWER, SHARED_GPUS = 0, 1, 2
 
 COHORT, REQUEST = 0, 1
 
+BREAKDOWN, MAINTENANCE = 0, 1
+"""Why a rack goes out of service: a fault, which loses what is on it; or work that was planned."""
+
 NOBODY = -1
 """End of a linked list of cohorts."""
 
@@ -99,6 +102,7 @@ class SiteSpec(IntEnum):
     PENALTY_SHARE = 30  # what a missed request costs, as a share of what it would have paid
     DEMAND_USD_PER_W = 31  # charge for the highest draw of a quarter of an hour, per second of the episode
     CAPITAL_USD_PER_S = 32
+    FAULTS = 33  # 1 where racks may go out of service, by the task; whether they do in an episode is in State.site
 
 
 class PoolSpec(IntEnum):
@@ -225,6 +229,12 @@ class Site(IntEnum):
     QUARTER_S = 53  # how much of it has passed
     PEAK_QUARTER_W = 54  # highest mean draw of any quarter of an hour
     SCORED_S = 55  # time scored so far
+    FAULTS = 56  # 1 where racks may go out of service in this episode
+    NEXT_FAULT_S = 57  # when the next one goes or comes back
+    RACKS_STRUCK = 58  # racks that have gone out of service
+    RESTARTED = 59  # requests that were lost with a rack and started anew
+    LOST_TOKENS = 60  # output tokens they had been given
+    RACK_DOWN_S = 61  # rack-seconds out of service
 
 
 class SiteInt(IntEnum):
@@ -424,6 +434,20 @@ class Transition(IntEnum):
     RACKS = 1
 
 
+class Fault(IntEnum):
+    """Columns of ``State.fault``, in order of time."""
+
+    TIME_S = 0
+    POOL = 1  # first pool of the family of racks it strikes: those that may serve in the same pools
+    RACK = 2  # its number among them
+    KIND = 3  # BREAKDOWN or MAINTENANCE
+    LASTS_S = 4
+    TURN = 5  # in [0, 1): decides which requests are on the rack
+    DONE = 6  # 1 once it has happened
+    WHERE = 7  # pool whose rack it took
+    BACK_S = 8  # when that rack may be woken again; inf while it is not out
+
+
 class CapStep(IntEnum):
     """Columns of ``State.cap_steps``."""
 
@@ -505,6 +529,7 @@ class State(NamedTuple):
     perf: Array  # float64[rows, pools, coefficients]: the true ones, of which ``Params.perf`` is what the catalogue believes
     power: Array  # float64[rows, pools, coefficients], likewise
     world: Array  # float64[rows, minutes, World]
+    fault: Array  # float64[rows, events, Fault], padded with inf
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -527,6 +552,7 @@ def allocate(
     trace_requests: int,
     log_lines: int,
     coefficients: tuple[int, int],
+    faults: int = 0,
 ) -> State:
     """Return zeroed state arrays of the given sizes, every slot free; ``coefficients`` are those of performance and of power."""
     state = State(
@@ -561,6 +587,7 @@ def allocate(
         perf=np.zeros((rows, pools, coefficients[0])),
         power=np.zeros((rows, pools, coefficients[1])),
         world=np.zeros((rows, minutes, len(World))),
+        fault=np.full((rows, faults, len(Fault)), np.inf),
     )
     for row in range(rows):
         clear_row(state, row)
@@ -570,7 +597,7 @@ def allocate(
 def clear_row(state: State, row: int) -> None:
     """Empty one row: no cohorts, no totals, all lists empty."""
     for name, array in zip(State._fields, state, strict=True):
-        if name in ("transition", "cap_steps"):
+        if name in ("transition", "cap_steps", "fault"):
             array[row] = np.inf
         elif name == "calendar":
             array[row] = NOBODY

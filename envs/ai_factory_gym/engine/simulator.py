@@ -15,6 +15,7 @@ from ai_factory_gym.engine.layout import (
     CapStep,
     Class,
     ClassSpec,
+    Fault,
     Gate,
     Order,
     Params,
@@ -50,6 +51,7 @@ class Episode:
         streams: One numpy generator per ``Purpose``.
         world: Outdoor temperature, price and carbon intensity by minute, float64[minutes, World].
         truth: What is true in this episode over what the catalogue says; None is as it says.
+        faults: When which racks go out of service, float64[events, Fault]; None is never.
     """
 
     path_start_s: float
@@ -61,6 +63,7 @@ class Episode:
     streams: dict[Purpose, np.random.Generator]
     world: Array
     truth: Truth | None = None
+    faults: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,10 @@ class Engine:
         site[[Site.OUTDOOR_C, Site.USD_PER_MWH, Site.G_PER_KWH]] = episode.world[0]
         site[Site.BATTERY_CHARGE_J] = params.site[SiteSpec.BATTERY_INITIAL_J]
         site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
+        if episode.faults is not None and len(episode.faults):
+            state.fault[row, : len(episode.faults)] = episode.faults
+            site[Site.FAULTS] = 1.0
+            site[Site.NEXT_FAULT_S] = episode.faults[0, Fault.TIME_S]
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
         pool = state.pool[row]
@@ -211,6 +218,7 @@ class Engine:
         params = self.params
         minutes = episode.rate.shape[1]
         steps = len(episode.cap_steps)
+        faults = 0 if episode.faults is None else len(episode.faults)
         if self._state is not None:
             wider = {}
             if minutes > self._state.rate.shape[2]:
@@ -221,6 +229,9 @@ class Engine:
             if steps > self._state.cap_steps.shape[1]:
                 extra = steps - self._state.cap_steps.shape[1]
                 wider["cap_steps"] = np.pad(self._state.cap_steps, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf)
+            if faults > self._state.fault.shape[1]:
+                extra = faults - self._state.fault.shape[1]
+                wider["fault"] = np.pad(self._state.fault, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf)
             if wider:
                 self._replace(self._state._replace(**wider))
             return
@@ -241,6 +252,7 @@ class Engine:
             trace_requests=len(params.trace_time),
             log_lines=self._log_lines,
             coefficients=(params.perf.shape[1], params.power.shape[1]),
+            faults=faults,
         )
         self._replace(state)
 
@@ -308,6 +320,8 @@ class Engine:
             Site.BATTERY_ORDER,
             Site.BATTERY_CHARGE_J,
             Site.BATTERY_OUT_W,
+            Site.FAULTS,
+            Site.NEXT_FAULT_S,
         ]
         kept = {column: site[column] for column in keep}
         site[:] = 0.0
