@@ -57,13 +57,24 @@ def propose(rng: np.random.Generator) -> Table:
 
     pools = [pool(phase) for phase in ("prefill", "decode") for _ in range(rng.integers(1, 4))]
     pools = couple(pools, rng)
-    pools = list({(entry["rack"], entry["phase"]): entry for entry in pools}.values())
-    names = rng.choice(list(load_classes()), rng.integers(1, 5), replace=False)
+    second = rng.random() < 0.3
+    if second:
+        # A second model of the same or other racks.
+        more = [pool(phase) | {"model": "second"} for phase in ("prefill", "decode") for _ in range(rng.integers(1, 3))]
+        pools += more
+    pools = list({(entry["rack"], entry["phase"], entry.get("model")): entry for entry in pools}.values())
+    names = rng.choice(list(load_classes()), rng.integers(2 if second else 1, 5), replace=False)
     shares = rng.dirichlet(np.ones(len(names)))
+    first, other = map(str, rng.choice(model_ids(), 2, replace=False))
+    for entry in pools:
+        if "model" in entry:
+            entry["model"] = other
+    moved = {str(name): other for name in names[1:] if second and (name == names[-1] or rng.random() < 0.5)}
     return {
         "name": "Drawn",
         "cap_w": 1e9,
-        "model": str(rng.choice(model_ids())),
+        "model": first,
+        "class_models": moved,
         "demand_rps": 1.0,
         "mix": dict(zip(map(str, names), map(float, shares), strict=True)),
         "group_edges": sorted({float(edge) for edge in rng.choice([1024, 4096, 16384, 65536], rng.integers(1, 4))}),
@@ -212,6 +223,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     _set("dwell_s", -1.0, math.nan),
     _set("switch_s", -1.0, math.nan),
     _set("max_context", 0, -5, 1.5, "128k"),
+    _set("max_context", {"deepseek": 5000}, {"deepseek-r1": 0}, {"deepseek-r1": "long"}),
+    _set(
+        "class_models", {"chats": "deepseek-r1"}, {"chat": "gpt-oss-120b"}, {"chat": "gpt"}, {"chat": 3}, "gpt-oss-120b"
+    ),
+    _set("pools.0.model", "deepseek-r9", 5, "", "gpt-oss-120b", ["deepseek-r1"]),
     _set("name", 3, None, ""),
     _set("pools", [], {}, "gb300_nvl72", None, [3]),
     _set("brake", {"enabled": "no"}, {"enabled": 2}, {"reaction_s": 0.0}, {"clok": 0.5}, 3, {"floor": 0.9}),

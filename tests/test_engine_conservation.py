@@ -43,6 +43,7 @@ from ai_factory_gym.physics.performance import (
     DECODE_TOKENS_PER_ITERATION,
 )
 from ai_factory_gym.sites import SiteConfig, load_site
+from tests.oracles.cases import steady_world
 
 Floats = NDArray[np.float64]
 
@@ -151,7 +152,8 @@ def begin(play: Play, grain: str) -> Engine:
     rate = play.demand * site().demand_rps * share[:, None] * np.array([1.0, 0.4, 1.6, 1.0])
     hazard = np.full(4, 1.0 / 120.0)
     result = engine(grain)
-    result.begin(0, Episode(0.0, rate, hazard, cap, np.zeros(0), np.zeros(0, dtype=np.bool_), streams))
+    kept = np.zeros(0, dtype=np.bool_)
+    result.begin(0, Episode(0.0, rate, hazard, cap, np.zeros(0), kept, streams, steady_world(p, 4)))
     result.open_window(0)
     assert p.site[SiteSpec.BRAKE_ENABLED] == 1.0
     return result
@@ -401,7 +403,7 @@ def test_joules_are_the_integral_of_power_segment_by_segment(grain: str) -> None
     single.begin(
         0,
         Episode(0.0, source.rate[0].copy(), source.hazard[0].copy(), source.cap_steps[0].copy(), np.zeros(0),
-                np.zeros(0, dtype=np.bool_), streams),
+                np.zeros(0, dtype=np.bool_), streams, source.world[0].copy()),
     )  # fmt: skip
     single.open_window(0)
     total = 0.0

@@ -43,6 +43,7 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.engine.simulator import Decision, Engine, Episode
 from ai_factory_gym.params import build_params, resolution, served_classes
 from ai_factory_gym.sites import SiteConfig, load_site
+from tests.oracles.cases import steady_world
 
 # ---------------------------------------------------------------------------------------------------------------- heap
 
@@ -246,7 +247,8 @@ def episode(p: Params, seed: int, demand: float = 1.0, cap_w: float = 1e5) -> Ep
     rate = demand * SITE.demand_rps * share[:, None] * np.array([1.0, 1.5, 0.5])
     cap = np.array([[-np.inf, cap_w, -np.inf], [70.0, 0.7 * cap_w, 10.0]])
     assert cap.shape[1] == len(CapStep)
-    return Episode(-INTERVAL_S, rate, np.full(3, 1e-3), cap, np.zeros(0), np.zeros(0, dtype=np.bool_), streams)
+    kept = np.zeros(0, dtype=np.bool_)
+    return Episode(-INTERVAL_S, rate, np.full(3, 1e-3), cap, np.zeros(0), kept, streams, steady_world(p, 3))
 
 
 def orders(p: Params, step: int, rows: int = 1) -> Decision:

@@ -354,6 +354,7 @@ def test_command_line_prints_tables_and_writes_one_csv(tmp_path, capsys):
         (["--versus", "ppo"], "versus: 'ppo' is not among the policies compared: full, half, starved."),
         (["--env", "over_cap_w"], "env: 'over_cap_w' is not allowed; write KEY=VALUE"),
         (["--env", "brake_s=1", "brake_s=2"], "env: brake_s is given twice."),
+        (["--env", "levers=[clock]"], "env: levers: '[clock]' is not JSON; write names in double quotes"),
         (["--seeds", "0"], "seeds: 0 is not allowed"),
         (["--scenario", "x"], "scenario: unknown value 'x'; allowed: burst, diurnal."),
     ],

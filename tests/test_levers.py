@@ -286,6 +286,8 @@ def test_mistakes_are_named() -> None:
         ConfigError, match="levers: 'effort' is not possible: no class of this site has an .effort. table"
     ):
         AIFactoryEnv(site=chat_only, levers=("effort",), lambda_tokens_per_joule="estimate")
+    with pytest.raises(ConfigError, match=r"must be a list of names.*--env 'levers=\[\"clock\", \"active_racks\"\]'"):
+        make("clock,admission")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="'admission' is given twice"):
         make(("admission", "clock", "admission"))
 

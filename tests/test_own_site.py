@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -11,7 +13,7 @@ import pytest
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
 from ai_factory_gym.__main__ import main
-from ai_factory_gym.describe import plot_day
+from ai_factory_gym.describe import describe, plot_day
 from ai_factory_gym.registration import CUSTOM
 from ai_factory_gym.sites import load_site, site_names
 from ai_factory_gym.task import estimated_lambda, frozen_lambdas
@@ -19,7 +21,7 @@ from ai_factory_gym.validate import findings, validate
 from tests import random_sites
 
 SITES = Path(__file__).parents[1] / "examples" / "sites"
-EXAMPLES = ("cage", "coding")
+EXAMPLES = ("cage", "coding", "two_models")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -129,6 +131,30 @@ def test_describe_shows_the_day_and_what_each_class_alone_could_get(capsys: pyte
     assert "alone, requests/s" in text and "what the cap can serve" in text and "mean demand of the day" in text
 
 
+def test_describe_says_what_binds(tmp_path: Path) -> None:
+    cage = (SITES / "cage.toml").read_text(encoding="utf-8")
+    assert "most the cap can serve" in describe(str(SITES / "cage.toml"))
+    (tmp_path / "wide.toml").write_text(cage.replace("cap_w = 4.2e5", "cap_w = 1e6"), encoding="utf-8")
+    text = describe(str(tmp_path / "wide.toml"))
+    assert "most the racks can serve" in text and "of what the racks can serve" in text
+    assert "the cap can serve" not in text
+
+
+@pytest.mark.parametrize("arguments", [["describe", "edge"], ["validate", "edge", "cage.toml"]])
+def test_a_closed_pipe_ends_the_command_quietly(arguments: list[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "ai_factory_gym",
+        *(str(SITES / a) if a.endswith(".toml") else a for a in arguments),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
 def test_the_plot_of_a_day_is_to_scale() -> None:
     lines = plot_day(np.repeat([100.0, 50.0], 720), 75.0, height=4)
     top, bottom = lines[1], lines[4]
@@ -145,6 +171,9 @@ def test_an_invalid_site_gives_one_clear_error(seed: int) -> None:
     assert "\n" not in text
 
 
+@pytest.mark.filterwarnings("ignore:.*moves demand between models")
 def test_drawn_sites_run() -> None:
-    ran = sum(random_sites.run_valid(seed) == "" for seed in range(24))
-    assert ran >= 6
+    ran = [seed for seed in range(32) if random_sites.run_valid(seed) == ""]
+    assert len(ran) >= 6
+    # Some of them serve two models.
+    assert any(random_sites.propose(np.random.default_rng(seed))["class_models"] for seed in ran)

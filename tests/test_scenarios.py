@@ -143,6 +143,7 @@ def test_the_shipped_scenarios() -> None:
         "long_context",
         "mismatch",
         "mix_shift",
+        "model_mix_shift",
         "price_spike",
     )
     assert set(scenario_names()) == {"diurnal", "steady", *held_out}

@@ -25,6 +25,10 @@ _MODULES = {
 }
 
 
+_BY_MODEL = ("length_aware", "reactive")
+"""Rules that plan for one model: on a site with several there is one for each (``several.PerModel``)."""
+
+
 def names() -> list[str]:
     """Return the names of all rules, from naive to best."""
     return list(_MODULES)
@@ -45,7 +49,12 @@ def make(name: str, env: Any) -> Rule:
     import importlib
 
     module, kind = _MODULES[name]
-    rule: Rule = getattr(importlib.import_module(f"ai_factory_baselines.{module}"), kind)(env)
+    build = getattr(importlib.import_module(f"ai_factory_baselines.{module}"), kind)
+    if name in _BY_MODEL:
+        from ai_factory_baselines.several import by_model
+
+        build = by_model(build)
+    rule: Rule = build(env)
     return rule
 
 

@@ -100,28 +100,52 @@ class Facts:
         inner = getattr(env, "unwrapped", env)
         if not hasattr(inner, "factory") or not hasattr(inner, "action_layout"):
             raise ConfigError(f"env: {env!r} is not allowed; must be an environment of ai_factory_gym.")
-        params: Params = inner.factory.params
+        return cls.build(
+            inner.factory.params,
+            inner.observation_layout,
+            inner.action_layout,
+            control_interval_s=float(inner.task.control_interval_s),
+            sigma=np.array([cls.demand.overdispersion_sigma for cls in inner.classes]),
+            tau_s=np.array([cls.demand.overdispersion_tau_s for cls in inner.classes]),
+        )
+
+    @classmethod
+    def build(
+        cls,
+        params: Params,
+        layout: ObservationLayout,
+        action: ActionLayout,
+        *,
+        control_interval_s: float,
+        sigma: Array,
+        tau_s: Array,
+    ) -> Facts:
+        """Return the facts that follow from a site's arrays and layouts; arguments as the attributes."""
         phase = params.pool[:, PoolSpec.PHASE]
         members = np.flatnonzero(phase == PREFILL), np.flatnonzero(phase == DECODE)
         prefill, decode = (np.ascontiguousarray(params.capacity[k][:, members[k]]) for k in PHASES)
         racks = params.pool[:, PoolSpec.RACKS].copy()
-        layout = inner.observation_layout
         scale = pool_scale(layout, phase == PREFILL, racks)
         begins = np.array([layout.slices[name].start for name in READ_BLOCKS])
         return cls(
             params=params,
             observation=layout,
-            action=inner.action_layout,
+            action=action,
             members=members,
             capacity=(prefill, decode),
             racks=racks,
             pool_scale=scale,
             reading=Reading(begins, scale, layout.class_rate, layout.base_cap_w),
-            control_interval_s=float(inner.task.control_interval_s),
-            clock_min=float(inner.task.site.clock_min),
-            sigma=np.array([cls.demand.overdispersion_sigma for cls in inner.classes]),
-            tau_s=np.array([cls.demand.overdispersion_tau_s for cls in inner.classes]),
+            control_interval_s=control_interval_s,
+            clock_min=action.clock_min,
+            sigma=sigma,
+            tau_s=tau_s,
         )
+
+    @property
+    def models(self) -> int:
+        """How many models the site serves."""
+        return int(self.params.pool[:, PoolSpec.MODEL].max()) + 1
 
 
 def pool_scale(layout: ObservationLayout, prefill: Array, racks: Array) -> Array:

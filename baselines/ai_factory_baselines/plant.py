@@ -886,7 +886,7 @@ def tilt_candidates(pools: int) -> Array:
 
 
 class Plant:
-    """The steady-state model of one site.
+    """The steady-state model of one site that serves one model.
 
     Args:
         facts: The site.
@@ -903,10 +903,18 @@ class Plant:
         tilts: Per phase.
 
     Its scratch arrays are its own: a plant may be pickled, but not used in two threads at once.
+
+    Raises:
+        ConfigError: When the site serves several models: ``several.PerModel`` plans for each.
     """
 
     def __init__(self, facts: Facts, ttft_share: float = 0.85) -> None:
         """Fold the site's cells into loads and its pools into phases; refuse pools that share racks (ConfigError)."""
+        if facts.models > 1:
+            raise ConfigError(
+                f"plant: the site serves {facts.models} models, and a plan is of one: the pools of one cannot take over requests to another; "
+                "ai_factory_baselines.make(name, env) makes a plan of each and shares the cap among them."
+            )
         self.facts = facts
         params = facts.params
         if params.site[SiteSpec.COUPLED] > 0.0:

@@ -32,6 +32,7 @@ from ai_factory_baselines.base import (
     BRAKED,
     PHASES,
     RATE,
+    WAKING,
     Facts,
     Levers,
     Reading,
@@ -49,16 +50,20 @@ from ai_factory_baselines.serve import (
     BEFORE,
     CAREFUL_STEPS,
     FAST,
+    LEAST,
     NEXT,
     NOW,
     OTHER,
     WANTED,
     Margins,
+    Outlook,
     Room,
     arrange,
     gather,
     named_margins,
     named_room,
+    predicted_watts,
+    resting_watts,
     serve,
 )
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
@@ -288,6 +293,41 @@ def _decide_rows(parts: Any, observations: Array, memory: Array, actions: Array)
             write_routing(levers, kind, factors, actions[row])
 
 
+@kernel
+def _wanted_rows(parts: Any, observations: Array, memory: Array, wanted: Array) -> None:
+    """Write the facility power that each row's load would draw with all margins, W, float64[rows]; the memory is written over."""
+    model, demand, tuning = named_model(parts[0]), Demand(*parts[1]), _named_tuning(parts[2])
+    reading, room = Reading(*parts[3]), named_room(parts[5])
+    seen, loads, clock, margins = room.seen, room.loads, room.clock[ANSWER], tuning.margins
+    classes = demand.moments.shape[0]
+    for row in range(observations.shape[0]):
+        read(reading, observations[row], seen)
+        kept = memory[row]
+        smooth, slow = kept[3 : 3 + classes], kept[3 + classes : 3 + 2 * classes]
+        if kept[0] == 0.0:
+            for cls in range(classes):
+                smooth[cls] = slow[cls] = seen.classes[RATE, cls]
+        _write_loads(demand, tuning, seen.classes[RATE], smooth, slow, loads)
+        for kind in (PREFILL, DECODE):
+            members, places = model.members[kind], room.places[kind]
+            gather(kind, members, seen.pools, places)
+            arrange(
+                model.phases[kind],
+                margins.comfortable[kind],
+                loads[NEXT],
+                model.tilts[kind],
+                members,
+                places,
+                room.work[kind],
+                room.share[kind][ANSWER],
+                clock,
+            )
+        resting_w = resting_watts(model.racks, model.power, seen.pools, seen.pools[WAKING])
+        outlook = Outlook(loads[NEXT], LEAST, resting_w, 0.0, False, margins.power_sigmas)
+        prompts, tokens = room.share[PREFILL][ANSWER], room.share[DECODE][ANSWER]
+        wanted[row] = predicted_watts(model, outlook, prompts, tokens, clock, room)
+
+
 class Reactive(Rule):
     """See the module.
 
@@ -352,6 +392,17 @@ class Reactive(Rule):
         """Write the actions for observations."""
         numbers = np.ascontiguousarray(observations, dtype=np.float64)
         _decide_rows(self._parts, numbers, memory, actions)
+
+    def wanted_watts(self, observations: Array, memory: Array) -> Array:
+        """Return the facility power that the next step's load would draw with all margins, whatever the cap, W, float64[rows].
+
+        Args:
+            observations: float[rows, size].
+            memory: As for ``decide``; it stays as it is.
+        """
+        wanted = np.zeros(len(observations))
+        _wanted_rows(self._parts, np.ascontiguousarray(observations, dtype=np.float64), np.array(memory), wanted)
+        return wanted
 
 
 __all__ = ["RANGES", "Reactive", "Settings", "settings_from_table", "tuned_settings"]

@@ -18,6 +18,10 @@ COMMANDS = {
         "python -m ai_factory_gym describe examples/sites/cage.toml",
     ),
     "coding": ("python -m ai_factory_gym describe examples/sites/coding.toml",),
+    "models": (
+        "python -m ai_factory_gym validate examples/sites/two_models.toml",
+        "python -m ai_factory_gym describe examples/sites/two_models.toml",
+    ),
     "replay": ("python examples/replay_trace.py",),
     "agents": ("python examples/agent_bill.py --agents 5 --requests-per-s 10 --prompt-tokens 100 --output-tokens 100",),
     "service": ("python examples/agent_bill.py --queries-per-day 10000 --prompt-tokens 800 --output-tokens 50",),

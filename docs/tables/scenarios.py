@@ -14,6 +14,7 @@ import numpy as np
 
 from ai_factory_gym import AIFactoryEnv
 from ai_factory_gym.scenarios import Scenario, scenario, scenario_names
+from ai_factory_gym.workload.demand import OTHER_MODELS, SITES_MODEL, ShiftSpec
 
 DOCS = Path(__file__).parents[1]
 PAGE = DOCS / "scenarios.md"
@@ -21,6 +22,9 @@ PICTURE = DOCS / "images" / "scenarios.png"
 
 SITE = "hyperscale"
 """Site whose classes and day are shown: it serves all of them."""
+
+TWO_MODELS = DOCS.parent / "examples" / "sites" / "two_models.toml"
+"""Site on which scenarios are shown that move demand between models."""
 
 SEED = 1
 
@@ -32,15 +36,18 @@ larger overdispersion applies. A scenario of one's own is a TOML file of the sam
 local time; every event is drawn once per episode and returns daily. `diurnal` is the one to train on; the others are held out.
 
 Tables: `[[bursts]]` raise all demand, each class by its exposure; `[[cap_events]]` lower the cap, known `notice_s` before; `[[shifts]]` change
-the demand of some classes for hours; `[[price_events]]` multiply the price of electricity and `[[temperature_events]]` heat the outdoor air;
-`[mismatch]` makes the site differ from its catalogue by a draw per episode that nothing shows but
-its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and evaluation seeds never meet, whatever the scenario.
+the demand of some `classes` for hours, or of the classes of some `models`: names, `"default"` for the one that a site's `model` names,
+`"others"` for its others (a site with one model has none to move between: a warning says so, and the shift is left out); `[[price_events]]`
+multiply the price of electricity and `[[temperature_events]]` heat the outdoor air; `[mismatch]` makes the site differ from its catalogue by a
+draw per episode that nothing shows but its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and
+evaluation seeds never meet, whatever the scenario.
 
 This page is written by `python docs/tables/scenarios.py`.
 
 ![Demand by class and cap of one day](images/{PICTURE.name})
 
-One day of the site `{SITE}`, evaluation seed {SEED}: requests per second by class (colours, left) and the cap (line, right, share of the base cap).
+One day of the site `{SITE}` (`model_mix_shift`: of [two_models.toml](../examples/sites/two_models.toml)), evaluation seed {SEED}: requests per
+second by class (colours, left) and the cap (line, right, share of the base cap).
 """
 
 
@@ -50,6 +57,11 @@ def _hours(low: float, high: float) -> str:
 
 def _range(low: float, high: float, unit: str = "") -> str:
     return f"{low:g}{unit}" if low == high else f"{low:g} to {high:g}{unit}"
+
+
+def _concerned(shift: ShiftSpec) -> str:
+    named = {SITES_MODEL: "classes of the site's model", OTHER_MODELS: "classes of its other models"}
+    return ", ".join([*shift.classes, *(named.get(name, f"classes of {name}") for name in shift.models)])
 
 
 def events(chosen: Scenario) -> list[str]:
@@ -65,7 +77,7 @@ def events(chosen: Scenario) -> list[str]:
         for e in chosen.cap_events
     ]
     lines += [
-        f"{', '.join(s.classes)} x {_range(s.factor_low, s.factor_high)} for {s.duration_hours:g} h, onset "
+        f"{_concerned(s)} x {_range(s.factor_low, s.factor_high)} for {s.duration_hours:g} h, onset "
         f"{_hours(s.window_start_hour, s.window_end_hour)}, within {s.ramp_min:g} min"
         for s in chosen.shifts
     ]
@@ -111,13 +123,24 @@ def draw() -> None:
     figure, axes = plt.subplots((len(names) + 1) // 2, 2, figsize=(11, 2.1 * ((len(names) + 1) // 2)), sharex=True)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
+    colours: dict[str, str] = {}
     for axis, name in zip(axes.flat, names, strict=False):
-        env = AIFactoryEnv(site=SITE, scenario=name, warmup_s=60.0)
+        several = any(shift.models for shift in scenario(name).shifts)
+        price = {"lambda_tokens_per_joule": "estimate"} if several else {}
+        env = AIFactoryEnv(site=TWO_MODELS if several else SITE, scenario=name, warmup_s=60.0, **price)
+        for cls in env.classes:
+            colours.setdefault(cls.name, f"C{len(colours)}")
         env.reset(seed=2_000_000 + SEED)
         state = env.factory.engine.state
         hours = np.arange(1440) / 60.0
         demand = state.rate[0, :, 1:1441] / 1e3
-        axis.stackplot(hours, demand, labels=[cls.name for cls in env.classes], linewidth=0)
+        axis.stackplot(
+            hours,
+            demand,
+            labels=[c.name for c in env.classes],
+            colors=[colours[c.name] for c in env.classes],
+            linewidth=0,
+        )
         axis.set_title(name, fontsize=10, loc="left")
         axis.set_xlim(0, 24)
         axis.set_xticks(range(0, 25, 6))

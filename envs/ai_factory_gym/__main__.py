@@ -6,10 +6,12 @@ import argparse
 import sys
 import time
 
+from ai_factory_gym.console import ends_with_its_reader
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.registration import TASKS
 
 
+@ends_with_its_reader
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ai_factory_gym", description="A power-capped AI factory.")

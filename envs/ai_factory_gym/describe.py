@@ -65,23 +65,28 @@ def describe(name: str) -> str:
     saturation = steady.saturation()
     capped = steady.under_cap(site.cap_w)
     mean = steady.cheapest(site.demand_rps)
+    binding = steady.cheapest(1.01 * capped.load_rps).binds or "cap"
     nameplate_w = nameplate_it_w(site, params.power)
+    several = len(site.models) > 1
+    width = max(30, *(len(pool.name) + 3 for pool in site.pools))
     lines = [
         f"{site.name}: {site.description}",
-        f"calibration {site.calibration}; model {site.served_model.id}"
-        + (f"; contexts up to {site.max_context:,} tokens assumed to work" if site.max_context else ""),
+        f"calibration {site.calibration}; model{'s' if several else ''} {', '.join(entry.id for entry in site.models)}"
+        + _contexts(site),
         "",
         f"cap {site.cap_w / 1e6:,.2f} MW; nameplate {nameplate_w * site_pue(site, 1.0) / 1e6:,.2f} MW with cooling; "
         f"idle, all racks awake, {idle_facility_w(site) / 1e6:,.2f} MW",
         "",
-        f"{'pool':<30}{'racks':>7}{'replicas':>10}{'GPUs each':>11}{'capacity, requests/s of a rack by prompt group':>50}",
+        f"{'pool':<{width}}{'racks':>7}{'replicas':>10}{'GPUs each':>11}{'capacity, requests/s of a rack by prompt group':>50}",
     ]
     for index, pool in enumerate(site.pools):
         phase = PREFILL if params.pool[index, PoolSpec.PHASE] == PREFILL else DECODE
-        rates = ", ".join(f"{rate:,.0f}" for rate in params.capacity[phase, :, index])
+        bins = len(params.group_edges) + 1
+        first = bins * int(params.pool[index, PoolSpec.MODEL])
+        rates = ", ".join(f"{rate:,.0f}" for rate in params.capacity[phase, first : first + bins, index])
         mark = " *" if pool.rack_type.hypothetical else ""
         lines.append(
-            f"{pool.name + mark:<30}{pool.racks:>7}{pool.racks * pool.replicas_per_rack:>10}{pool.gpus_per_replica:>11}{rates:>50}"
+            f"{pool.name + mark:<{width}}{pool.racks:>7}{pool.racks * pool.replicas_per_rack:>10}{pool.gpus_per_replica:>11}{rates:>50}"
         )
     for pool in site.pools:
         if pool.phase == "prefill" and site.partner(pool) >= 0:
@@ -99,7 +104,7 @@ def describe(name: str) -> str:
     lines += [
         "",
         f"{'class':<20}{'share':>7}{'prompt':>10}{'output':>9}{'TTFT limit':>13}{'TPOT limit':>12}{'target':>8}"
-        f"{'alone, requests/s':>19}",
+        f"{'alone, requests/s':>19}" + ("  model" if several else ""),
     ]
     for cls in classes:
         prompt = cls.prompt.mean()
@@ -107,40 +112,56 @@ def describe(name: str) -> str:
         tpot = "" if cls.deferrable else f"{1e3 * cls.tpot_s:.0f} ms"
         lines.append(
             f"{cls.name:<20}{site.mix[cls.name]:>7.0%}{prompt:>10,.0f}{cls.output.mean():>9,.0f}{limit:>13}{tpot:>12}{cls.attainment_target:>8.2f}"
-            f"{_alone(site, cls.name)}"
+            f"{_alone(site, cls.name)}" + (f"  {site.class_model(cls.name).id}" if several else "")
         )
     lines += [
         "",
         f"{'steady state':<34}{'requests/s':>12}{'MW':>9}{'x cap':>8}{'tokens/J':>10}  TPOT ms by decode pool; next limit",
         _line("SLA saturated, full clock", saturation, site, steady.at(1.01 * saturation.load_rps).binds),
-        _line("most the cap can serve", capped, site, steady.cheapest(1.01 * capped.load_rps).binds or "cap"),
+        _line(f"most {_what(binding)} can serve", capped, site, binding),
         _line("mean demand, best clocks", mean, site, mean.binds),
         "",
         "next limit: prefill utilisation, tpot, kv (memory of decode), rack power or cap",
         f"unthrottled draw at the saturating load: {saturation.facility_w / site.cap_w:.3f} x cap",
-        f"mean demand: {site.demand_rps / capped.load_rps:.3f} of what the cap can serve",
+        f"mean demand: {site.demand_rps / capped.load_rps:.3f} of what {_what(binding)} can serve",
         "",
-        *plot_day(daily_demand_rps(site, classes).sum(axis=0), capped.load_rps),
+        *plot_day(daily_demand_rps(site, classes).sum(axis=0), capped.load_rps, what=_what(binding)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _what(binding: str) -> str:
+    """Return what sets how much a site can serve: its cap, or its racks when one of their limits comes before it."""
+    return "the cap" if binding == "cap" else "the racks"
+
+
+def _contexts(site: SiteConfig) -> str:
+    """Return what is to be said of contexts longer than models are published for."""
+    if isinstance(site.max_context, int):
+        return f"; contexts up to {site.max_context:,} tokens assumed to work"
+    longer = [entry for entry in site.models if site.context_limit(entry) > entry.max_context]
+    return "".join(
+        f"; contexts of {entry.id} up to {site.context_limit(entry):,} tokens assumed to work" for entry in longer
+    )
 
 
 def _alone(site: SiteConfig, name: str) -> str:
     """Return the last column of a class: how many requests/s the site serves under its cap when there are no others."""
     try:
-        steady = steady_site(dataclasses.replace(site, mix={name: 1.0}))
+        steady = steady_site(dataclasses.replace(site, mix={other: float(other == name) for other in site.mix}))
     except ConfigError:
         return f"{'none':>19}"
     return f"{steady.under_cap(site.cap_w).load_rps:>19,.0f}"
 
 
-def plot_day(demand_rps: np.ndarray, cap_rps: float, height: int = 8) -> list[str]:
-    """Return a small plot of a day's demand and of what the cap can serve, one line of text per row.
+def plot_day(demand_rps: np.ndarray, cap_rps: float, height: int = 8, what: str = "the cap") -> list[str]:
+    """Return a small plot of a day's demand and of what the site can serve, one line of text per row.
 
     Args:
         demand_rps: Demand at equal distances over the day, requests/s.
-        cap_rps: What the cap can serve, requests/s.
+        cap_rps: What the site can serve under its cap, requests/s.
         height: Rows.
+        what: What sets it.
     """
     columns = np.array([part.mean() for part in np.array_split(demand_rps, 48)])
     top = max(float(columns.max()), cap_rps) * 1.05
@@ -151,7 +172,7 @@ def plot_day(demand_rps: np.ndarray, cap_rps: float, height: int = 8) -> list[st
         empty = "-" if row == line else " "
         cells = [" ▁▂▃▄▅▆▇█"[min(8, max(0, value - 8 * row))] for value in level]
         text = "".join(empty if cell == " " else cell for cell in cells)
-        rows.append(f"{(row + 1) * top / height:>12,.0f} |{text}|" + (" what the cap can serve" if row == line else ""))
+        rows.append(f"{(row + 1) * top / height:>12,.0f} |{text}|" + (f" what {what} can serve" if row == line else ""))
     return ["mean demand of the day, requests/s", *rows, f"{'':>13}0h{'':>10}6h{'':>9}12h{'':>9}18h{'':>9}24h"]
 
 

@@ -83,18 +83,15 @@ class DiscreteLevers(gymnasium.ActionWrapper[np.ndarray, Any, np.ndarray]):
 
     def _possible(self) -> NDArray[np.bool_]:
         self._base.factory.need_episodes()
-        layout, params = self._base.action_layout, self._base.factory.params
+        layout = self._base.action_layout
         state = self._base.factory.engine.state
         ints, numbers = state.pool_int[0], state.pool[0]
         masks = np.ones((layout.size, self.steps), dtype=np.bool_)
         neutral = self.values == NEUTRAL
         closed = (ints[:, PoolInt.ACTIVE] == 0) | (ints[:, PoolInt.CLOSED] > 0)
-        phase = params.pool[:, PoolSpec.PHASE]
-        groups = params.capacity.shape[1]
         for kind, name in ((PREFILL, "route_prefill"), (DECODE, "route_decode")):
             if name in layout.slices:
-                block = masks[layout[name]].reshape(groups, -1, self.steps)
-                block[:, closed[phase == kind]] = neutral
+                masks[layout[name]][closed[layout.routes[kind][:, 1]]] = neutral
         if "active_racks" in layout.slices:
             block = masks[layout["active_racks"]]
             now_s = state.site[0, Site.TIME_S]

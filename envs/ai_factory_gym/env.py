@@ -38,8 +38,8 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     | lever | dimensions | -1 | 0 | +1 |
     |---|---|---|---|---|
-    | ``route_prefill`` | groups x prefill pools | capacity share x e^-4 | capacity-proportional | capacity share x e^4 |
-    | ``route_decode`` | groups x decode pools | capacity share x e^-4 | capacity-proportional | capacity share x e^4 |
+    | ``route_prefill`` | groups x prefill pools of the group's model | capacity share x e^-4 | capacity-proportional | capacity share x e^4 |
+    | ``route_decode`` | groups x decode pools of the group's model | capacity share x e^-4 | capacity-proportional | capacity share x e^4 |
     | ``clock`` | pools | lowest clock ceiling | 0.75 | full clock |
     | ``active_racks`` | pools | fewest racks awake | 85 %, rounded up | all racks awake |
     | ``power_limit`` * | pools | 30 % of a rack's largest draw | no limit | no limit |
@@ -52,9 +52,10 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     Levers with a * are not in use unless ``levers`` names them, and neutral at zero: an episode is then the same as without.
 
-    A group is a range of prompt lengths (``group_edges`` of the site). Racks drain before they sleep, take minutes to wake,
-    and stay awake for a minimum time. A pair is a rack type with a prefill and a decode pool: racks that change between them
-    drain, load the model again (``switch_s`` of the site), and stay for a minimum time.
+    A group is a range of prompt lengths (``group_edges`` of the site) of the requests to one model; on a site with several models
+    ``action_layout.routes`` lists group and pool of each number of the two routing levers. Racks drain before they sleep, take minutes to wake,
+    and stay awake for a minimum time. A pair is a rack type with a prefill and a decode pool: racks
+    that change between them drain, load the model again (``switch_s`` of the site), and stay for a minimum time.
 
     ## Observation Space
 

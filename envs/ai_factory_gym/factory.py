@@ -41,7 +41,7 @@ from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
 from ai_factory_gym.sites import SiteConfig
 from ai_factory_gym.sites.reliability import ReliabilityConfig
-from ai_factory_gym.task import DAY_S, Task, check_shifts
+from ai_factory_gym.task import DAY_S, Task, check_shifts, shifted_classes, warn_of_shifts
 from ai_factory_gym.workload.demand import mean_path, rate_path, shift_factor
 from ai_factory_gym.workload.traces import SuperpositionPlan, shifts, unit_hash
 
@@ -275,6 +275,8 @@ class Factory:
                 f"make a new environment with scenario={chosen.name!r}."
             )
         check_shifts(chosen, task.site)
+        if "scenario" in options:
+            warn_of_shifts(chosen, task.site)
         self._check(chosen)
         horizon_s = check_range(
             "options: horizon_s", options.get("horizon_s", task.horizon_s), task.control_interval_s, 3.2e7, "s"
@@ -390,7 +392,10 @@ class Factory:
         )
         if chosen.shifts:
             # A stream of their own: what else is drawn does not depend on whether a scenario has shifts.
-            shifts = chosen.draw_shifts(stream.spawn(1)[0])
+            shifts = [
+                dataclasses.replace(shift, classes=shifted_classes(shift, self.task.site))
+                for shift in chosen.draw_shifts(stream.spawn(1)[0])
+            ]
             rate *= shift_factor(shifts, [cls.name for cls in self.classes], start_s, minutes)
         interactive = np.array([not cls.deferrable for cls in self.classes])
         curve = mean_path(profiles, self.mean_rate, start_s, minutes, daily=chosen.daily)[interactive].sum(axis=0)

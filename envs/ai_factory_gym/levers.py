@@ -2,8 +2,8 @@
 
 | lever | dimensions | mapping of a in [-1, 1] | left out |
 |---|---|---|---|
-| route_prefill | groups x prefill pools | weight = available capacity x exp(4 a) | capacity-proportional |
-| route_decode | groups x decode pools | weight = available capacity x exp(4 a) | capacity-proportional |
+| route_prefill | groups x prefill pools of the group's model | weight = available capacity x exp(4 a) | capacity-proportional |
+| route_decode | groups x decode pools of the group's model | weight = available capacity x exp(4 a) | capacity-proportional |
 | clock | pools | ceiling: -1 lowest, 0 NEUTRAL_CLOCK, 1 full, linear between | full clock |
 | active_racks | pools | racks awake: -1 the pool's minimum, 0 NEUTRAL_AWAKE of them, 1 all, rounded up | all awake |
 | power_limit | pools | most an active rack draws: -1 LEAST_LIMIT of its largest draw, linear up to 0; from 0 no limit | no limit |
@@ -23,6 +23,7 @@ The first four levers are in use by default. Zero is neutral for the others: the
 A smaller effort makes answers of new requests shorter, and worth less (``workload.effort``): the reward counts their worth, ``good_tokens`` what
 was emitted. Deferred work gets the effort of the moment in which it is released.
 
+A routing group is a bin of prompt lengths of the requests to one model (``ActionLayout.routes`` lists group and pool of every number).
 A routing weight under 1 % of its group's sum becomes 0; pools without an active rack get nothing. Clock and power limit compose:
 the lower of the two clocks is in force. The reference batch is that of ``params.reference_batch``: the largest that keeps the tightest
 TPOT limit at full clock, with a margin.
@@ -105,7 +106,7 @@ def decide_row(
     Args:
         action: float64[size] in [-1, 1].
         begins: Where each of ``LEVERS`` begins, -1 where it is not in use, int64[levers].
-        pool_racks: int64[pools, 2], phase and racks of each pool.
+        pool_racks: int64[pools, 4], of each pool: phase, racks, and the routing groups of its model, first and behind the last.
         racks_span: float64[3, pools]: ``racks_below``, ``centre_racks``, ``racks_above``.
         most: float64[3, pools]: largest draw of a rack, W; batch ceiling of the pool; lowest batch ceiling, 0 for prefill.
         deferrable: Whether work of a class may be deferred, bool[classes].
@@ -139,7 +140,9 @@ def decide_row(
         for group in range(bias.shape[1]):
             for pool in range(pools):
                 bias[phase, group, pool] = 1.0
-                if begins[phase] >= 0 and pool_racks[pool, 0] == phase:
+                if begins[phase] < 0 or pool_racks[pool, 0] != phase:
+                    continue
+                if pool_racks[pool, 2] <= group < pool_racks[pool, 3]:
                     bias[phase, group, pool] = math.exp(ROUTING_GAIN * action[column])
                     column += 1
     for pool in range(pools):
@@ -265,6 +268,8 @@ class ActionLayout:
     Attributes:
         slices: Lever name to slice of the action vector.
         size: Length of the action vector.
+        routes: By phase: routing group and pool of each number of its routing lever, int64[numbers, 2]; with one model every group with
+            every pool of the phase, group by group.
         racks: Racks per pool, int64[pools].
         centre_racks: Racks wanted awake at action 0, float64[pools].
         racks_below: How many fewer at -1.
@@ -290,12 +295,17 @@ class ActionLayout:
         if not self.levers:
             raise ConfigError(f"levers: none given; choose from {', '.join(LEVERS)}.")
         phase = self.params.pool[:, PoolSpec.PHASE]
-        groups = self.params.capacity.shape[1]
+        bins = len(self.params.group_edges) + 1
+        first_group = bins * self.params.pool[:, PoolSpec.MODEL]
+        groups = np.arange(self.params.capacity.shape[1])[:, None]
+        routed = (first_group <= groups) & (groups < first_group + bins)
+        routes = tuple(np.argwhere(routed & (phase == kind)) for kind in (PREFILL, DECODE))
+        object.__setattr__(self, "routes", routes)
         deferrable = self.params.cls[:, ClassSpec.DEFERRABLE] > 0.0
         least_effort = self.params.cls[:, ClassSpec.EFFORT_LEAST].copy()
         sizes = {
-            "route_prefill": groups * int((phase == PREFILL).sum()),
-            "route_decode": groups * int((phase == DECODE).sum()),
+            "route_prefill": len(routes[PREFILL]),
+            "route_decode": len(routes[DECODE]),
             "clock": len(phase),
             "active_racks": len(phase),
             "power_limit": len(phase),
@@ -346,7 +356,7 @@ class ActionLayout:
             "arrays",
             (
                 np.array([slices[name].start if name in slices else -1 for name in LEVERS]),
-                np.column_stack([phase, racks]).astype(np.int64),
+                np.column_stack([phase, racks, first_group, first_group + bins]).astype(np.int64),
                 np.stack([self.racks_below, self.centre_racks, self.racks_above]),
                 np.stack([self.rack_w, largest, least]),
                 deferrable,
@@ -356,6 +366,7 @@ class ActionLayout:
         )
 
     slices: dict[str, slice] = field(init=False)
+    routes: tuple[Array, Array] = field(init=False, repr=False)
     size: int = field(init=False)
     racks: Array = field(init=False, repr=False)
     centre_racks: Array = field(init=False, repr=False)
@@ -423,7 +434,8 @@ class ActionLayout:
         Args:
             clock: Clock ceilings per pool, or one for all.
             racks: Racks awake per pool, of those that ``role`` gives it.
-            route_prefill: Routing factors (1 is capacity-proportional), [groups, prefill pools].
+            route_prefill: Routing factors (1 is capacity-proportional), [groups, prefill pools]; those of a group and a pool of another
+                model have no place in the action and are left out.
             route_decode: The same for decode.
             power_limit_w: Most an active rack of each pool may draw, W, inf for no limit, or one for all.
             most_batch: Most requests per replica of each decode pool, or one for all.
@@ -453,11 +465,14 @@ class ActionLayout:
             aim = np.maximum(np.asarray(racks, dtype=np.float64) - 0.5, least)
             centre = np.maximum(NEUTRAL_AWAKE * own, least)
             action[self.slices["active_racks"]] = to_centre(aim, centre - least, centre, own - centre)
-        for name, factor in (("route_prefill", route_prefill), ("route_decode", route_decode)):
+        for kind, name, factor in ((PREFILL, "route_prefill", route_prefill), (DECODE, "route_decode", route_decode)):
             if factor is not None and name in self.slices:
+                members = np.flatnonzero(self.params.pool[:, PoolSpec.PHASE] == kind)
+                group, pool = self.routes[kind].T
+                shape = (self.params.capacity.shape[1], len(members))
+                wanted = np.asarray(factor, dtype=np.float64).reshape(shape)[group, np.searchsorted(members, pool)]
                 # A factor of zero has no logarithm, and is below the lever's smallest anyway.
-                positive = np.maximum(np.asarray(factor, dtype=np.float64), 1e-300)
-                action[self.slices[name]] = np.log(positive).reshape(-1) / ROUTING_GAIN
+                action[self.slices[name]] = np.log(np.maximum(wanted, 1e-300)) / ROUTING_GAIN
         largest_settings, least_effort = self.arrays[3], self.arrays[5]
         if power_limit_w is not None and "power_limit" in self.slices:
             share = np.minimum(np.broadcast_to(power_limit_w, self.rack_w.shape) / self.rack_w, 1.0)

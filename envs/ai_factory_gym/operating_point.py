@@ -16,9 +16,9 @@ from ai_factory_gym.params import (
     build_params,
     mean_context,
     nameplate_it_w,
-    reference_tpot_s,
     resolution,
     served_classes,
+    served_models,
     site_pue,
 )
 from ai_factory_gym.physics.performance import (
@@ -51,6 +51,7 @@ class OperatingPoint:
         batch: Requests in flight per decode replica, per pool; 0 for prefill.
         tpot_s: Time per output token, per pool; 0 for prefill.
         pool_w: IT power, per pool.
+        pool_binds: ``prefill``, ``tpot``, ``kv`` or None, per pool.
         tokens_per_joule: Output tokens per facility joule.
         binds: ``prefill``, ``tpot``, ``kv``, ``rack power`` or None when the point keeps every limit.
     """
@@ -63,15 +64,19 @@ class OperatingPoint:
     pool_w: tuple[float, ...]
     tokens_per_joule: float
     binds: str | None
+    pool_binds: tuple[str | None, ...]
 
 
 class SteadySite:
-    """A site's steady states at any load and clocks, all racks awake.
+    """A site's steady states at any load and clocks, all racks awake; every model has its share of the load.
 
     Args:
         site: The site.
         classes: Its classes.
         params: Its constant arrays.
+
+    Attributes:
+        tpot_limit_s: TPOT that each pool is to keep, ``reference_tpot_s`` of the classes of its model, float64[pools].
     """
 
     def __init__(self, site: SiteConfig, classes: tuple[RequestClass, ...], params: Params) -> None:
@@ -84,7 +89,9 @@ class SteadySite:
         if share.sum() <= 0.0:
             share = cell[:, Cell.WEIGHT]
         self.share = share / share.sum()
-        self.tpot_limit_s = reference_tpot_s(classes)
+        self.tpot_limit_s = np.zeros(len(params.pool))
+        for served in served_models(site, classes, cell, self.share):
+            self.tpot_limit_s[list(served.pools)] = served.tpot_s
         self.output_tokens = float(self.share @ cell[:, Cell.OUTPUT])
 
     def _group(self, group: int) -> tuple[float, Array]:
@@ -97,14 +104,19 @@ class SteadySite:
         moments = [part @ cell[:, c] / total for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT)]
         return total, np.array([*moments, mean_context(cell, part)])
 
-    def at(self, load_rps: float, prefill_clock: float = 1.0, decode_clock: float = 1.0) -> OperatingPoint:
-        """Return the steady state at a load and a clock per phase."""
+    def at(
+        self, load_rps: float, prefill_clock: float | Array = 1.0, decode_clock: float | Array = 1.0
+    ) -> OperatingPoint:
+        """Return the steady state at a load and a clock per phase, or one per phase for every pool, float64[pools]."""
         params = self.params
+        clocks = [np.broadcast_to(clock, len(params.pool)) for clock in (prefill_clock, decode_clock)]
         pools = len(params.pool)
         work = np.zeros((pools, 3))  # prompts, squared prompts, requests per second
         decode = np.zeros((pools, 3))  # requests/s, context x output tokens/s, output tokens/s
         for group in range(params.capacity.shape[1]):
             share, (prompt, prompt_sq, output, context) = self._group(group)
+            if share == 0.0:
+                continue
             for phase, table in ((PREFILL, work), (DECODE, decode)):
                 rate = self._rates(phase, group, load_rps * share)
                 if phase == PREFILL:
@@ -114,22 +126,24 @@ class SteadySite:
         state: list[tuple[float, float, float, float, str | None]] = []
         # Prefill pools come first.
         for index in range(pools):
+            own = tuple(float(clock[index]) for clock in clocks)
+            partner = int(params.pool[index, PoolSpec.PARTNER])
             aggregated = params.pool[index, PoolSpec.COUPLING] == SHARED_GPUS
-            clocks = prefill_clock, decode_clock
             if aggregated:
-                clocks = (min(clocks),) * 2
+                first, second = sorted((index, partner))
+                own = (min(float(clocks[PREFILL][first]), float(clocks[DECODE][second])),) * 2
             if params.pool[index, PoolSpec.PHASE] == PREFILL:
-                state.append(self._prefill(index, work[index], clocks[0]))
+                state.append(self._prefill(index, work[index], own[PREFILL]))
             else:
-                busy = min(1.0, state[int(params.pool[index, PoolSpec.PARTNER])][0]) if aggregated else 0.0
+                busy = min(1.0, state[partner][0]) if aggregated else 0.0
                 state.append(
-                    self._decode(index, decode[index], clocks[1], busy * params.pool[index, PoolSpec.PREFILL_LIMIT])
+                    self._decode(index, decode[index], own[DECODE], busy * params.pool[index, PoolSpec.PREFILL_LIMIT])
                 )
         utilisation, batch, tpot, watts, binds = zip(*state, strict=True)
-        binds = (*binds, self._over_rack_limit(watts))
+        over = self._over_rack_limits(watts)
         it_w = float(sum(watts))
         facility_w = it_w * site_pue(self.site, it_w / nameplate_it_w(self.site, params.power))
-        reasons = [reason for reason in binds if reason]
+        reasons = [reason for reason in (*binds, *over) if reason]
         return OperatingPoint(
             load_rps,
             facility_w,
@@ -139,6 +153,7 @@ class SteadySite:
             watts,
             load_rps * self.output_tokens / facility_w,
             reasons[0] if reasons else None,
+            tuple(reason or limit for reason, limit in zip(binds, over, strict=True)),
         )
 
     def _rates(self, phase: int, group: int, rps: float) -> Array:
@@ -158,13 +173,14 @@ class SteadySite:
             rate += max(0.0, rps - rate.sum()) * weight / weight.sum()
         return np.asarray(rate)
 
-    def _over_rack_limit(self, watts: tuple[float, ...]) -> str | None:
-        """Return what binds where racks draw more than their limit."""
+    def _over_rack_limits(self, watts: tuple[float, ...]) -> tuple[str | None, ...]:
+        """Return what binds where racks draw more than their limit, per pool."""
+        found: list[str | None] = []
         for watt, spec in zip(watts, self.params.pool, strict=True):
             both = watt + (watts[int(spec[PoolSpec.PARTNER])] if spec[PoolSpec.PARTNER] >= 0 else 0.0)
-            if both > spec[PoolSpec.RACKS] * spec[PoolSpec.RACK_LIMIT_W] * (1.0 + 1e-9):
-                return "rack power"
-        return None
+            over = both > spec[PoolSpec.RACKS] * spec[PoolSpec.RACK_LIMIT_W] * (1.0 + 1e-9)
+            found.append("rack power" if over else None)
+        return tuple(found)
 
     def _prefill(self, index: int, work: Array, clock: float) -> tuple[float, float, float, float, str | None]:
         params = self.params
@@ -216,7 +232,7 @@ class SteadySite:
             low, high = (middle, high) if throughput(middle) < needed else (low, middle)
         iteration_s, compute_s, memory_s = decode_iteration_s(perf, max(1.0, high), context, clock)
         tpot_s = iteration_s / perf[DECODE_TOKENS_PER_ITERATION] / left
-        if binds is None and tpot_s > self.tpot_limit_s:
+        if binds is None and tpot_s > self.tpot_limit_s[index]:
             binds = "tpot"
         busy = (1.0 - prefill_share) * min(1.0, high)
         gpu_w = gpu_power_w(power, clock, busy, compute_s / iteration_s, memory_s / iteration_s)
@@ -233,38 +249,47 @@ class SteadySite:
         return self._largest(point, None)
 
     def under_cap(self, cap_w: float) -> OperatingPoint:
-        """Return the steady state at the largest load that keeps the SLA and the cap, with the best clock per phase."""
+        """Return the steady state at the largest load that keeps the SLA and the cap, with the best clock per phase and model."""
         return self._largest(lambda load: self.cheapest(load), cap_w)
 
     def cheapest(self, load_rps: float) -> OperatingPoint:
-        """Return the steady state of least power at a load, over a grid of clocks per phase; an infeasible one if none is."""
-        pools = self.params.pool
-        if (pools[:, PoolSpec.COUPLING] == SHARED_GPUS).any() or np.isfinite(pools[:, PoolSpec.RACK_LIMIT_W]).any():
+        """Return the steady state of least power at a load, over a grid of clocks per phase and model; an infeasible one if none is."""
+        spec = self.params.pool
+        if (spec[:, PoolSpec.COUPLING] == SHARED_GPUS).any() or np.isfinite(spec[:, PoolSpec.RACK_LIMIT_W]).any():
             return self._cheapest_together(load_rps)
-        prefill = {c: self.at(load_rps, float(c), 1.0) for c in CLOCKS}
-        decode = {c: self.at(load_rps, 1.0, float(c)) for c in CLOCKS}
-        # Pools of one phase do not feel the clock of the other, so each phase is searched alone.
-        phase = self.params.pool[:, PoolSpec.PHASE]
+        points = {c: self.at(load_rps, float(c), float(c)) for c in CLOCKS}
+        best = np.ones(len(spec))
+        # Pools of one phase and model do not feel the clock of the others, so each is searched alone.
+        for phase, which in sorted({(int(row[PoolSpec.PHASE]), int(row[PoolSpec.MODEL])) for row in spec}):
+            pools = np.flatnonzero((spec[:, PoolSpec.PHASE] == phase) & (spec[:, PoolSpec.MODEL] == which))
 
-        def phase_w(point: OperatingPoint, which: int) -> float:
-            return sum(w for w, k in zip(point.pool_w, phase, strict=True) if k == which)
+            def draws_w(clock: float, pools: Array = pools) -> float:
+                return sum(points[clock].pool_w[k] for k in pools)
 
-        good_prefill = [c for c in CLOCKS if prefill[c].binds != "prefill"]
-        good_decode = [
-            c for c in CLOCKS if decode[c].binds not in ("tpot", "kv") or prefill[1.0].binds == decode[c].binds
-        ]
-        good_decode = [c for c in good_decode if all(t <= self.tpot_limit_s for t in decode[c].tpot_s)]
-        best_prefill = min(good_prefill, key=lambda c: phase_w(prefill[c], PREFILL), default=1.0)
-        best_decode = min(good_decode, key=lambda c: phase_w(decode[c], DECODE), default=1.0)
-        return self.at(load_rps, float(best_prefill), float(best_decode))
+            # What memory forbids at full clock too is no reason for a clock.
+            short = {k for k in pools if points[1.0].pool_binds[k] == "kv"}
+            good = [c for c in CLOCKS if not any(points[c].pool_binds[k] for k in pools if k not in short)]
+            good = [c for c in good if all(points[c].tpot_s[k] <= self.tpot_limit_s[k] for k in short)]
+            best[pools] = min(good, key=draws_w, default=1.0)
+        return self.at(load_rps, best, best)
 
     def _cheapest_together(self, load_rps: float) -> OperatingPoint:
-        """Return the steady state of least power where the phases feel each other's clock: in racks they share."""
+        """Return the steady state of least power where the phases of a model feel each other's clock: in racks they share."""
         phases = self.params.pool[self.params.pool[:, PoolSpec.COUPLING] != SHARED_GPUS, PoolSpec.PHASE]
         # With shared GPUs only, the lower clock holds for both phases.
         pairs = [(c, c) for c in CLOCKS] if len(phases) == 0 else [(p, d) for p in CLOCKS for d in CLOCKS]
         points = [self.at(load_rps, float(p), float(d)) for p, d in pairs]
-        return min(points, key=lambda point: (point.binds is not None, point.facility_w))
+        spec = self.params.pool
+        best = np.ones((2, len(spec)))
+        for which in np.unique(spec[:, PoolSpec.MODEL]):
+            pools = np.flatnonzero(spec[:, PoolSpec.MODEL] == which)
+
+            def cost(place: int, pools: Array = pools) -> tuple[bool, float]:
+                point = points[place]
+                return any(point.pool_binds[k] for k in pools), sum(point.pool_w[k] for k in pools)
+
+            best[:, pools] = np.array(pairs[min(range(len(pairs)), key=cost)], dtype=np.float64)[:, None]
+        return self.at(load_rps, best[PREFILL], best[DECODE])
 
     @staticmethod
     def _largest(point: Callable[[float], OperatingPoint], cap_w: float | None) -> OperatingPoint:

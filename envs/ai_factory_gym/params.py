@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ai_factory_gym.catalogue import model
 from ai_factory_gym.engine.layout import (
     COHORT,
     DECODE,
@@ -116,7 +117,7 @@ def resolution(name: str) -> Resolution:
 
 @functools.lru_cache(maxsize=64)
 def _served_class(cls: RequestClass, context_limit: int) -> RequestClass:
-    """Return a class with its lengths cut to what the site serves."""
+    """Return a class with its lengths cut to the longest context, tokens."""
     longest_output = min(cls.output.maximum, max(cls.output.minimum, context_limit // 4))
     longest_prompt = min(cls.prompt.maximum, context_limit - longest_output)
     if longest_prompt <= cls.prompt.minimum:
@@ -131,7 +132,7 @@ def _served_class(cls: RequestClass, context_limit: int) -> RequestClass:
 
 
 def served_classes(site: SiteConfig, names: tuple[str, ...] | None = None) -> tuple[RequestClass, ...]:
-    """Return the classes a site serves, lengths cut to its longest context.
+    """Return the classes a site serves, lengths cut to the longest context of their model.
 
     Args:
         site: The site.
@@ -139,16 +140,17 @@ def served_classes(site: SiteConfig, names: tuple[str, ...] | None = None) -> tu
     """
     chosen = tuple(name for name, share in site.mix.items() if share > 0.0) if names is None else names
     known = site.known_classes
-    return tuple(_served_class(known[name], site.context_limit) for name in chosen)
+    return tuple(_served_class(known[name], site.context_limit(site.class_model(name))) for name in chosen)
 
 
 def pool_coefficients(site: SiteConfig, pool: PoolConfig) -> Array:
     """Return the performance coefficients of a pool as an array (see ``physics.performance``)."""
+    served = model(site.model if pool.model is None else pool.model)
     if pool.phase == "prefill":
         row = np.array(
             prefill_coefficients(
                 pool.rack_type,
-                site.served_model,
+                served,
                 precision=pool.precision,
                 tp=pool.tp,
                 dp=pool.dp,
@@ -165,7 +167,7 @@ def pool_coefficients(site: SiteConfig, pool: PoolConfig) -> Array:
     return np.array(
         decode_coefficients(
             pool.rack_type,
-            site.served_model,
+            served,
             precision=pool.precision,
             tp=pool.tp,
             dp=pool.dp,
@@ -248,6 +250,7 @@ def pool_specs(site: SiteConfig, perf: Array) -> Array:
         pools[index, PoolSpec.RACK_LIMIT_W] = math.inf if pool.rack_limit_w is None else pool.rack_limit_w
         pools[index, PoolSpec.SIBLING] = -1.0
         pools[index, PoolSpec.SWITCH_S] = site.switch_s
+        pools[index, PoolSpec.MODEL] = site.model_index(site.pool_models[index])
     for prefill, decode in site.pairs:
         pools[prefill, PoolSpec.SIBLING] = decode
         pools[decode, PoolSpec.SIBLING] = prefill
@@ -343,26 +346,76 @@ def site_pue(site: SiteConfig, load_fraction: float) -> float:
 
 
 def reference_batch(site: SiteConfig, classes: tuple[RequestClass, ...], params: Params) -> Array:
-    """Return the batch per decode replica that leaves a margin to the tightest TPOT limit at clock 1, float64[pools]; 0 for prefill."""
+    """Return the batch per decode replica that leaves a margin to the tightest TPOT limit at clock 1, float64[pools]; 0 for prefill.
+
+    Limit and contexts are those of the classes that the pool's model serves.
+    """
     weight = (
         np.array([site.mix.get(classes[int(cls)].name, 0.0) for cls in params.cell[:, Cell.CLASS]])
         * params.cell[:, Cell.WEIGHT]
     )
     if weight.sum() <= 0.0:
         weight = params.cell[:, Cell.WEIGHT]
-    share = weight / weight.sum()
-    context = mean_context(params.cell, share)
-    tpot_s = reference_tpot_s(classes)
     batch = np.zeros(len(site.pools))
-    for index, pool in enumerate(site.pools):
-        if pool.aggregated and pool.phase == "decode":
-            sizes = np.array(
-                [*(share @ params.cell[:, c] for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT)), context]
-            )
-            batch[index] = aggregated_point(pool, params.perf[site.partner(pool)], params.perf[index], sizes, tpot_s)[0]
-        elif pool.phase == "decode":
-            batch[index] = largest_batch(params.perf[index], context, tpot_s, 1.0, pool.max_batch)
+    for served in served_models(site, classes, params.cell, weight):
+        context = mean_context(params.cell, served.share)
+        for index in served.pools:
+            pool = site.pools[index]
+            if pool.aggregated and pool.phase == "decode":
+                means = (served.share @ params.cell[:, c] for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT))
+                sizes = np.array([*means, context])
+                prefill = params.perf[site.partner(pool)]
+                batch[index] = aggregated_point(pool, prefill, params.perf[index], sizes, served.tpot_s)[0]
+            elif pool.phase == "decode":
+                batch[index] = largest_batch(params.perf[index], context, served.tpot_s, 1.0, pool.max_batch)
     return batch
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model of a site with what it is to serve.
+
+    Attributes:
+        index: Its place among the models of the site.
+        pools: Indices of its pools.
+        weights: Each cell's share of its requests, in any unit, float64[cells]; of all requests of the site when it has none.
+        tpot_s: TPOT that its reference point keeps, ``reference_tpot_s`` of its classes; of all classes when it has none.
+        asked: Whether it has requests.
+    """
+
+    index: int
+    pools: tuple[int, ...]
+    weights: Array = field(repr=False)
+    tpot_s: float
+    asked: bool
+
+    @property
+    def share(self) -> Array:
+        """Each cell's share of its requests, float64[cells], summing to one."""
+        return np.asarray(self.weights / self.weights.sum())
+
+
+def served_models(
+    site: SiteConfig, classes: tuple[RequestClass, ...], cells: Array, weights: Array
+) -> tuple[ServedModel, ...]:
+    """Return the models of a site, each with its part of the requests.
+
+    Args:
+        site: The site.
+        classes: Its classes.
+        cells: float64[cells, Cell].
+        weights: Each cell's share of all requests, in any unit, float64[cells].
+    """
+    of_pool = [site.model_index(entry) for entry in site.pool_models]
+    of_class = np.array([site.model_index(site.class_model(cls.name)) for cls in classes])
+    found = []
+    for index in range(len(site.models)):
+        mine = np.where(of_class[cells[:, Cell.CLASS].astype(int)] == index, weights, 0.0)
+        own = tuple(cls for cls, which in zip(classes, of_class, strict=True) if which == index)
+        asked = bool(mine.sum() > 0.0)
+        pools = tuple(place for place, which in enumerate(of_pool) if which == index)
+        found.append(ServedModel(index, pools, mine if asked else weights, reference_tpot_s(own or classes), asked))
+    return tuple(found)
 
 
 def reference_tpot_s(classes: tuple[RequestClass, ...]) -> float:
@@ -386,7 +439,7 @@ def mean_context(cells: Array, share: Array) -> float:
 
 
 def _group_share(cells: Array, weights: Array, group: int) -> Array:
-    """Return each cell's share of a group's requests over the site's mix; of all requests if the group is empty."""
+    """Return each cell's share of a group's requests over its model's mix; of all its model's requests if the group is empty."""
     share = np.where(cells[:, Cell.GROUP] == group, weights, 0.0)
     if share.sum() <= 0.0:
         share = weights
@@ -394,55 +447,68 @@ def _group_share(cells: Array, weights: Array, group: int) -> Array:
 
 
 def _capacity(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, cells: Array, weights: Array) -> Array:
-    """Return requests/s one active rack can serve at clock 1, float64[2, groups, pools]; 0 where a pool cannot keep the SLO."""
-    groups = len(site.group_edges) + 1
-    capacity = np.zeros((2, groups, len(site.pools)))
-    tpot_s = reference_tpot_s(classes)
-    for group in range(groups):
-        share = _group_share(cells, weights, group)
-        prompt, prompt_sq, output = (float(share @ cells[:, c]) for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT))
-        context = mean_context(cells, share)
-        for index, pool in enumerate(site.pools):
-            if pool.aggregated:
-                pair = sorted((index, site.partner(pool)))
-                sizes = np.array([prompt, prompt_sq, output, context])
-                phase = PREFILL if pool.phase == "prefill" else DECODE
-                capacity[phase, group, index] = aggregated_point(pool, perf[pair[0]], perf[pair[1]], sizes, tpot_s)[1]
-            elif pool.phase == "prefill":
-                scaling_s, fixed_s = prefill_work_s(perf[index], prompt, prompt_sq)
-                lanes = pool.replicas_per_rack * perf[index, PREFILL_SERVERS_PER_REPLICA]
-                capacity[PREFILL, group, index] = lanes / (scaling_s + fixed_s)
-            else:
-                batch = largest_batch(perf[index], context, tpot_s, 1.0, pool.max_batch)
-                if batch > 0.0:
-                    iteration_s = decode_iteration_s(perf[index], batch, context, 1.0)[0]
-                    tokens_per_s = batch * perf[index, DECODE_TOKENS_PER_ITERATION] / iteration_s
-                    capacity[DECODE, group, index] = pool.replicas_per_rack * tokens_per_s / output
-    for phase, name in ((PREFILL, "prefill"), (DECODE, "decode")):
-        if not capacity[phase].any(axis=1).all():
-            raise ConfigError(
-                f"site {site.name!r}: no {name} pool can serve every request class within its SLO; add racks or change the layout."
-            )
+    """Return requests/s one active rack can serve at clock 1, float64[2, groups, pools].
+
+    It is 0 for the pools of other models, and where a pool cannot keep the SLO.
+    """
+    bins = len(site.group_edges) + 1
+    capacity = np.zeros((2, bins * len(site.models), len(site.pools)))
+    for served in served_models(site, classes, cells, weights):
+        groups = range(served.index * bins, (served.index + 1) * bins)
+        for group in groups:
+            share = _group_share(cells, served.weights, group)
+            prompt, prompt_sq, output = (float(share @ cells[:, c]) for c in (Cell.PROMPT, Cell.PROMPT_SQ, Cell.OUTPUT))
+            context = mean_context(cells, share)
+            for index in served.pools:
+                pool = site.pools[index]
+                if pool.aggregated:
+                    pair = sorted((index, site.partner(pool)))
+                    sizes = np.array([prompt, prompt_sq, output, context])
+                    rate = aggregated_point(pool, perf[pair[0]], perf[pair[1]], sizes, served.tpot_s)[1]
+                    capacity[PREFILL if pool.phase == "prefill" else DECODE, group, index] = rate
+                elif pool.phase == "prefill":
+                    scaling_s, fixed_s = prefill_work_s(perf[index], prompt, prompt_sq)
+                    lanes = pool.replicas_per_rack * perf[index, PREFILL_SERVERS_PER_REPLICA]
+                    capacity[PREFILL, group, index] = lanes / (scaling_s + fixed_s)
+                else:
+                    batch = largest_batch(perf[index], context, served.tpot_s, 1.0, pool.max_batch)
+                    if batch > 0.0:
+                        iteration_s = decode_iteration_s(perf[index], batch, context, 1.0)[0]
+                        tokens_per_s = batch * perf[index, DECODE_TOKENS_PER_ITERATION] / iteration_s
+                        capacity[DECODE, group, index] = pool.replicas_per_rack * tokens_per_s / output
+        for phase, name in ((PREFILL, "prefill"), (DECODE, "decode")):
+            if served.asked and not capacity[phase, groups].any(axis=1).all():
+                of = f" of {site.models[served.index].id}" if len(site.models) > 1 else ""
+                raise ConfigError(
+                    f"site {site.name!r}: no {name} pool{of} can serve every request class within its SLO; add racks or change the "
+                    "layout."
+                )
     return capacity
 
 
 def _reference_joules(
     site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, power: Array, cells: Array, weights: Array
 ) -> Array:
-    """Return facility joules per (prompt token, prompt token squared, output token) at the reference point, float64[3].
+    """Return facility joules per (prompt token, prompt token squared, output token) at the reference point, float64[models, 3].
 
     Prefill: a fully busy rack at the reference clock. Decode: a rack at the reference batch and clock. Each phase is the
-    mean over its pools, weighted by racks.
+    mean over its pools of a model, weighted by racks; for a model without requests it is 0.
     """
+    models = served_models(site, classes, cells, weights)
+    joules = [_model_joules(site, served, perf, power, cells) if served.asked else np.zeros(3) for served in models]
+    return np.array(joules)
+
+
+def _model_joules(site: SiteConfig, served: ServedModel, perf: Array, power: Array, cells: Array) -> Array:
+    """Return the facility joules of one model's requests, float64[3]; see ``_reference_joules``."""
     factor = site_pue(site, 1.0)
-    tpot_s = reference_tpot_s(classes)
-    share = weights / weights.sum()
+    tpot_s, share = served.tpot_s, served.share
     prompt, prompt_sq = (float(share @ cells[:, column]) for column in (Cell.PROMPT, Cell.PROMPT_SQ))
     context = mean_context(cells, share)
     sums = np.zeros(3)
     racks = np.zeros(2)
-    for index, pool in enumerate(site.pools):
-        coef, watts = perf[index], power[index]
+    for index in served.pools:
+        pool, coef, watts = site.pools[index], perf[index], power[index]
         if pool.phase == "prefill":
             linear_s, fixed_s = prefill_work_s(coef, prompt, 0.0)
             pairs_s = prefill_work_s(coef, 0.0, prompt_sq)[0]
@@ -490,7 +556,7 @@ def _enter_money(
         row[ClassSpec.BUDGET_USD_PER_S] = tariff.budget_usd_per_day / 86400.0
 
 
-def _class_row(cls: RequestClass, joules: Array, deferrable: bool) -> list[float]:
+def _class_row(cls: RequestClass, which: int, joules: Array, deferrable: bool) -> list[float]:
     """Return one row of ``Params.cls``; a deferrable class served at once keeps its deadline as its promise."""
     row = [0.0] * len(ClassSpec)
     held = cls.deferrable and deferrable
@@ -515,11 +581,13 @@ def _class_row(cls: RequestClass, joules: Array, deferrable: bool) -> list[float
     row[ClassSpec.TARGET] = cls.attainment_target
     row[ClassSpec.EFFORT_LEAST] = cls.effort_least_share
     row[ClassSpec.EFFORT_LOSS] = cls.effort_value_loss
+    row[ClassSpec.MODEL] = which
     return row
 
 
 def _synthetic_cells(site: SiteConfig, classes: tuple[RequestClass, ...], grain: Resolution) -> tuple[Array, Array]:
     """Return the strata of every class in the order in which they arrive within a tick, and their share of all requests."""
+    first_group = _first_groups(site, classes)
     strata = [build_strata(c, site.group_edges, grain.prompt_quantiles, grain.output_quantiles) for c in classes]
     kinds = [(index, k) for index, own in enumerate(strata) for k in range(len(own.weight))]
     shares = np.array([site.mix[classes[index].name] * strata[index].weight[k] for index, k in kinds])
@@ -533,7 +601,7 @@ def _synthetic_cells(site: SiteConfig, classes: tuple[RequestClass, ...], grain:
             row[Cell.WEIGHT] = own.weight[k] / parts
             row[Cell.PROMPT] = own.prompt[k]
             row[Cell.PROMPT_SQ] = own.prompt_sq[k]
-            row[Cell.GROUP] = own.group[k]
+            row[Cell.GROUP] = first_group[index] + own.group[k]
             row[Cell.OUTPUT] = piece.mean
             row[Cell.OUTPUT_SQ] = piece.square
             row[Cell.OUTPUT_SHORT] = piece.short
@@ -544,6 +612,12 @@ def _synthetic_cells(site: SiteConfig, classes: tuple[RequestClass, ...], grain:
     table = np.array(rows)[order]
     share = np.array([site.mix[cls.name] for cls in classes])[table[:, Cell.CLASS].astype(int)] * table[:, Cell.WEIGHT]
     return table, share
+
+
+def _first_groups(site: SiteConfig, classes: tuple[RequestClass, ...]) -> NDArray[np.int64]:
+    """Return the first routing group of each class's model, int64[classes]."""
+    bins = len(site.group_edges) + 1
+    return np.array([bins * site.model_index(site.class_model(cls.name)) for cls in classes], dtype=np.int64)
 
 
 def _parts(amounts: Array, shares: Array, cohorts: int) -> NDArray[np.int64]:
@@ -566,7 +640,9 @@ def _spread(count: int) -> Array:
     return np.argsort([(place * GOLDEN) % 1.0 for place in range(count)], kind="stable")
 
 
-def _trace_cells(site: SiteConfig, trace: Trace, labels: Array, grain: Resolution) -> tuple[Array, Array, Array]:
+def _trace_cells(
+    site: SiteConfig, classes: tuple[RequestClass, ...], trace: Trace, labels: Array, grain: Resolution
+) -> tuple[Array, Array, Array]:
     """Group a trace's requests into cells of class x prompt x output, large cells cut into parts by their outputs.
 
     Returns:
@@ -606,7 +682,7 @@ def _trace_cells(site: SiteConfig, trace: Trace, labels: Array, grain: Resolutio
     size = np.bincount(cell).astype(np.float64)
     table = np.zeros((len(size), len(Cell)))
     table[cell, Cell.CLASS] = labels
-    table[cell, Cell.GROUP] = group
+    table[cell, Cell.GROUP] = group + _first_groups(site, classes)[labels]
     table[:, Cell.WEIGHT] = (
         size / np.bincount(labels, minlength=int(labels.max()) + 1)[table[:, Cell.CLASS].astype(int)]
     )
@@ -664,10 +740,10 @@ def build_params(
         empty = np.zeros(0)
         trace_arrays = (empty, empty, empty, np.zeros(0, dtype=np.int64))
         span_s = 0.0
-        longest = max(cls.prompt.maximum + cls.output.maximum for cls in classes)
+        longest = [cls.prompt.maximum + cls.output.maximum for cls in classes]
     else:
         labels = np.zeros(len(trace), dtype=np.int64) if trace_labels is None else trace_labels
-        cells, weights, member = _trace_cells(site, trace, labels, grain)
+        cells, weights, member = _trace_cells(site, classes, trace, labels, grain)
         # Copies: a trace's own arrays are read-only, for which numba would compile every kernel once more.
         trace_arrays = (
             np.array(trace.arrival_s, dtype=np.float64),
@@ -676,20 +752,26 @@ def build_params(
             member.astype(np.int64),
         )
         span_s = trace.span_s
-        longest = float(np.max(trace.prompt_tokens + trace.output_tokens))
+        tokens = trace.prompt_tokens + trace.output_tokens
+        longest = [float(np.max(tokens[labels == index], initial=0.0)) for index in range(len(classes))]
+    of_class = [site.model_index(site.class_model(cls.name)) for cls in classes]
+    of_pool = [site.model_index(entry) for entry in site.pool_models]
     for index, pool in enumerate(site.pools):
         if pool.phase == "decode":
             holds = perf[index, DECODE_KV_CAPACITY_TOKENS] - perf[index, DECODE_KV_REQUEST_TOKENS]
-            if longest > holds:
+            most = max(
+                (tokens for tokens, k in zip(longest, of_class, strict=True) if k == of_pool[index]), default=0.0
+            )
+            if most > holds:
                 raise ConfigError(
                     f"site {site.name!r}: pool {pool.name!r} holds {holds:,.0f} tokens of KV per replica; the longest request has "
-                    f"{longest:,.0f} tokens. Use more GPUs per replica or lower max_context."
+                    f"{most:,.0f} tokens. Use more GPUs per replica or lower max_context."
                 )
     joules = _reference_joules(site, classes, perf, np.array([rack_power(pool) for pool in site.pools]), cells, weights)
     site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
     site_row[SiteSpec.EFFORT] = float(effort)
     site_row[SiteSpec.FAULTS] = float(faults)
-    cls_rows = np.array([_class_row(cls, joules, deferrable) for cls in classes])
+    cls_rows = np.array([_class_row(cls, k, joules[k], deferrable) for cls, k in zip(classes, of_class, strict=True)])
     if site.money is not None:
         _enter_money(site, site.money, classes, site_row, cls_rows)
     params = Params(

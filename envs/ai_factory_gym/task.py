@@ -8,6 +8,7 @@ import inspect
 import itertools
 import math
 import tomllib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ai_factory_gym.catalogue import model_ids
 from ai_factory_gym.engine.layout import Array
 from ai_factory_gym.errors import ConfigError, check_flag, check_keys, check_range, unknown
 from ai_factory_gym.levers import DEFAULT_LEVERS, LEVERS
@@ -23,6 +25,7 @@ from ai_factory_gym.reward import MISS_WEIGHT, PROFIT, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.sites import SiteConfig, load_site
 from ai_factory_gym.workload.classes import RequestClass
+from ai_factory_gym.workload.demand import OTHER_MODELS, SITES_MODEL, Shift
 from ai_factory_gym.workload.traces import Trace, load_trace
 
 DAY_S = 86400.0
@@ -107,6 +110,22 @@ class Task:
         limits = np.array([limit for limit, _ in self.trace_class])
         which = np.searchsorted(limits, self.trace.prompt_tokens, side="left")
         return np.array([names.index(name) for _, name in self.trace_class], dtype=np.int64)[which]
+
+    def check_contexts(self) -> None:
+        """Refuse a trace with requests that are longer than their model's longest context (ConfigError)."""
+        if self.trace is None:
+            return
+        tokens, labels = self.trace.prompt_tokens + self.trace.output_tokens, self.trace_labels()
+        for index, cls in enumerate(self.classes):
+            which = self.site.class_model(cls.name)
+            limit = self.site.context_limit(which)
+            longest = int(np.max(tokens[labels == index], initial=0.0))
+            if longest > limit:
+                of = f" with {which.id}" if len(self.site.models) > 1 else ""
+                raise ConfigError(
+                    f"trace: {self.trace_path!r} has a request of {longest:,} tokens, and the longest context of site {self.site.name!r}{of} "
+                    f"is {limit:,}; leave such requests out, or give the site a larger max_context."
+                )
 
     def check_trace_covers(self, horizon_s: float) -> None:
         """Refuse a horizon longer than the trace, unless it may be repeated.
@@ -211,11 +230,37 @@ def frozen_lambdas() -> Mapping[str, Mapping[str, float]]:
 
 
 def check_shifts(chosen: Scenario, site: SiteConfig) -> None:
-    """Refuse a scenario that shifts a class nobody has heard of (ConfigError); classes the site does not serve are left out."""
+    """Refuse a scenario that shifts a class or a model nobody has heard of (ConfigError); what the site does not serve is left out."""
+    known = [*model_ids(), *(entry.id for entry in site.models), SITES_MODEL, OTHER_MODELS]
     for shift in chosen.shifts:
         for name in shift.classes:
             if name not in site.known_classes:
                 raise unknown(f"scenario {chosen.name!r}: shifts: classes", name, list(site.known_classes))
+        for name in shift.models:
+            if name not in known:
+                raise unknown(f"scenario {chosen.name!r}: shifts: models", name, known)
+
+
+def warn_of_shifts(chosen: Scenario, site: SiteConfig) -> None:
+    """Warn when a scenario moves demand between models and the site serves one: nothing moves then."""
+    if len(site.models) == 1 and any(shift.models for shift in chosen.shifts):
+        warnings.warn(
+            f"scenario {chosen.name!r} moves demand between models, and site {site.name!r} serves one ({site.models[0].id}): that part of "
+            "it has no effect.",
+            stacklevel=3,
+        )
+
+
+def shifted_classes(shift: Shift, site: SiteConfig) -> tuple[str, ...]:
+    """Return the names of the classes that a shift concerns at a site, those of its models among them."""
+    concerned = list(shift.classes)
+    if len(site.models) > 1:
+        first = site.served_model.id
+        for name in site.known_classes:
+            served = site.class_model(name).id
+            if served in shift.models or (SITES_MODEL if served == first else OTHER_MODELS) in shift.models:
+                concerned.append(name)
+    return tuple(dict.fromkeys(concerned))
 
 
 def _number(key: str, value: Any, low: float, high: float, unit: str) -> float:
@@ -246,9 +291,10 @@ def _trace_rule(rule: Any, site: SiteConfig) -> TraceRule:
     limits = [limit for limit, _ in checked]
     # A limit that is not a number fails every comparison.
     rising = all(low < high for low, high in itertools.pairwise([0.0, *limits]))
-    if not checked or not rising or not limits[-1] >= site.context_limit:
+    longest = max(site.context_limit(site.class_model(name)) for _, name in checked) if checked else 0
+    if not checked or not rising or not limits[-1] >= longest:
         raise ConfigError(
-            f"trace_class: limits {limits!r} must rise and end at .inf or the site's longest context, {site.context_limit}."
+            f"trace_class: limits {limits!r} must rise and end at .inf or the site's longest context, {longest}."
         )
     return rule if isinstance(rule, str) else tuple(checked)
 
@@ -325,12 +371,20 @@ def build_task(
     for key, flag in (("drain", drain), ("brake", brake), ("trace_repeat", trace_repeat), ("allow_slow", allow_slow)):
         check_flag(key, flag)
     if isinstance(levers, str) or not isinstance(levers, Sequence):
-        raise ConfigError(f"levers: {levers!r} is not allowed; must be a list of names out of {', '.join(LEVERS)}.")
+        typed = (
+            """; on a command line in JSON: --env 'levers=["clock", "active_racks"]'"""
+            if isinstance(levers, str)
+            else ""
+        )
+        raise ConfigError(
+            f"levers: {levers!r} is not allowed; must be a list of names out of {', '.join(LEVERS)}{typed}."
+        )
     chosen_site = load_site(site)
     if not brake:
         chosen_site = dataclasses.replace(chosen_site, brake=dataclasses.replace(chosen_site.brake, enabled=False))
     chosen_scenario = _scenario(scenario)
     check_shifts(chosen_scenario, chosen_site)
+    warn_of_shifts(chosen_scenario, chosen_site)
     grain = _resolution(resolution)
     if reward_of(reward).kind == PROFIT and chosen_site.money is None:
         raise ConfigError(
@@ -359,12 +413,6 @@ def build_task(
         if demand_scale != 1.0:
             raise ConfigError(
                 f"demand_scale: {demand_scale!r} scales synthetic demand, and a trace is given; rate_scale scales a trace."
-            )
-        longest = int((loaded.prompt_tokens + loaded.output_tokens).max())
-        if longest > chosen_site.context_limit:
-            raise ConfigError(
-                f"trace: {str(trace)!r} has a request of {longest:,} tokens, and the longest context of site {chosen_site.name!r} is "
-                f"{chosen_site.context_limit:,}; leave such requests out, or give the site a larger max_context."
             )
         if loaded.span_s < control_interval_s:
             raise ConfigError(f"trace: {str(trace)!r} lasts {loaded.span_s:g} s, less than one control step.")
@@ -400,6 +448,7 @@ def build_task(
         trace_repeat=trace_repeat,
         allow_slow=allow_slow,
     )
+    task.check_contexts()
     task.check_trace_covers(horizon)
     task.check_duration(horizon, task.demand_scale)
     return task

@@ -6,12 +6,12 @@ but would surprise: each finding says what was found, in figures, and what could
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
 from ai_factory_gym.params import check_cap, nameplate_it_w, site_pue
 from ai_factory_gym.physics.performance import (
@@ -68,15 +68,16 @@ def _demand(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
         )
 
 
-def _phase_limit_rps(steady: SteadySite, phase: int, most_rps: float) -> float:
-    """Return the load at which a phase alone would be at its limit at full clock, requests/s, at most ``most_rps``."""
-    pools = np.flatnonzero(steady.params.pool[:, PoolSpec.PHASE] == phase)
+def _phase_limit_rps(steady: SteadySite, phase: int, model: int, most_rps: float) -> float:
+    """Return the site's load at which a phase of a model alone would be at its limit at full clock, requests/s, at most ``most_rps``."""
+    spec = steady.params.pool
+    pools = np.flatnonzero((spec[:, PoolSpec.PHASE] == phase) & (spec[:, PoolSpec.MODEL] == model))
 
     def fits(load_rps: float) -> bool:
         point = steady.at(load_rps)
         if phase == PREFILL:
             return all(point.utilisation[k] <= PREFILL_UTILISATION_LIMIT for k in pools)
-        return all(point.tpot_s[k] <= steady.tpot_limit_s and point.utilisation[k] < 1.0 for k in pools)
+        return all(point.tpot_s[k] <= steady.tpot_limit_s[k] and point.utilisation[k] < 1.0 for k in pools)
 
     low, high = 0.0, most_rps
     for _ in range(20):
@@ -86,11 +87,20 @@ def _phase_limit_rps(steady: SteadySite, phase: int, most_rps: float) -> float:
 
 
 def _balance(steady: SteadySite, saturation: OperatingPoint) -> Iterator[str]:
-    names = ("prefill", "decode")
+    models = [entry.id for entry in steady.site.models]
     most = 2.0 * LOPSIDED * saturation.load_rps
-    limits = [_phase_limit_rps(steady, phase, most) for phase in (PREFILL, DECODE)]
-    tight = int(np.argmin(limits))
-    loose = 1 - tight
+    limits = np.array(
+        [[_phase_limit_rps(steady, phase, k, most) for phase in (PREFILL, DECODE)] for k in range(len(models))]
+    )
+    for model, own in zip(models, limits, strict=True):
+        names = [f"{phase} of {model}" if len(models) > 1 else phase for phase in ("prefill", "decode")]
+        yield from _lopsided(names, own, most)
+    yield from _lopsided(models, limits.min(axis=1), most)
+
+
+def _lopsided(names: Sequence[str], limits: Array, most: float) -> Iterator[str]:
+    """Remark on the loads at which parts of a site are at their limit, requests/s, searched up to ``most``."""
+    tight, loose = int(np.argmin(limits)), int(np.argmax(limits))
     if limits[loose] > LOPSIDED * limits[tight]:
         more = "more than " if limits[loose] >= 0.99 * most else ""
         yield (
@@ -99,11 +109,13 @@ def _balance(steady: SteadySite, saturation: OperatingPoint) -> Iterator[str]:
         )
 
 
-def _first_token_s(steady: SteadySite, prompt: float) -> float:
-    """Return the time to the first token of a lone request on the best pools at full clock, s."""
+def _first_token_s(steady: SteadySite, model: int, prompt: float) -> float:
+    """Return the time to the first token of a lone request to a model on its best pools at full clock, s."""
     params = steady.params
     prefill, decode = np.inf, np.inf
     for perf, spec in zip(params.perf, params.pool, strict=True):
+        if spec[PoolSpec.MODEL] != model:
+            continue
         if spec[PoolSpec.PHASE] == PREFILL:
             scaling_s, fixed_s = prefill_work_s(perf, prompt, prompt * prompt)
             sent_s = prompt * perf[PREFILL_KV_BYTES_PER_TOKEN] / perf[PREFILL_TRANSFER_BYTES_PER_S]
@@ -115,12 +127,15 @@ def _first_token_s(steady: SteadySite, prompt: float) -> float:
 
 def _classes(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
     params = steady.params
-    decode = [k for k, spec in enumerate(params.pool) if spec[PoolSpec.PHASE] == DECODE]
-    room = {
-        site.pools[k].name: params.perf[k, DECODE_KV_CAPACITY_TOKENS] - params.perf[k, DECODE_KV_REQUEST_TOKENS]
-        for k in decode
-    }
     for cls in steady.classes:
+        model = site.model_index(site.class_model(cls.name))
+        decode = [
+            k for k, spec in enumerate(params.pool) if spec[PoolSpec.PHASE] == DECODE and spec[PoolSpec.MODEL] == model
+        ]
+        room = {
+            site.pools[k].name: params.perf[k, DECODE_KV_CAPACITY_TOKENS] - params.perf[k, DECODE_KV_REQUEST_TOKENS]
+            for k in decode
+        }
         longest = cls.prompt.maximum + cls.output.maximum
         small = [name for name, tokens in room.items() if tokens < longest]
         if small:
@@ -132,7 +147,7 @@ def _classes(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
         if cls.deferrable:
             continue
         for what, prompt in (("a mean prompt", cls.prompt.mean()), ("the longest prompt", cls.prompt.maximum)):
-            takes_s, limit_s = _first_token_s(steady, prompt), cls.ttft_limit_s(prompt)
+            takes_s, limit_s = _first_token_s(steady, model, prompt), cls.ttft_limit_s(prompt)
             if takes_s > limit_s:
                 yield (
                     f"mix.{cls.name}: the first token of {what} ({prompt:,.0f} tokens) takes {takes_s:.2f} s on an idle site, and {limit_s:.2f} s "

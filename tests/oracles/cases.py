@@ -10,7 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ai_factory_gym.engine.layout import Cell, Class, ClassSpec, Log, Params, Pool, PoolSpec, Purpose, Site, SiteInt
+from ai_factory_gym.engine.layout import (
+    Cell,
+    Class,
+    ClassSpec,
+    Log,
+    Params,
+    Pool,
+    PoolSpec,
+    Purpose,
+    Site,
+    SiteInt,
+    SiteSpec,
+    World,
+)
 from ai_factory_gym.engine.simulator import Decision, Engine, Episode
 from ai_factory_gym.params import build_params, resolution, served_classes
 from ai_factory_gym.sites import SiteConfig, load_site
@@ -202,7 +215,15 @@ def replay_episode(params: Params, start_s: float, rate: Floats | None = None, s
     rate = np.zeros((len(params.cls), 1)) if rate is None else rate
     copies = int(len(params.trace_time) > 0)
     kept = np.ones(len(params.trace_time), dtype=np.bool_)
-    return Episode(start_s, rate, np.zeros(rate.shape[1]), cap, np.full(copies, start_s), kept, streams)
+    world = steady_world(params, rate.shape[1])
+    return Episode(start_s, rate, np.zeros(rate.shape[1]), cap, np.full(copies, start_s), kept, streams, world)
+
+
+def steady_world(params: Params, minutes: int) -> Floats:
+    """Return what is around a site when nothing varies: the outdoor temperature it is built for, no price and no carbon."""
+    world = np.zeros((minutes, len(World)))
+    world[:, World.OUTDOOR_C] = params.site[SiteSpec.OUTDOOR_C]
+    return world
 
 
 def run_oracle(params: Params, trace: Trace, settings: list[Setting], *, own_batches: bool = False) -> Outcome:

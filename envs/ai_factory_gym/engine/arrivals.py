@@ -69,12 +69,13 @@ def minute_of(state: State, start_s: float, time_s: float) -> int:
 
 
 @inlined_kernel
-def group_of(params: Params, prompt: float) -> int:
-    """Return the prompt-length group of a prompt."""
-    group = 0
-    while group < params.group_edges.shape[0] and prompt > params.group_edges[group]:
-        group += 1
-    return group
+def group_of(params: Params, cls: int, prompt: float) -> int:
+    """Return the routing group of a request: the groups of a model lie side by side, one per bin of prompt length."""
+    edges = params.group_edges.shape[0]
+    place = 0
+    while place < edges and prompt > params.group_edges[place]:
+        place += 1
+    return int(params.cls[cls, ClassSpec.MODEL]) * (edges + 1) + place
 
 
 @inlined_kernel
@@ -215,7 +216,7 @@ def _enter_request(
     if shorter < output:
         shorter = max(1.0, math.floor(shorter + 0.5))
         value *= output / shorter
-    group = group_of(params, prompt)
+    group = group_of(params, cls, prompt)
     prefill = route(state, row, PREFILL, group, 0, 1.0)
     decode = route_decode(params, state, row, prefill, group, 0, 1.0)
     slot = _enter(

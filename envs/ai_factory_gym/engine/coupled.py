@@ -38,15 +38,17 @@ def takes_from_others(params: Params, pool: int) -> bool:
 
 @kernel
 def stay_where_prefilled(params: Params, state: State, row: int, group: int) -> bool:
-    """Set a group's decode shares where every request is decoded where it was prefilled; tell whether that is so."""
+    """Set a group's decode shares where every request to its model is decoded where it was prefilled; tell whether that is so."""
     pools = params.pool.shape[0]
+    model = group // (params.group_edges.shape[0] + 1)
     for pool in range(pools):
-        if params.pool[pool, PoolSpec.PHASE] == DECODE and takes_from_others(params, pool):
+        mine = params.pool[pool, PoolSpec.PHASE] == DECODE and params.pool[pool, PoolSpec.MODEL] == model
+        if mine and takes_from_others(params, pool):
             return False
     for pool in range(pools):
         state.weight[row, DECODE, group, pool] = 0.0
-        if params.pool[pool, PoolSpec.PHASE] == DECODE:
-            partner = int(params.pool[pool, PoolSpec.PARTNER])
+        partner = int(params.pool[pool, PoolSpec.PARTNER])
+        if params.pool[pool, PoolSpec.PHASE] == DECODE and partner >= 0:
             state.weight[row, DECODE, group, pool] = state.weight[row, PREFILL, group, partner]
     return True
 

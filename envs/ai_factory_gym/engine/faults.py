@@ -61,6 +61,28 @@ from ai_factory_gym.physics.performance import (
 
 _NOW_S = 1e-6
 
+_ASLEEP, _FAILED = int(PoolInt.ASLEEP), int(PoolInt.FAILED)
+
+_IN_ORDER = tuple(
+    int(column) for column in (PoolInt.ACTIVE, PoolInt.DRAINING, PoolInt.WAKING, PoolInt.ASLEEP, PoolInt.FAILED)
+)
+"""States in which racks are counted through."""
+
+_OF_BATCH = tuple(
+    int(column)
+    for column in (
+        Pool.IN_FLIGHT,
+        Pool.EMITTING,
+        Pool.LEAVING,
+        Pool.FREEING,
+        Pool.CONTEXT,
+        Pool.RESERVED,
+        Pool.PACED_IN_FLIGHT,
+        Pool.PACED_CONTEXT,
+    )
+)
+"""What an empty batch has none of, exactly: rounding must not accumulate over a day."""
+
 
 @inlined_kernel
 def slots_for_faults(state: State, row: int, until_s: float) -> int:
@@ -126,17 +148,17 @@ def _find(params: Params, state: State, row: int, first: int, number: int, kind:
         for turn in range(2):
             pool = first if turn == 0 else other
             if pool >= 0 and state.pool_int[row, pool, PoolInt.ASLEEP] > 0:
-                return pool, int(PoolInt.ASLEEP)
+                return pool, _ASLEEP
     for turn in range(2):
         pool = first if turn == 0 else other
         if pool < 0:
             continue
-        for column in (PoolInt.ACTIVE, PoolInt.DRAINING, PoolInt.WAKING, PoolInt.ASLEEP, PoolInt.FAILED):
+        for column in _IN_ORDER:
             count = state.pool_int[row, pool, column]
             if number < count:
-                return pool, int(column)
+                return pool, column
             number -= count
-    return first, int(PoolInt.FAILED)
+    return first, _FAILED
 
 
 @kernel
@@ -262,7 +284,7 @@ def _route_again(params: Params, state: State, row: int, slot: int) -> tuple[int
     """Choose a prefill and a decode pool for a cohort as for one that arrives."""
     cohort = state.cohort[row, slot]
     prompt = cohort[Cohort.PROMPT]
-    group = group_of(params, prompt)
+    group = group_of(params, state.cohort_int[row, slot, CohortInt.CLASS], prompt)
     if params.site[SiteSpec.RESOLUTION] != COHORT:
         prefill = route(state, row, PREFILL, group, 0, 1.0)
         return prefill, route_decode(params, state, row, prefill, group, 0, 1.0)
@@ -337,16 +359,7 @@ def _lose_batch(params: Params, state: State, row: int, pool: int, share: float,
             _unbind(state, row, part, False)
             _start_anew(params, state, row, part)
     if ints[PoolInt.SERVING] == 0:
-        for column in (
-            Pool.IN_FLIGHT,
-            Pool.EMITTING,
-            Pool.LEAVING,
-            Pool.FREEING,
-            Pool.CONTEXT,
-            Pool.RESERVED,
-            Pool.PACED_IN_FLIGHT,
-            Pool.PACED_CONTEXT,
-        ):
+        for column in _OF_BATCH:
             numbers[column] = 0.0
 
 
@@ -470,10 +483,12 @@ def _leave_prefill_pool(params: Params, state: State, row: int, pool: int) -> No
         work += _flow(params, state, row, pool, slot, cohorts, rate)
         slot = state.link[row, slot]
     inflow = numbers[Pool.INFLOW]
-    last = ints[PoolInt.INBOX_TAIL]
-    slot = NOBODY
-    while ints[PoolInt.INBOX_HEAD] != NOBODY and slot != last:
-        slot = take_first(state, row, pool, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL)
+    after = ints[PoolInt.INBOX_HEAD]
+    ints[PoolInt.INBOX_HEAD] = NOBODY
+    ints[PoolInt.INBOX_TAIL] = NOBODY
+    while after != NOBODY:
+        slot = after
+        after = state.link[row, slot]
         _unbind(state, row, slot, True)
         prefill, decode = _route_again(params, state, row, slot)
         _bind(state, row, slot, prefill, decode)
@@ -565,7 +580,7 @@ def _other_decode_pool(params: Params, state: State, row: int, slot: int) -> int
     """Choose a decode pool for a cohort that has a prefill pool."""
     cohort = state.cohort[row, slot]
     prefill = int(state.cohort_int[row, slot, CohortInt.PREFILL_POOL])
-    group = group_of(params, cohort[Cohort.PROMPT])
+    group = group_of(params, state.cohort_int[row, slot, CohortInt.CLASS], cohort[Cohort.PROMPT])
     if params.site[SiteSpec.RESOLUTION] != COHORT:
         return route_decode(params, state, row, prefill, group, 0, 1.0)
     output = cohort[Cohort.OUTPUT]

@@ -62,7 +62,7 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
         state: Engine state.
         row: Row.
         phase: PREFILL or DECODE.
-        group: Prompt-length group.
+        group: Routing group.
         bias: float64[pools] factor of each pool, ``exp(4 a)`` of the routing lever.
     """
     pools = params.pool.shape[0]
@@ -84,7 +84,7 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
             total += shares[pool]
             available += capacity
     if available <= 0.0:
-        _route_anywhere(params, state, row, phase, shares)
+        _route_anywhere(params, state, row, phase, group, shares)
         return
     kept = 0.0
     for pool in range(pools):
@@ -98,12 +98,14 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
 
 
 @kernel
-def _route_anywhere(params: Params, state: State, row: int, phase: int, shares: Array) -> None:
-    """With no pool available, queue in front of every pool of the phase that is waking or, failing that, of any."""
+def _route_anywhere(params: Params, state: State, row: int, phase: int, group: int, shares: Array) -> None:
+    """With no pool available, queue in front of every pool of the phase and model that is waking or, failing that, of any."""
+    model = group // (params.group_edges.shape[0] + 1)
     count = 0.0
     for waking_only in (True, False):
         for pool in range(params.pool.shape[0]):
-            if params.pool[pool, PoolSpec.PHASE] == phase and takes_from_others(params, pool):
+            mine = params.pool[pool, PoolSpec.PHASE] == phase and params.pool[pool, PoolSpec.MODEL] == model
+            if mine and takes_from_others(params, pool):
                 if not waking_only or state.pool_int[row, pool, PoolInt.WAKING] > 0:
                     shares[pool] = 1.0
                     count += 1.0

@@ -124,6 +124,7 @@ class PoolSpec(IntEnum):
     RACK_LIMIT_W = 13  # most a rack may draw, kept by its clocks; inf where the GPUs' own limits are all there is
     SIBLING = 14  # pool of the other phase whose racks may take this one's role, -1 where there is none
     SWITCH_S = 15
+    MODEL = 16  # place of its model among those of the site
 
 
 class ClassSpec(IntEnum):
@@ -153,6 +154,7 @@ class ClassSpec(IntEnum):
     INPUT_USD = 21  # what a prompt token pays
     OUTPUT_USD = 22  # and an output token
     BUDGET_USD_PER_S = 23  # what customers mean to spend; 0 where they have not said
+    MODEL = 24  # place of the model that serves it among those of the site
 
 
 class Cell(IntEnum):
@@ -163,7 +165,7 @@ class Cell(IntEnum):
     PROMPT = 2
     PROMPT_SQ = 3
     OUTPUT = 4
-    GROUP = 5
+    GROUP = 5  # routing group: model x bins of prompt length + bin
     OUTPUT_SQ = 6  # mean squared output
     OUTPUT_SHORT = 7  # outputs its cohorts have by turns, so that their mean and spread are the cell's
     OUTPUT_LONG = 8
@@ -487,7 +489,7 @@ class Params(NamedTuple):
     power: Array  # float64[pools, coefficients of physics.power]
     cls: Array  # float64[classes, ClassSpec]
     cell: Array  # float64[cells, Cell], in the order in which they arrive within a tick
-    group_edges: Array  # float64[groups - 1] prompt tokens
+    group_edges: Array  # float64[bins - 1] prompt tokens; a routing group is a bin of prompts to one model
     capacity: Array  # float64[2, groups, pools] requests/s of one active rack at clock 1, 0 where not eligible
     trace_time: Array  # float64[requests] s
     trace_prompt: Array  # float64[requests]

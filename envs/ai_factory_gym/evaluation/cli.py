@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ai_factory_gym.console import ends_with_its_reader
 from ai_factory_gym.errors import ConfigError, check_count
 from ai_factory_gym.evaluation.backends import check_backend, connected
 from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, write_csv
@@ -45,7 +46,7 @@ class Arguments:
     horizon_s: float | None = None
     """Length of an episode in seconds; a day, or the length of the trace, when not given."""
     env: tuple[str, ...] = ()
-    """Further arguments of gymnasium.make as KEY=VALUE, the value in JSON or plain text: rate_scale=20"""
+    """Further arguments of gymnasium.make as KEY=VALUE, the value in JSON or plain text: rate_scale=20 'levers=["clock", "active_racks"]'"""
     jobs: int = 1
     """Processes, or actors on Ray; the numbers do not depend on it."""
     backend: str = "local"
@@ -60,6 +61,7 @@ class Arguments:
     """Also print each infeasible episode with what it broke."""
 
 
+@ends_with_its_reader
 def main(resolve: Resolver, argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run it, and return the exit status: 0, or 2 for input that cannot be used.
 
@@ -140,7 +142,7 @@ def parse_env(pairs: Sequence[str]) -> dict[str, Any]:
     """Parse ``KEY=VALUE`` arguments; a value that is not JSON is text.
 
     Raises:
-        ConfigError: For one without a key or an equals sign, or a key given twice.
+        ConfigError: For one without a key or an equals sign, a key given twice, or what begins as a list or table and is not JSON.
     """
     parsed: dict[str, Any] = {}
     for pair in pairs:
@@ -152,5 +154,10 @@ def parse_env(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             parsed[key] = json.loads(value)
         except json.JSONDecodeError:
+            if value.lstrip()[:1] in ("[", "{"):
+                raise ConfigError(
+                    f"env: {key}: {value!r} is not JSON; write names in double quotes and the whole in single ones, for example "
+                    """--env 'levers=["clock", "active_racks"]'."""
+                ) from None
             parsed[key] = value
     return parsed

@@ -36,6 +36,9 @@ _Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec, SeriesEventSpec, Ma
 
 _EVENTS = ("bursts", "cap_events", "shifts", "price_events", "temperature_events", "maintenance")
 
+NAMES = {"classes", "models"}
+"""Keys of shifts that hold names; one of them has to be given."""
+
 PLUS = "+"
 """Between the names of scenarios that are to come together."""
 
@@ -132,7 +135,7 @@ class Scenario:
 
 def _names(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"{key}: {value!r} is not allowed; must be a list of class names.")
+        raise ConfigError(f"{key}: {value!r} is not allowed; must be a list of names.")
     return tuple(value)
 
 
@@ -144,10 +147,10 @@ def _specs(where: str, raw: Any, kind: type[_Spec]) -> tuple[_Spec, ...]:
     for i, table in enumerate(raw):
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where}[{i}]: {table!r} is not allowed; must be a table.")
-        check_keys(f"{where}[{i}]", table, required=fields)
+        check_keys(f"{where}[{i}]", table, required=[f for f in fields if f not in NAMES], optional=NAMES & set(fields))
         try:
-            values: dict[str, Any] = {
-                key: _names(key, value) if key == "classes" else check_range(key, value, -math.inf, math.inf)
+            values: dict[str, Any] = {key: () for key in fields if key in NAMES} | {
+                key: _names(key, value) if key in NAMES else check_range(key, value, -math.inf, math.inf)
                 for key, value in table.items()
             }
             built.append(kind(**values))

@@ -30,9 +30,14 @@ _OF_PHASE: Mapping[str, dict[str, Any]] = {"prefill": {"mtp": False, "ep": None,
 """Settings that one half of an aggregated pool does not have."""
 
 
+def model_id(which: str | Model) -> str:
+    """Return the name of a model."""
+    return which.id if isinstance(which, Model) else which
+
+
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """The racks of one type that do one phase, or both.
+    """The racks of one type that do one phase, or both, for one model.
 
     A site makes two pools of one that does ``both``, RACK/prefill and RACK/decode, that share racks and GPUs. Two pools of a rack type with
     two kinds of GPU share racks and power: they are the two halves of the same racks, and a site gives both.
@@ -53,6 +58,8 @@ class PoolConfig:
         rack_limit_w: Most that one rack may draw, kept by its clocks, W; of two pools in the same racks, both together. None leaves
             it at what the GPUs draw at their own limits, which is the rack's nameplate.
         aggregated: Set by the site: whether the pool is one half of one that does both.
+        model: Catalogue id of the model it serves, or a model of one's own; None is the site's. A site with one model leaves it None,
+            a site with several gives every pool its own: it is then part of the pool's name.
     """
 
     rack: str | Rack
@@ -69,11 +76,14 @@ class PoolConfig:
     min_active: int = 1
     rack_limit_w: float | None = None
     aggregated: bool = False
+    model: str | Model | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
         if not isinstance(self.rack, Rack):
             check_text("pools: rack", self.rack)
+        if self.model is not None and not isinstance(self.model, Model):
+            check_text("pools: model", self.model)
         where = f"pools[{self.name}]"
         if self.phase not in (*PHASES, BOTH):
             raise unknown(f"{where}.phase", self.phase, (*PHASES, BOTH))
@@ -111,7 +121,8 @@ class PoolConfig:
     @property
     def name(self) -> str:
         """Name of the pool in observations, actions and tables."""
-        return f"{self.rack.id if isinstance(self.rack, Rack) else self.rack}/{self.phase}"
+        name = f"{self.rack.id if isinstance(self.rack, Rack) else self.rack}/{self.phase}"
+        return name if self.model is None else f"{name}/{model_id(self.model)}"
 
     @property
     def rack_type(self) -> Rack:
@@ -246,7 +257,7 @@ class SiteConfig:
     Attributes:
         name: Name for people.
         cap_w: Facility cap, W.
-        model: Catalogue id of the served model, or a model of one's own.
+        model: Catalogue id of the served model, or a model of one's own; a pool or a class may have another.
         pools: Prefill pools first, then decode pools.
         demand_rps: Mean requests per second over a day, deferrable ones included.
         mix: Share of requests by class; sums to one.
@@ -255,8 +266,9 @@ class SiteConfig:
         battery: Battery behind the grid connection, if there is one.
         own_classes: Request classes of one's own; they come before shipped ones of the same name.
         group_edges: Prompt lengths that separate routing groups, tokens, increasing.
-        max_context: Longest prompt + output the site serves, tokens; None is the model's own limit. A site that raises it
-            above the model's says so here: longer contexts are assumed to work, no served model is trained for them.
+        max_context: Longest prompt + output the site serves, tokens, or a table of them by model; None, or a model that is not in the
+            table, is the model's own limit. A site that raises it above the model's says so here: longer contexts are assumed to work, no
+            served model is trained for them.
         clock_min: Lowest clock ceiling an operator may set.
         drain_s: Time a rack drains before it sleeps, s.
         dwell_s: Time racks stay awake, and in their role, at least after the last of them was woken or came from the other role, s.
@@ -266,10 +278,10 @@ class SiteConfig:
         carbon_g_per_kwh: Carbon intensity of the supply.
         calibration: Which model constants the site's figures were set with.
         description: A sentence for people.
-        own_classes: Request classes of one's own; they come before shipped ones of the same name.
         switch_s: Time a drained rack takes to load the model in the layout of the other role and to start serving, s. The default is
             assumed: a quarter of the wake time, which holds start-up and checks of the rack besides.
         reliability: How often racks fail; None is never, unless a scenario says so.
+        class_models: Model of each class that is not served by the site's.
     """
 
     name: str
@@ -279,7 +291,7 @@ class SiteConfig:
     demand_rps: float
     mix: Mapping[str, float]
     group_edges: tuple[float, ...] = (4096.0,)
-    max_context: int | None = None
+    max_context: int | Mapping[str, int] | None = None
     clock_min: float = 0.4
     drain_s: float = 120.0
     dwell_s: float = 600.0
@@ -295,6 +307,7 @@ class SiteConfig:
     money: MoneyConfig | None = None
     switch_s: float = 120.0
     reliability: ReliabilityConfig | None = None
+    class_models: Mapping[str, str | Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -302,8 +315,6 @@ class SiteConfig:
         where = f"site {self.name!r}: "
         for key in ("description", "calibration"):
             check_text(f"{where}{key}", getattr(self, key), empty=True)
-        if self.max_context is not None:
-            check_count(where + "max_context", self.max_context)
         if not isinstance(self.model, Model):
             check_text(where + "model", self.model)
         check_range(where + "cap_w", self.cap_w, 1e4, 1e11, "W")
@@ -315,20 +326,21 @@ class SiteConfig:
         check_range(where + "switch_s", self.switch_s, 0.0, 86400.0, "s")
         check_range(where + "electricity_usd_per_mwh", self.electricity_usd_per_mwh, -1e4, 1e5, "USD/MWh")
         check_range(where + "carbon_g_per_kwh", self.carbon_g_per_kwh, 0.0, 5e3, "g/kWh")
-        self.served_model  # noqa: B018 - refuses an unknown model here rather than later
         if any(pool.phase == BOTH for pool in self.pools):
             halves = [half for pool in self.pools for half in pool.halves()]
             object.__setattr__(self, "pools", tuple(sorted(halves, key=lambda pool: PHASES.index(pool.phase))))
         for phase in PHASES:
             if not any(pool.phase == phase for pool in self.pools):
                 raise ConfigError(f"{where}pools: no {phase} pool; a site needs at least one pool of each phase.")
+        self._name_models(where)
         names = [pool.name for pool in self.pools]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(
-                    f"{where}pools: {name!r} is given twice; give one pool per rack type and phase (one that does both is one of each), or a "
-                    "rack type of your own under another name."
+                    f"{where}pools: {name!r} is given twice; give one pool per rack type, phase and model (one that does both phases is "
+                    "one of each), or a rack type of your own under another name."
                 )
+        self._check_contexts(where)
         self._check_shared_racks(where)
         edges = self.group_edges
         for edge in edges:
@@ -343,6 +355,75 @@ class SiteConfig:
         total = sum(self.mix.values())
         if abs(total - 1.0) > 1e-6:
             raise ConfigError(f"{where}mix: shares sum to {total:.6g}; they must sum to 1.")
+        self._check_class_models(where, classes)
+
+    def _name_models(self, where: str) -> None:
+        """Give each pool the model it serves where there are several, and none where there is one; refuse half a model."""
+        known: dict[str, Model] = {}
+        named = [("model", self.model)]
+        named += [(f"pools[{pool.name}].model", pool.model) for pool in self.pools if pool.model is not None]
+        named += [(f"class_models.{name}", which) for name, which in self.class_models.items()]
+        for key, which in named:
+            try:
+                entry = model(which)
+            except ConfigError as error:
+                raise ConfigError(f"{where}{key}: {str(error).removeprefix('model: ')}") from None
+            if known.setdefault(entry.id, entry) != entry:
+                raise ConfigError(f"{where}{key}: two different models have the name {entry.id!r}.")
+        served = [model_id(self.model if pool.model is None else pool.model) for pool in self.pools]
+        if len(set(served)) == 1:
+            if served[0] != model_id(self.model):
+                raise ConfigError(
+                    f"{where}model: all pools serve {served[0]!r}, and the site's model is {model_id(self.model)!r}; give the site "
+                    "theirs, or a prefill and a decode pool to its own."
+                )
+            pools = [replace(pool, model=None) for pool in self.pools]
+        else:
+            for name in dict.fromkeys(served):
+                for phase in PHASES:
+                    if not any(p.phase == phase and m == name for p, m in zip(self.pools, served, strict=True)):
+                        raise ConfigError(
+                            f"{where}pools: no {phase} pool of model {name!r}; each model needs at least one pool of each phase."
+                        )
+            pools = [replace(pool, model=known[name]) for pool, name in zip(self.pools, served, strict=True)]
+        object.__setattr__(self, "pools", tuple(pools))
+
+    def _check_class_models(self, where: str, classes: Mapping[str, RequestClass]) -> None:
+        """Refuse classes without pools and pools without classes."""
+        served = {entry.id for entry in self.models}
+        for name, which in self.class_models.items():
+            if name not in classes:
+                raise unknown(f"{where}class_models", name, list(classes))
+            if model_id(which) not in served:
+                raise ConfigError(
+                    f"{where}class_models.{name}: no pool serves {model_id(which)!r}; the pools serve {', '.join(sorted(served))}."
+                )
+        for name in self.mix:
+            if self.class_model(name).id not in served:
+                raise ConfigError(
+                    f"{where}mix.{name}: no pool serves {self.class_model(name).id!r}, the site's model; say in class_models which "
+                    f"serves the class ({', '.join(sorted(served))}), or add a prefill and a decode pool."
+                )
+        used = {self.class_model(name).id for name in (*self.mix, *self.class_models)}
+        for pool, entry in zip(self.pools, self.pool_models, strict=True):
+            if entry.id not in used:
+                raise ConfigError(
+                    f"{where}pools: {pool.name!r} serves a model of no class; give {entry.id!r} a class in class_models, or leave the "
+                    "pool out."
+                )
+
+    def _check_contexts(self, where: str) -> None:
+        """Refuse longest contexts that are none, or of models that are not served."""
+        if self.max_context is None:
+            return
+        if not isinstance(self.max_context, Mapping):
+            check_count(where + "max_context", self.max_context)
+            return
+        served = [entry.id for entry in self.models]
+        for name, tokens in self.max_context.items():
+            if name not in served:
+                raise unknown(f"{where}max_context", name, served)
+            check_count(f"{where}max_context.{name}", tokens)
 
     def _check_shared_racks(self, where: str) -> None:
         """Refuse pools in the same racks that do not fit together (ConfigError)."""
@@ -367,11 +448,15 @@ class SiteConfig:
                         f"{where}pools[{pool.name}].{key}: {getattr(pool, key)!r} is not allowed; must be that of {other.name!r}, which "
                         f"lives in the same racks: {getattr(other, key)!r}."
                     )
-        alone = {pool.phase for pool in self.pools if not pool.aggregated}
-        if len(alone) == 1 and any(pool.aggregated for pool in self.pools):
+        for entry in self.models:
+            own = [pool for pool, served in zip(self.pools, self.pool_models, strict=True) if served.id == entry.id]
+            alone = {pool.phase for pool in own if not pool.aggregated}
+            if len(alone) != 1 or not any(pool.aggregated for pool in own):
+                continue
             (phase,) = alone
+            of = f" of {entry.id}" if len(self.models) > 1 else ""
             raise ConfigError(
-                f"{where}pools: beside the pools that do both phases there are {phase} pools only, which nothing would be sent to or taken from; "
+                f"{where}pools: beside the pools{of} that do both phases there are {phase} pools only, which nothing would be sent to or taken from; "
                 "give pools of the other phase too, or leave them out."
             )
 
@@ -379,23 +464,26 @@ class SiteConfig:
         """Return the number of the pool that lives in the same racks, -1 for none."""
         if pool.shares_racks:
             for index, other in enumerate(self.pools):
-                if other.rack_type.id == pool.rack_type.id and other.phase != pool.phase:
+                same = other.rack_type.id == pool.rack_type.id and other.model == pool.model
+                if same and other.phase != pool.phase:
                     return index
         return -1
 
     @property
     def served_model(self) -> Model:
-        """The catalogue entry of the served model."""
+        """The catalogue entry of the site's model: that of the pools and classes that name no other."""
         return model(self.model)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """Places of the prefill and the decode pool of each rack type that has both, so that its racks may change their role.
 
-        Pools in the same racks do both as it is; racks under different power profiles or limits are not alike.
+        Pools in the same racks do both as it is; racks under different power profiles or limits, or of different models, are not alike.
         """
         alike = [
-            None if pool.shares_racks else (pool.rack_type, pool.group.profile(pool.profile), pool.rack_limit_w)
+            None
+            if pool.shares_racks
+            else (pool.rack_type, pool.group.profile(pool.profile), pool.rack_limit_w, pool.model)
             for pool in self.pools
         ]
         return tuple(
@@ -408,14 +496,35 @@ class SiteConfig:
         )
 
     @property
+    def pool_models(self) -> tuple[Model, ...]:
+        """The model that each pool serves."""
+        return tuple(model(self.model if pool.model is None else pool.model) for pool in self.pools)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models that pools serve: the site's first, then the others as pools name them."""
+        found = {entry.id: entry for entry in self.pool_models}
+        first = model_id(self.model)
+        return tuple(found[name] for name in sorted(found, key=lambda name: name != first))
+
+    def class_model(self, name: str) -> Model:
+        """Return the model that serves a class."""
+        return model(self.class_models.get(name, self.model))
+
+    def model_index(self, which: Model) -> int:
+        """Return the place of a model among ``models``."""
+        return [entry.id for entry in self.models].index(which.id)
+
+    @property
     def known_classes(self) -> dict[str, RequestClass]:
         """Request classes by name that the mix may name."""
         return load_classes() | {own.name: own for own in self.own_classes}
 
-    @property
-    def context_limit(self) -> int:
-        """Longest prompt + output, tokens."""
-        return self.max_context if self.max_context is not None else self.served_model.max_context
+    def context_limit(self, which: Model) -> int:
+        """Return the longest prompt + output of the requests to a model, tokens."""
+        if isinstance(self.max_context, Mapping):
+            return int(self.max_context.get(which.id, which.max_context))
+        return which.max_context if self.max_context is None else int(self.max_context)
 
 
 def site_names() -> list[str]:
@@ -452,6 +561,16 @@ def _own(where: str, table: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
             except ConfigError as error:
                 raise ConfigError(f"{where}: {key}: {error}") from None
     return found
+
+
+def _class_models(where: str, table: Any, own: Mapping[str, Model]) -> dict[str, str | Model]:
+    """Return the models of a site's table ``class_models``, those of the user's own looked up first."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: {table!r} is not allowed; must be a table of class = model.")
+    for name, which in table.items():
+        if not isinstance(which, Model):
+            check_text(f"{where}.{name}", which)
+    return {name: own.get(which, which) if isinstance(which, str) else which for name, which in table.items()}
 
 
 def _series(where: str, table: Any, folder: Path) -> tuple[tuple[str, Series | str], ...]:
@@ -498,6 +617,7 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     own = _own(f"{source}: own", values.pop("own", {}), Path(folder))
     if isinstance(values["model"], str):
         values["model"] = own["models"].get(values["model"], values["model"])
+    values["class_models"] = _class_models(f"{source}: class_models", values.get("class_models", {}), own["models"])
     values["own_classes"] = tuple(own["classes"].values())
     values["series"] = _series(f"{source}: series", values.get("series", {}), Path(folder))
     if not isinstance(values["pools"], (list, tuple)) or not values["pools"]:
@@ -516,6 +636,8 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         )
         if isinstance(entry["rack"], str):
             entry = {**entry, "rack": own["racks"].get(entry["rack"], entry["rack"])}
+        if isinstance(entry.get("model"), str):
+            entry = {**entry, "model": own["models"].get(entry["model"], entry["model"])}
         try:
             pools.append(PoolConfig(**entry))
         except ConfigError as error:

@@ -120,6 +120,9 @@ def draw_bursts(rng: np.random.Generator, specs: Sequence[BurstSpec]) -> tuple[B
     return tuple(bursts)
 
 
+SITES_MODEL, OTHER_MODELS = "default", "others"
+"""In place of a model's name in a shift: the one that a site's ``model`` names, and all its others."""
+
 MAX_SHIFTS = 8
 """Shifts a scenario may have: as many are drawn in every episode."""
 
@@ -136,6 +139,8 @@ class ShiftSpec:
         duration_hours: Hours from onset to the end of the second ramp.
         factor_low: Smallest factor on their demand.
         factor_high: Largest factor.
+        models: Models whose classes are concerned too: names, ``SITES_MODEL`` for the one a site's ``model`` names, ``OTHER_MODELS`` for
+            its others. A site says which class is served by which; on one with a single model they concern no class.
     """
 
     classes: tuple[str, ...]
@@ -145,11 +150,12 @@ class ShiftSpec:
     duration_hours: float
     factor_low: float
     factor_high: float
+    models: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        if not self.classes:
-            raise ConfigError("classes: none given; a shift concerns at least one class.")
+        if not self.classes and not self.models:
+            raise ConfigError("classes: none given, and no models; a shift concerns at least one class or model.")
         check_range("window_start_hour", self.window_start_hour, 0.0, 24.0, "h")
         check_range("window_end_hour", self.window_end_hour, self.window_start_hour, 24.0, "h")
         check_range("duration_hours", self.duration_hours, 0.1, 24.0, "h")
@@ -167,6 +173,7 @@ class Shift:
     ramp_s: float
     duration_s: float
     factor: float
+    models: tuple[str, ...] = ()
 
 
 def draw_shifts(rng: np.random.Generator, specs: Sequence[ShiftSpec]) -> tuple[Shift, ...]:
@@ -186,7 +193,9 @@ def draw_shifts(rng: np.random.Generator, specs: Sequence[ShiftSpec]) -> tuple[S
         hour = spec.window_start_hour + a * (spec.window_end_hour - spec.window_start_hour)
         factor = spec.factor_low + b * (spec.factor_high - spec.factor_low)
         shifts.append(
-            Shift(spec.classes, hour * HOUR_S, spec.ramp_min * MINUTE_S, spec.duration_hours * HOUR_S, factor)
+            Shift(
+                spec.classes, hour * HOUR_S, spec.ramp_min * MINUTE_S, spec.duration_hours * HOUR_S, factor, spec.models
+            )
         )
     return tuple(shifts)
 
@@ -195,7 +204,7 @@ def shift_factor(shifts: Sequence[Shift], names: Sequence[str], start_s: float, 
     """Return the factor of shifts on each class and minute, float64[classes, minutes]; shifts of one class multiply.
 
     Args:
-        shifts: As drawn.
+        shifts: As drawn, by classes (``task.shifted_classes`` says which those of a model are).
         names: Classes.
         start_s: Local time of the first minute, s since a midnight.
         minutes: Number of minutes.
