@@ -184,12 +184,12 @@ def _strike(params: Params, state: State, row: int, index: int, now_s: float) ->
         member = pool if turn == 0 else partner
         if member < 0:
             continue
-        if kind == MAINTENANCE and _fits(params, state, row, member):
-            continue
+        # Before maintenance a rack is emptied: only what fits nowhere else is lost.
+        share = 0.0 if kind == MAINTENANCE else 1.0 / serving
         if params.pool[member, PoolSpec.PHASE] == PREFILL:
-            _lose_prefill(params, state, row, member, 1.0 / serving, event[Fault.TURN])
+            _lose_prefill(params, state, row, member, share, event[Fault.TURN])
         else:
-            _lose_batch(params, state, row, member, 1.0 / serving, event[Fault.TURN])
+            _lose_batch(params, state, row, member, share, event[Fault.TURN])
     for turn in range(2):
         member = pool if turn == 0 else partner
         if member >= 0 and state.pool_int[row, member, PoolInt.ACTIVE] == 0:
@@ -231,20 +231,6 @@ def _lower_share(state: State, row: int, phase: int, group: int, pool: int, fact
         state.carry[row, phase, group, :, pool] = 0.0
     for other in range(shares.shape[0]):
         shares[other] /= total
-
-
-@kernel
-def _fits(params: Params, state: State, row: int, pool: int) -> bool:
-    """Tell whether the racks that are left can hold what a pool is serving."""
-    ints = state.pool_int[row, pool]
-    numbers = state.pool[row, pool]
-    units = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
-    if params.pool[pool, PoolSpec.PHASE] == PREFILL:
-        return bool(units > 0.0 and ints[PoolInt.BUSY] <= math.ceil(units - 1e-9))
-    room = units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]
-    return bool(
-        numbers[Pool.RESERVED] <= room and numbers[Pool.IN_FLIGHT] <= units * params.pool[pool, PoolSpec.MAX_BATCH]
-    )
 
 
 # ------------------------------------------------------------------------------------------------- what a request is bound for
@@ -344,23 +330,57 @@ def _lose_batch(params: Params, state: State, row: int, pool: int, share: float,
     numbers[Pool.PACED_IN_FLIGHT] *= 1.0 - share
     numbers[Pool.PACED_CONTEXT] *= 1.0 - share
     for slot in range(state.site_int[row, SiteInt.HIGH_WATER]):
-        own = state.cohort_int[row, slot]
-        if own[CohortInt.STAGE] != Stage.DECODING or own[CohortInt.DECODE_POOL] != pool:
-            continue
-        turn += share * state.cohort[row, slot, Cohort.COUNT]
-        part = _part_lost(state, row, slot, turn)
-        if part != slot:
+        if _decodes(state, row, pool, slot):
+            turn += share * state.cohort[row, slot, Cohort.COUNT]
+            turn -= _lose_from_batch(params, state, row, pool, slot, turn)
+    # Requests differ in size, and turns know nothing of it: what is left was on racks where it fitted, so it has to fit.
+    for slot in range(state.site_int[row, SiteInt.HIGH_WATER]):
+        if _decodes(state, row, pool, slot):
+            excess = _excess(params, state, row, pool, slot)
+            if excess > 0.0:
+                _lose_from_batch(params, state, row, pool, slot, excess)
+    for slot in range(state.site_int[row, SiteInt.HIGH_WATER]):
+        if _decodes(state, row, pool, slot):
             cohort = state.cohort[row, slot]
             span = perf[DECODE_TOKENS_PER_ITERATION] + cohort[Cohort.OUTPUT] - 1.0
             schedule(params, state, row, pool, slot, cohort[Cohort.G_ADMIT] + span)
-        if part != NOBODY:
-            turn -= state.cohort[row, part, Cohort.COUNT]
-            _leave_batch(state, row, pool, part)
-            _unbind(state, row, part, False)
-            _start_anew(params, state, row, part)
     if ints[PoolInt.SERVING] == 0:
         for column in _OF_BATCH:
             numbers[column] = 0.0
+
+
+@inlined_kernel
+def _decodes(state: State, row: int, pool: int, slot: int) -> bool:
+    """Tell whether a cohort is in a pool's batch."""
+    ints = state.cohort_int[row, slot]
+    return bool(ints[CohortInt.STAGE] == Stage.DECODING and ints[CohortInt.DECODE_POOL] == pool)
+
+
+@kernel
+def _excess(params: Params, state: State, row: int, pool: int, slot: int) -> float:
+    """Return how many requests like those of a cohort would have to go until a batch fits the racks that are left."""
+    ints = state.pool_int[row, pool]
+    numbers = state.pool[row, pool]
+    perf = state.perf[row, pool]
+    cohort = state.cohort[row, slot]
+    units = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    held = cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
+    tokens = numbers[Pool.RESERVED] - units * perf[DECODE_KV_CAPACITY_TOKENS]
+    places = numbers[Pool.IN_FLIGHT] - units * params.pool[pool, PoolSpec.MAX_BATCH]
+    return float(math.ceil(max(tokens / held, places) - 1e-6))
+
+
+@kernel
+def _lose_from_batch(params: Params, state: State, row: int, pool: int, slot: int, turn: float) -> float:
+    """Lose ``floor(turn)`` requests of a cohort of the batch, at most all, and return how many; the batch's calendar is not kept."""
+    part = _part_lost(state, row, slot, turn)
+    if part == NOBODY:
+        return 0.0
+    count = state.cohort[row, part, Cohort.COUNT]
+    _leave_batch(state, row, pool, part)
+    _unbind(state, row, part, False)
+    _start_anew(params, state, row, part)
+    return float(count)
 
 
 @kernel
