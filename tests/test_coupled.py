@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 
 import ai_factory_baselines
-from ai_factory_gym import AIFactoryEnv, ConfigError, serving_point
+from ai_factory_gym import AIFactoryEnv, AIFactoryVectorEnv, ConfigError, serving_point
 from ai_factory_gym.catalogue import rack as find_rack
 from ai_factory_gym.describe import describe
+from ai_factory_gym.discrete import DiscreteLevers
 from ai_factory_gym.engine.layout import (
     DECODE,
     NOBODY,
@@ -41,6 +43,7 @@ from ai_factory_gym.operating_point import SteadySite, steady_site
 from ai_factory_gym.params import LEAST_DECODE_SHARE, idle_facility_w, largest_rack_w, nameplate_it_w, site_pue
 from ai_factory_gym.physics.power import prefill_part
 from ai_factory_gym.sites import PoolConfig, SiteConfig, load_site
+from ai_factory_gym.sites.money import MoneyConfig
 from ai_factory_gym.validate import validate
 from tests import random_sites
 
@@ -174,6 +177,13 @@ def validate_text(site: Table) -> str:
         path = Path(folder) / "site.toml"
         path.write_text("\n".join(lines).replace("'", '"'), encoding="utf-8")
         return validate(str(path)) + describe(str(path))
+
+
+def test_racks_are_paid_for_once() -> None:
+    money = MoneyConfig(rack_usd_per_hour=((CPX, 360.0), ("gb300_nvl72", 180.0)))
+    for site, usd_per_hour in ((SHARED, 4 * 360.0), (AGGREGATED, 6 * 180.0)):
+        params = make(replace(load_site(site), money=money)).factory.params
+        assert params.site[SiteSpec.CAPITAL_USD_PER_S] * 3600.0 == pytest.approx(usd_per_hour)
 
 
 def test_describe_and_validate_say_what_is_shared() -> None:
@@ -665,6 +675,36 @@ def test_racks_that_are_not_as_catalogued_are_so_for_both_pools(name: str) -> No
         assert power[0] == pytest.approx(prefill_part(busy, env.factory.params.pool[0, PoolSpec.PREFILL_LIMIT]))
     largest_w = largest_rack_w(power, env.factory.params.pool)
     assert largest_w == pytest.approx(env.action_layout.rack_w)
+
+
+def test_rows_of_a_vector_environment_are_single_ones() -> None:
+    settings = {"scenario": "steady", "horizon_s": 300.0, "warmup_s": 60.0, "lambda_tokens_per_joule": 1.0}
+    rows = AIFactoryVectorEnv(num_envs=2, site=MIXED, levers=LEVERS, **settings)
+    rows.reset(seed=5)
+    single = make(MIXED, **settings)
+    single.reset(seed=6)
+    for action in wander(single, 4):
+        observation, reward, _, _, _ = rows.step(np.stack([action, action]))
+        alone = single.step(action)
+        assert (observation[1] == alone[0]).all()
+        assert reward[1] == alone[1]
+    rows.close()
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_racks_in_two_pools_have_both_roles_already(name: str) -> None:
+    with pytest.raises(ConfigError, match="'role' is not possible"):
+        make(SITES[name], levers=("clock", "role"))
+
+
+def test_discrete_choices_leave_out_a_routing_without_effect() -> None:
+    env = DiscreteLevers(make(MIXED), steps=5)
+    env.reset(seed=0)
+    layout, masks = env.unwrapped.action_layout, env.action_masks().reshape(-1, 5)
+    names = [pool.name for pool in env.unwrapped.pools if pool.phase == "decode"]
+    block = masks[layout["route_decode"]].reshape(-1, len(names), 5)
+    for k, name in enumerate(names):
+        assert (block[:, k].sum(axis=1) == (1 if name == "gb300_nvl72/decode" else 5)).all()
 
 
 @pytest.mark.parametrize("name", SITES)

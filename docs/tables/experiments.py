@@ -375,7 +375,8 @@ def cpx_racks() -> list[str]:
         *table(header, rows),
         "",
         "Output tokens per joule of facility energy in the steady state of the largest load that the SLA and 4 MW allow, and the racks; the "
-        f"numbers of racks are those that serve most, at most {MOST_RACKS} of a kind. A sidecar is a rack of 144 CPX GPUs that prefills for Vera "
+        f"numbers of racks are those that serve most (a local search), at most "
+        f"{MOST_RACKS} of a kind. A sidecar is a rack of 144 CPX GPUs that prefills for Vera "
         "Rubin racks, an NVL144 CPX rack has as many beside its 72 Rubin GPUs: in GPUs it is the ratio 1:1, with one rack's CPUs and switches "
         "instead of two's. NVIDIA announced both forms and no ratio for the first. Both are hypothetical: announced, withdrawn, never shipped.",
     ]

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, Pool, PoolInt, PoolSpec, Site
+from ai_factory_gym.engine.layout import DECODE, PREFILL, SHARED_GPUS, Array, Pool, PoolInt, PoolSpec, Site
 from ai_factory_gym.engine.racks import least_racks, racks_staying
 from ai_factory_gym.env import AIFactoryEnv
 from ai_factory_gym.errors import ConfigError, check_flag
@@ -89,6 +89,10 @@ class DiscreteLevers(gymnasium.ActionWrapper[np.ndarray, Any, np.ndarray]):
         masks = np.ones((layout.size, self.steps), dtype=np.bool_)
         neutral = self.values == NEUTRAL
         closed = (ints[:, PoolInt.ACTIVE] == 0) | (ints[:, PoolInt.CLOSED] > 0)
+        params = self._base.factory.params
+        phase = params.pool[:, PoolSpec.PHASE]
+        # What was prefilled on shared GPUs is decoded there, whatever the routing says.
+        closed |= (params.pool[:, PoolSpec.COUPLING] == SHARED_GPUS) & (phase == DECODE)
         for kind, name in ((PREFILL, "route_prefill"), (DECODE, "route_decode")):
             if name in layout.slices:
                 masks[layout[name]][closed[layout.routes[kind][:, 1]]] = neutral

@@ -546,8 +546,9 @@ def _enter_money(
     site_row[SiteSpec.PENALTY_SHARE] = money.sla_penalty_share
     site_row[SiteSpec.DEMAND_USD_PER_W] = money.demand_usd_per_kw_month / 1e3 / (30.0 * 86400.0)
     by_rack = dict(money.rack_usd_per_hour)
+    owned = [site.pools[index] for index in site.rack_pools]
     site_row[SiteSpec.CAPITAL_USD_PER_S] = sum(
-        pool.racks * by_rack.get(pool.rack_type.id, 0.0) / 3600.0 for pool in site.pools
+        pool.racks * by_rack.get(pool.rack_type.id, 0.0) / 3600.0 for pool in owned
     )
     for row, cls in zip(cls_rows, classes, strict=True):
         tariff = money.of(cls.name)
@@ -795,14 +796,8 @@ def nameplate_it_w(site: SiteConfig, power: Array | None = None) -> float:
     """Return the IT power of the site with every GPU at its limit, W."""
     rows = np.array([pool_power(pool) for pool in site.pools]) if power is None else power
     specs = pool_specs(site, np.ones((len(site.pools), PREFILL_SERVERS_PER_REPLICA + 1)))
-    return float(
-        sum(
-            pool.racks * rack_w
-            for index, (pool, rack_w) in enumerate(zip(site.pools, largest_rack_w(rows, specs), strict=True))
-            # Racks that two pools share are counted once.
-            if not 0 <= site.partner(pool) < index
-        )
-    )
+    largest_w = largest_rack_w(rows, specs)
+    return float(sum(site.pools[index].racks * largest_w[index] for index in site.rack_pools))
 
 
 def idle_facility_w(site: SiteConfig) -> float:

@@ -196,8 +196,7 @@ def validate(source: str | Path) -> str:
     """
     site = load_site(TASKS.get(str(source), source))
     found = findings(site)
-    # Racks that two pools share are counted once.
-    racks = sum(pool.racks for index, pool in enumerate(site.pools) if not 0 <= site.partner(pool) < index)
+    racks = sum(site.pools[index].racks for index in site.rack_pools)
     head = f"{source}: {site.name}, {racks} racks in {len(site.pools)} pools, can be simulated"
     if not found:
         return f"{head}; nothing to remark.\n"

@@ -460,6 +460,11 @@ class SiteConfig:
                 "give pools of the other phase too, or leave them out."
             )
 
+    @property
+    def rack_pools(self) -> tuple[int, ...]:
+        """Numbers of the pools by which racks are counted: of two pools in the same racks the first."""
+        return tuple(index for index, pool in enumerate(self.pools) if not 0 <= self.partner(pool) < index)
+
     def partner(self, pool: PoolConfig) -> int:
         """Return the number of the pool that lives in the same racks, -1 for none."""
         if pool.shares_racks:
