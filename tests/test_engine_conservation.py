@@ -156,7 +156,9 @@ def begin(play: Play, grain: str) -> Engine:
     hazard = np.full(4, 1.0 / 120.0)
     result = engine(grain)
     kept = np.zeros(0, dtype=np.bool_)
-    result.begin(0, Episode(0.0, rate, hazard, cap, np.zeros(0), kept, streams, steady_world(p, 4), None, outages(play)))
+    result.begin(
+        0, Episode(0.0, rate, hazard, cap, np.zeros(0), kept, streams, steady_world(p, 4), None, outages(play))
+    )
     result.open_window(0)
     assert p.site[SiteSpec.BRAKE_ENABLED] == 1.0
     return result

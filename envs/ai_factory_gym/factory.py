@@ -122,7 +122,9 @@ class Factory:
         batch = reference_batch(task.site, self.classes, self.params)
         self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
         self.mean_rate = self._mean_rate()
-        slices, size = lay_out(len(self.pools), len(self.classes), self.action_layout.size, task.levers)
+        slices, size = lay_out(
+            len(self.pools), len(self.classes), self.action_layout.size, task.levers, may_fail(task.site, task.scenario)
+        )
         self.observation_layout = ObservationLayout(
             slices=slices,
             size=size,
@@ -324,13 +326,10 @@ class Factory:
         if not may_fail(site, chosen):
             return None
         factor = chosen.faults.rate_factor or float(site.reliability is not None)
-        first = [index for index, pool in enumerate(site.pools) if pool.phase == "prefill"]
-        siblings = {decode for _, decode in site.pairs}
-        for index, pool in enumerate(site.pools):
-            if pool.phase == "decode" and not pool.shares_racks and index not in siblings:
-                first.append(index)
-        ofs = dict(site.pairs)
-        racks = [site.pools[index].racks + (site.pools[ofs[index]].racks if index in ofs else 0) for index in first]
+        # Racks that may change their role are one family, under the number of their prefill pool.
+        other = dict(site.pairs)
+        first = [index for index in site.rack_pools if index not in other.values()]
+        racks = [site.pools[i].racks + (site.pools[other[i]].racks if i in other else 0) for i in first]
         gpus = [sum(group.gpus for group in site.pools[index].rack_type.groups) for index in first]
         spec = site.reliability or ReliabilityConfig()
         return draw_faults(child(stream), spec, factor, chosen.maintenance, first, racks, gpus, start_s, span_s)

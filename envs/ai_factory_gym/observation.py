@@ -14,12 +14,14 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
+    MAINTENANCE,
     PREFILL,
     Array,
     CapStep,
     Cell,
     Class,
     ClassSpec,
+    Fault,
     Params,
     Pool,
     PoolInt,
@@ -116,6 +118,15 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
 )
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
 
+FAULT_BLOCKS: tuple[tuple[str, str, str], ...] = (
+    (
+        "maintenance",
+        "2",
+        "1 when a rack is to be taken out for maintenance within a day; time until then / 2 h",
+    ),
+)
+"""Name, length and meaning of the blocks that are there, behind those of levers, where racks may go out of service."""
+
 
 @dataclass(frozen=True)
 class ObservationLayout:
@@ -146,7 +157,8 @@ class ObservationLayout:
     @property
     def scales(self) -> tuple[Array, ...]:
         """Scales that differ by pool or class, and where the blocks of levers begin, as ``observe_row`` wants them."""
-        begins = [self.slices[name].start if name in self.slices else -1 for _, name, _, _ in LEVER_BLOCKS]
+        names = [*(name for _, name, _, _ in LEVER_BLOCKS), *(name for name, _, _ in FAULT_BLOCKS)]
+        begins = [self.slices[name].start if name in self.slices else -1 for name in names]
         return (
             self.pool_batch,
             self.pool_nameplate_w,
@@ -172,9 +184,12 @@ class ObservationLayout:
         return self.slices[block]
 
 
-def lay_out(pools: int, classes: int, actions: int, levers: Sequence[str] = ()) -> tuple[dict[str, slice], int]:
-    """Return the slices of all blocks and the length of the observation, those of levers in use among them."""
+def lay_out(
+    pools: int, classes: int, actions: int, levers: Sequence[str] = (), faults: bool = False
+) -> tuple[dict[str, slice], int]:
+    """Return the slices of all blocks and the length of the observation, those of levers in use, and of faults, among them."""
     blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
+    blocks += FAULT_BLOCKS if faults else ()
     lengths = {"pools": pools, "classes": classes, "actions": actions}
     slices = {}
     begin = 0
@@ -302,6 +317,21 @@ def _class_due(params: Params, state: State, row: int, cls: int, now_s: float) -
     return 1.0
 
 
+@kernel
+def _next_maintenance(state: State, row: int, now_s: float, out: Array, at: int) -> None:
+    """Write whether a rack is to be taken out within a day, and when."""
+    out[at] = 0.0
+    out[at + 1] = 0.0
+    for index in range(state.fault.shape[1]):
+        event = state.fault[row, index]
+        if event[Fault.TIME_S] >= now_s + DAY_S:
+            return
+        if event[Fault.KIND] == MAINTENANCE and event[Fault.DONE] == 0.0:
+            out[at] = 1.0
+            out[at + 1] = min(LIMIT, (event[Fault.TIME_S] - now_s) / NOTICE_SCALE_S)
+            return
+
+
 @inlined_kernel
 def _lever_blocks(
     params: Params, state: State, row: int, out: Array, begins: Array, batch: Array, rack_w: Array, now_s: float
@@ -319,6 +349,8 @@ def _lever_blocks(
             total = params.pool[pool, PoolSpec.RACKS]
             total += params.pool[sibling, PoolSpec.RACKS] if sibling >= 0 else 0.0
             out[begins[6] + pool] = racks_staying(state, row, pool) / total
+    if begins[7] >= 0:
+        _next_maintenance(state, row, now_s, out, begins[7])
     if begins[5] >= 0:
         spec = params.site
         out[begins[5]] = state.site[row, Site.BATTERY_CHARGE_J] / spec[SiteSpec.BATTERY_J]
@@ -401,4 +433,13 @@ def class_limits_s(params: Params) -> Array:
     return limits
 
 
-__all__ = ["BLOCKS", "LEVER_BLOCKS", "LIMIT", "ObservationLayout", "class_limits_s", "lay_out", "observe_row"]
+__all__ = [
+    "BLOCKS",
+    "FAULT_BLOCKS",
+    "LEVER_BLOCKS",
+    "LIMIT",
+    "ObservationLayout",
+    "class_limits_s",
+    "lay_out",
+    "observe_row",
+]

@@ -171,7 +171,7 @@ def _strike(params: Params, state: State, row: int, index: int, now_s: float) ->
         return
     event[Fault.WHERE] = pool
     event[Fault.BACK_S] = now_s + event[Fault.LASTS_S]
-    state.site[row, Site.RACKS_STRUCK] += 1.0
+    state.site[row, Site.RACKS_STRUCK] += state.site[row, Site.SCORING]
     ints = state.pool_int[row, pool]
     serving = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING])
     partner = int(params.pool[pool, PoolSpec.PARTNER]) if _shares_racks(params, pool) else -1
