@@ -90,7 +90,8 @@ def turned_away(params: Params, state: State, row: int, slot: int, prefill_wait_
     wait_s = prefill_wait_s + state.pool[row, ints[CohortInt.DECODE_POOL], Pool.WAIT_S]
     if state.site[row, Site.FAULTS] > 0.0:
         racks = state.pool_int[row, ints[CohortInt.DECODE_POOL]]
-        if racks[PoolInt.FAILED] > 0 and racks[PoolInt.ACTIVE] + racks[PoolInt.DRAINING] == 0:
+        if racks[PoolInt.ACTIVE] + racks[PoolInt.DRAINING] == 0:
+            # The last one has failed, or is gone for another reason: as in front of a prefill pool without a rack.
             wait_s = math.inf
     if wait_s <= params.cls[ints[CohortInt.CLASS], ClassSpec.PATIENCE_S]:
         return False
