@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
 from collections import Counter
@@ -22,8 +23,8 @@ from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.operating_point import SteadySite
 from ai_factory_gym.params import build_params, idle_facility_w, resolution, served_classes
 from ai_factory_gym.scenarios import scenario_names
-from ai_factory_gym.sites import SiteConfig, load_site
-from ai_factory_gym.workload.classes import load_classes
+from ai_factory_gym.sites import CacheConfig, SiteConfig, StoreConfig, load_site
+from ai_factory_gym.workload.classes import Session, load_classes
 
 Table = dict[str, Any]
 
@@ -129,6 +130,37 @@ def fitted(table: Table, rng: np.random.Generator) -> SiteConfig:
     return load_site({**table, "cap_w": float(cap_w), "demand_rps": float(demand)})
 
 
+def with_caches(site: SiteConfig, rng: np.random.Generator) -> SiteConfig:
+    """Return a site, half of the time with some of the ways to keep KV, and with sessions in some classes."""
+    if rng.random() < 0.5:
+        return site
+    pools = []
+    for pool in site.pools:
+        if pool.aggregated:
+            pools.append(pool)
+            continue
+        if pool.phase == "prefill" and rng.random() < 0.7:
+            host_gb, host_gb_s = (
+                (float(rng.uniform(1.0, 5e3)), float(rng.uniform(0.1, 5e3))) if rng.random() < 0.5 else (0.0, 0.0)
+            )
+            cache = CacheConfig(float(rng.uniform(0.1, 100.0)), host_gb, host_gb_s)
+            pool = dataclasses.replace(pool, cache=cache)
+        elif pool.phase == "decode" and rng.random() < 0.4:
+            pool = dataclasses.replace(pool, hold_share=float(rng.uniform(0.0, 0.5)))
+        pools.append(pool)
+    store = StoreConfig(float(rng.uniform(1.0, 1e6)), float(rng.uniform(0.1, 1e4))) if rng.random() < 0.4 else None
+    own = tuple(
+        dataclasses.replace(
+            site.known_classes[name],
+            requests_per_task=float(rng.uniform(1.5, 30.0)),
+            session=Session(float(rng.uniform(0.0, 0.99)), float(rng.uniform(1.0, 2e3)), bool(rng.integers(2))),
+        )
+        for name in site.mix
+        if rng.random() < 0.7
+    )
+    return dataclasses.replace(site, pools=tuple(pools), kv_store=store, own_classes=own)
+
+
 def settings(rng: np.random.Generator) -> Table:
     """Return arguments of an environment beside the site: levers, scenario, times."""
     scenarios = rng.choice(scenario_names(), rng.integers(1, 4), replace=False)
@@ -174,6 +206,8 @@ def check_episode(env: AIFactoryEnv, rng: np.random.Generator) -> None:
         decided = info["requests_met_slo"] + info["requests_missed_slo"]
         assert decided <= info["requests_arrived"] + 1e-6
         assert 0.0 <= info["sla_attainment"] <= 1.0
+        if "cached_tokens" in info:
+            assert 0.0 <= info["held_tokens"] <= info["cached_tokens"] * (1.0 + 1e-9) < info["prompt_tokens"] + 1e-6
         if truncated or step == 60:
             break
 
@@ -184,13 +218,27 @@ def run_valid(seed: int) -> str:
     table = propose(rng)
     chosen = settings(rng)
     try:
-        env = AIFactoryEnv(site=fitted(table, rng), **chosen)
+        site = with_caches(fitted(table, rng), np.random.default_rng([seed, 1]))
+        env = make(site, chosen)
     except ConfigError as error:
         text = str(error)
         assert ":" in text and "\n" not in text, text
         return text
     check_episode(env, rng)
     return ""
+
+
+def make(site: SiteConfig, chosen: Table) -> AIFactoryEnv:
+    """Return an environment with those of the drawn levers that the site can have; the error names the others one by one."""
+    levers = chosen["levers"]
+    while True:
+        try:
+            return AIFactoryEnv(site=site, **{**chosen, "levers": levers})
+        except ConfigError as error:
+            missing = [name for name in levers if str(error).startswith(f"levers: {name!r} is not possible")]
+            if not missing or len(levers) == 1:
+                raise
+            levers = tuple(name for name in levers if name not in missing)
 
 
 Mutation = tuple[str, Callable[[Table, np.random.Generator], None]]
@@ -245,6 +293,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     _set("pools.0.min_active", -1, 99, 0.5, "one"),
     _set("pools.0.mtp", "yes", 1, True),
     _set("pools.0.rack_count", 4),
+    _set("pools.0.cache", 5, {}, {"hbm_gb": -1.0}, {"hbm": 3}, {"host_gb": 5.0}, {"hbm_gb": 1e6}),
+    _set("pools.1.hold_share", -0.1, 1.0, "half", math.nan),
+    _set("kv_store", 3, {"gb": 1.0}, {"gb": -1.0, "gb_s": 1.0}),
     _set("pools.0.rack_limit_w", -1.0, 0.0, math.nan, "low"),
     _set("pools.0.max_batch", 8, "big", 0),
     _set("pools.1.max_batch", 0, -1, 3.5, "big"),

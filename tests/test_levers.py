@@ -22,6 +22,9 @@ from ai_factory_gym.sites import load_site
 from ai_factory_gym.workload.effort import answer_value
 
 EXTRA = ("power_limit", "batch_ceiling", "admission", "deferral", "effort", "role")
+HERE = tuple(name for name in LEVERS if name != "battery")
+"""Levers that the Edge site has: it has no battery (tests/test_grid_parts.py)."""
+
 NOON = {"start_time_s": 12 * 3600.0, "horizon_s": 1200.0, "warmup_s": 600.0}
 CLASSES = ("chat", "customer_service", "ecommerce_agent", "reasoning", "coding", "batch")
 
@@ -80,11 +83,11 @@ def test_positive_numbers_leave_limits_off() -> None:
 
 
 def test_dimensions_and_blocks_are_documented() -> None:
-    env = make(LEVERS)
+    env = make(HERE)
     decode = int((env.factory.params.pool[:, PoolSpec.PHASE] == DECODE).sum())
     sizes = {name: place.stop - place.start for name, place in env.action_layout.slices.items()}
     assert [sizes[name] for name in EXTRA] == [4, decode, len(CLASSES), 1, 1, 1]
-    for lever, block, _, _ in LEVER_BLOCKS:
+    for lever, block, _, _ in (each for each in LEVER_BLOCKS if each[0] != "battery"):
         assert lever in EXTRA and f"``{block}`` *" in str(AIFactoryEnv.__doc__)
         assert env.observation_layout[block].start >= env.observation_layout["previous_action"].stop
         assert f"``{lever}`` *" in str(AIFactoryEnv.__doc__)
@@ -93,7 +96,7 @@ def test_dimensions_and_blocks_are_documented() -> None:
     assert ai_factory_gym.AIFactoryEnv(site="edge").action_layout.levers == DEFAULT_LEVERS
 
 
-@given(st.lists(st.sampled_from(LEVERS), min_size=1, max_size=len(LEVERS), unique=True))
+@given(st.lists(st.sampled_from(HERE), min_size=1, max_size=len(HERE), unique=True))
 @settings(max_examples=12, deadline=None)
 def test_any_subset_composes(levers: list[str]) -> None:
     env = AIFactoryEnv(site="edge", levers=tuple(levers), horizon_s=180.0, warmup_s=60.0)
@@ -303,7 +306,7 @@ def test_the_lowest_limit_is_that_of_the_documentation() -> None:
 
 def test_rules_leave_other_levers_alone() -> None:
     baselines = pytest.importorskip("ai_factory_baselines", reason="needs the baselines package")
-    env = make(LEVERS)
+    env = make(HERE)
     observation, _ = env.reset(seed=0)
     for name in ("uniform", "length_aware"):
         action, _ = baselines.make(name, env).predict(observation)
@@ -312,8 +315,8 @@ def test_rules_leave_other_levers_alone() -> None:
 
 
 def test_all_levers_in_a_vector_environment() -> None:
-    settings = {"levers": LEVERS, **NOON}
-    single = make(LEVERS)
+    settings = {"levers": HERE, **NOON}
+    single = make(HERE)
     rows = gymnasium.make_vec(
         "ai_factory/Edge-v0", num_envs=2, vectorization_mode="vector_entry_point", threads=2, **settings
     )

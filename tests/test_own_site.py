@@ -173,7 +173,7 @@ def test_an_invalid_site_gives_one_clear_error(seed: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*moves demand between models")
 def test_drawn_sites_run() -> None:
-    ran = [seed for seed in range(32) if random_sites.run_valid(seed) == ""]
-    assert len(ran) >= 6
+    ran = [seed for seed in range(16) if random_sites.run_valid(seed) == ""]
+    assert len(ran) >= 4
     # Some of them serve two models.
     assert any(random_sites.propose(np.random.default_rng(seed))["class_models"] for seed in ran)

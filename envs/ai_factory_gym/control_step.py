@@ -96,6 +96,7 @@ def _report(
         params,
         state.site[row],
         state.cls[row],
+        state.cache[row],
         episodes.terms[row],
         episodes.scored[row],
         outcome.info[row],

@@ -9,10 +9,11 @@ import numpy as np
 from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.levers import pairs_of
-from ai_factory_gym.operating_point import OperatingPoint, steady_site
+from ai_factory_gym.operating_point import OperatingPoint, SteadySite, steady_site
 from ai_factory_gym.params import idle_facility_w, nameplate_it_w, site_pue
 from ai_factory_gym.registration import CUSTOM, TASKS
 from ai_factory_gym.sites import SiteConfig, load_site
+from ai_factory_gym.steady_cache import steady_cache
 from ai_factory_gym.validate import daily_demand_rps
 from ai_factory_gym.workload.traces import load_trace, superposition_report
 
@@ -114,6 +115,8 @@ def describe(name: str) -> str:
             f"{cls.name:<20}{site.mix[cls.name]:>7.0%}{prompt:>10,.0f}{cls.output.mean():>9,.0f}{limit:>13}{tpot:>12}{cls.attainment_target:>8.2f}"
             f"{_alone(site, cls.name)}" + (f"  {site.class_model(cls.name).id}" if several else "")
         )
+    if site.caches:
+        lines += _caches(site, steady)
     lines += [
         "",
         f"{'steady state':<34}{'requests/s':>12}{'MW':>9}{'x cap':>8}{'tokens/J':>10}  TPOT ms by decode pool; next limit",
@@ -143,6 +146,24 @@ def _contexts(site: SiteConfig) -> str:
     return "".join(
         f"; contexts of {entry.id} up to {site.context_limit(entry):,} tokens assumed to work" for entry in longer
     )
+
+
+def _caches(site: SiteConfig, steady: SteadySite) -> list[str]:
+    """Return how long the prefix caches keep what nobody asks for, and what is found, at mean demand."""
+    params = steady.params
+    rate = site.demand_rps * np.array([site.mix[cls.name] for cls in steady.classes])
+    kept = steady_cache(site, params, rate)
+    lines = ["", "KV kept, mean demand, all racks   HBM, s   host memory, s"]
+    for pool, hbm_s, host_s in zip(site.pools, kept.hbm_s, kept.host_s, strict=True):
+        if pool.cache is not None:
+            lines.append(f"{pool.name:<30}{hbm_s:>10,.0f}{host_s:>17,.0f}")
+    if site.kv_store is not None:
+        lines.append(f"store{kept.store_s:>52,.0f}")
+    lines.append(f"{'prompt tokens found':<30}{'HBM':>10}{'host memory':>17}{'store':>10}{'held':>10}{'all':>10}")
+    for cls, found in zip(steady.classes, kept.found, strict=True):
+        shares = f"{found[0]:>10.0%}{found[1]:>17.0%}{found[2]:>10.0%}{found[3]:>10.0%}{found.sum():>10.0%}"
+        lines.append(f"{cls.name:<30}{shares}")
+    return [*lines, "steady states below work every prompt off in full"]
 
 
 def _alone(site: SiteConfig, name: str) -> str:

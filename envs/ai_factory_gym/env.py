@@ -94,10 +94,11 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``class_admitted`` * | classes | share of arrivals let in |
     | ``class_due`` * | classes | time left to the oldest deferred request / deadline |
     | ``class_effort`` * | classes | output allowed / output at full effort |
+    | ``pool_cached`` ** | pools | share of the step's prompt tokens that the prefix cache had |
     | ``battery`` * | 2 | charge / capacity; power given / largest |
     | ``pool_racks`` * | pools | racks the pool has, but those that are to leave / racks of its pair |
 
-    Blocks with a * are there when their lever is in use.
+    Blocks with a * are there when their lever is in use, one with ** on a site with a prefix cache.
 
     ## Rewards
 

@@ -25,7 +25,7 @@ from ai_factory_gym.control_step import (
     step_rows,
 )
 from ai_factory_gym.engine.kernel import DONE
-from ai_factory_gym.engine.layout import Array, CapStep, Cell, ClassSpec, PoolSpec, Purpose, World
+from ai_factory_gym.engine.layout import Array, CapStep, Cell, ClassSpec, PoolSpec, Purpose, SessionSpec, World
 from ai_factory_gym.engine.outages import child, draw_faults
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.engine.supply import JOULES_PER_KWH
@@ -123,7 +123,12 @@ class Factory:
         self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
         self.mean_rate = self._mean_rate()
         slices, size = lay_out(
-            len(self.pools), len(self.classes), self.action_layout.size, task.levers, may_fail(task.site, task.scenario)
+            len(self.pools),
+            len(self.classes),
+            self.action_layout.size,
+            task.levers,
+            task.site.caches,
+            may_fail(task.site, task.scenario),
         )
         self.observation_layout = ObservationLayout(
             slices=slices,
@@ -136,11 +141,16 @@ class Factory:
             tpot_s=min(cls.tpot_s for cls in self.classes),
             pool_rack_w=self.action_layout.rack_w,
         )
+        sessions = (
+            self.params.session[:, SessionSpec.THINK_S] if len(self.params.session) else np.zeros(len(self.classes))
+        )
         self.info_keys = info_keys(
             tuple(cls.name for cls in self.classes),
             "effort" in task.levers,
             task.site.battery is not None,
             task.site.money is not None,
+            tuple(cls.name for cls, think_s in zip(self.classes, sessions, strict=True) if think_s > 0.0),
+            task.site.caches,
             may_fail(task.site, task.scenario),
         )
         self._constants = Constants(

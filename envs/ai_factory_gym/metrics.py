@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, Site, SiteSpec
+from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, SessionSpec, Site, SiteSpec, Tier
 from ai_factory_gym.engine.supply import JOULES_PER_KWH, JOULES_PER_MWH
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.reward import TERMS
@@ -84,16 +84,46 @@ CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
 
+CACHE_KEYS = ("prompt_tokens", "cached_tokens", "loaded_tokens", "held_tokens")
+"""Keys of a site with a prefix cache: prompt tokens of the requests whose prefill began, those of them that needed no work because
+their KV was there, and those that were loaded from host memory or the store (by requests that were then turned away, too); those of the
+cached ones that a decode pool had held since the turn before."""
+
+TASK_KEYS = ("tasks_completed", "agent_hours", "think_hours")
+"""Keys of each class with sessions, behind ``class/<name>/``. Tasks are the expected number of those decided whose requests all met their
+SLO (requests decided in a control step over requests per task, times recent attainment to the power of requests per task: misses are taken
+as independent of each other). Agent hours are the time that the agent was busy: its answered requests were in the system. Think hours are
+the rest of the time up to a task's next request: share of requests that are followed x (requests answered x mean time to the next, less the
+time busy), at least 0. Arrivals do not wait for answers (open loop): slow answers shorten think hours, not the number of tasks."""
+
+
 def info_keys(
-    classes: Sequence[str], effort: bool = False, battery: bool = False, money: bool = False, faults: bool = False
+    classes: Sequence[str],
+    effort: bool = False,
+    battery: bool = False,
+    money: bool = False,
+    sessions: Sequence[str] = (),
+    cached: bool = False,
+    faults: bool = False,
 ) -> tuple[str, ...]:
-    """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use."""
+    """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
+
+    Args:
+        classes: Names of all classes.
+        effort: Whether the operator may shorten answers.
+        battery: Whether the site has a battery.
+        money: Whether tokens are paid for.
+        sessions: Names of the classes with sessions, in the same order.
+        cached: Whether the site has a prefix cache.
+        faults: Whether racks may go out of service.
+    """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
     parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()), *(MONEY_KEYS if money else ()))
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
-    if faults:
-        parts += FAULT_KEYS
+    parts += FAULT_KEYS if faults else ()
+    parts += CACHE_KEYS if cached else ()
+    parts += tuple(f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
 
 
@@ -141,11 +171,35 @@ def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, e
     out[at + 7] = alerts
 
 
+@kernel
+def _write_sessions(params: Params, cls: Array, cache: Array, out: Array, at: int) -> None:
+    """Write ``CACHE_KEYS`` where there is a prefix cache, and ``TASK_KEYS`` of each class with sessions, from position ``at`` on."""
+    if cache.shape[0] > 0:
+        for column in range(len(CACHE_KEYS)):
+            out[at + column] = 0.0
+        for pool in range(cache.shape[0]):
+            out[at] += cache[pool, Tier.PROMPT]
+            out[at + 1] += cache[pool, Tier.CACHED]
+            out[at + 2] += cache[pool, Tier.LOADED]
+            out[at + 3] += cache[pool, Tier.HELD]
+        at += len(CACHE_KEYS)
+    for index in range(cls.shape[0]):
+        think_s = params.session[index, SessionSpec.THINK_S]
+        if think_s > 0.0:
+            counters = cls[index]
+            out[at] = counters[Class.TASKS]
+            out[at + 1] = counters[Class.BUSY_S] / 3600.0
+            between_s = counters[Class.ANSWERED] * think_s - counters[Class.BUSY_S]
+            out[at + 2] = max(0.0, params.session[index, SessionSpec.FOLLOWING] * between_s) / 3600.0
+            at += len(TASK_KEYS)
+
+
 @inlined_kernel
 def write_info(
     params: Params,
     site: Array,
     cls: Array,
+    cache: Array,
     terms: Array,
     scored: bool,
     out: Array,
@@ -156,6 +210,7 @@ def write_info(
         params: Site parameters (attainment targets).
         site: float64[Site] of the row.
         cls: float64[classes, Class] of the row.
+        cache: float64[pools + 1, Tier] of the row; no lines without a prefix cache.
         terms: This step's reward terms, float64[TERMS].
         scored: Whether the step began before the horizon; later ones cost nothing but what they find missed.
         out: Written: float64[keys], in the order of ``info_keys``.
@@ -239,3 +294,6 @@ def write_info(
         out[at + 1] = site[Site.RACK_DOWN_S]
         out[at + 2] = site[Site.RESTARTED]
         out[at + 3] = site[Site.LOST_TOKENS]
+        at += len(FAULT_KEYS)
+    if params.session.shape[0] > 0:
+        _write_sessions(params, cls, cache, out, at)

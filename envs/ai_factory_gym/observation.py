@@ -29,6 +29,7 @@ from ai_factory_gym.engine.layout import (
     Site,
     SiteSpec,
     State,
+    Tier,
     Transition,
 )
 from ai_factory_gym.engine.racks import racks_staying
@@ -59,7 +60,7 @@ BLOCKS: tuple[tuple[str, str, str], ...] = (
         "pools",
         "decode: requests in flight per replica / reference batch; prefill: requests in the queue per rack / 100",
     ),
-    ("pool_kv", "pools", "decode: KV memory reserved / capacity of the active racks; prefill: 0"),
+    ("pool_kv", "pools", "decode: KV memory reserved or held / capacity of the active racks; prefill: 0"),
     (
         "pool_transfer",
         "pools",
@@ -118,6 +119,18 @@ LEVER_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
 )
 """Lever, name, length and meaning of the blocks that are there, behind the others, when the lever is in use."""
 
+CACHE_BLOCKS: tuple[tuple[str, str, str], ...] = (
+    (
+        "pool_cached",
+        "pools",
+        "prefill: share of the prompt tokens of the last step that the prefix cache had; decode: 0",
+    ),
+)
+"""Name, length and meaning of the blocks that are there, behind those of levers, on a site with a prefix cache."""
+
+CACHED_BEGIN = len(LEVER_BLOCKS)
+"""Place of the first of ``CACHE_BLOCKS`` among the beginnings of optional blocks."""
+
 FAULT_BLOCKS: tuple[tuple[str, str, str], ...] = (
     (
         "maintenance",
@@ -125,7 +138,10 @@ FAULT_BLOCKS: tuple[tuple[str, str, str], ...] = (
         "1 when a rack is to be taken out for maintenance within a day; time until then / 2 h",
     ),
 )
-"""Name, length and meaning of the blocks that are there, behind those of levers, where racks may go out of service."""
+"""Name, length and meaning of the blocks that are there, behind those of a prefix cache, where racks may go out of service."""
+
+FAULT_BEGIN = CACHED_BEGIN + len(CACHE_BLOCKS)
+"""Place of the first of ``FAULT_BLOCKS`` among them."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +173,8 @@ class ObservationLayout:
     @property
     def scales(self) -> tuple[Array, ...]:
         """Scales that differ by pool or class, and where the blocks of levers begin, as ``observe_row`` wants them."""
-        names = [*(name for _, name, _, _ in LEVER_BLOCKS), *(name for name, _, _ in FAULT_BLOCKS)]
+        names = [name for _, name, _, _ in LEVER_BLOCKS]
+        names += [name for name, _, _ in (*CACHE_BLOCKS, *FAULT_BLOCKS)]
         begins = [self.slices[name].start if name in self.slices else -1 for name in names]
         return (
             self.pool_batch,
@@ -185,11 +202,14 @@ class ObservationLayout:
 
 
 def lay_out(
-    pools: int, classes: int, actions: int, levers: Sequence[str] = (), faults: bool = False
+    pools: int, classes: int, actions: int, levers: Sequence[str] = (), cached: bool = False, faults: bool = False
 ) -> tuple[dict[str, slice], int]:
-    """Return the slices of all blocks and the length of the observation, those of levers in use, and of faults, among them."""
+    """Return the slices of all blocks and the length of the observation, those of levers in use, of a prefix cache and of faults among them."""
     blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
-    blocks += FAULT_BLOCKS if faults else ()
+    if cached:
+        blocks.extend(CACHE_BLOCKS)
+    if faults:
+        blocks.extend(FAULT_BLOCKS)
     lengths = {"pools": pools, "classes": classes, "actions": actions}
     slices = {}
     begin = 0
@@ -249,7 +269,7 @@ def _pool_blocks(
                 max(1.0, ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK])
                 * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
             )
-            kv = numbers[Pool.RESERVED] / room
+            kv = (numbers[Pool.RESERVED] + numbers[Pool.HELD]) / room
             transfer = numbers[Pool.IN_TRANSIT] / replicas / batch[pool]
             tpot = numbers[Pool.TPOT_S] / tpot_s
         wake_s = 0.0
@@ -336,7 +356,7 @@ def _next_maintenance(state: State, row: int, now_s: float, out: Array, at: int)
 def _lever_blocks(
     params: Params, state: State, row: int, out: Array, begins: Array, batch: Array, rack_w: Array, now_s: float
 ) -> None:
-    """Write the blocks of ``LEVER_BLOCKS`` that are there."""
+    """Write the blocks of ``LEVER_BLOCKS`` and ``CACHE_BLOCKS`` that are there."""
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         if begins[0] >= 0:
@@ -349,8 +369,12 @@ def _lever_blocks(
             total = params.pool[pool, PoolSpec.RACKS]
             total += params.pool[sibling, PoolSpec.RACKS] if sibling >= 0 else 0.0
             out[begins[6] + pool] = racks_staying(state, row, pool) / total
-    if begins[7] >= 0:
-        _next_maintenance(state, row, now_s, out, begins[7])
+        if begins[CACHED_BEGIN] >= 0:
+            tier = state.cache[row, pool]
+            prompt = tier[Tier.STEP_PROMPT]
+            out[begins[CACHED_BEGIN] + pool] = tier[Tier.STEP_CACHED] / prompt if prompt > 0.0 else 0.0
+    if begins[FAULT_BEGIN] >= 0:
+        _next_maintenance(state, row, now_s, out, begins[FAULT_BEGIN])
     if begins[5] >= 0:
         spec = params.site
         out[begins[5]] = state.site[row, Site.BATTERY_CHARGE_J] / spec[SiteSpec.BATTERY_J]

@@ -21,10 +21,12 @@ from ai_factory_gym.engine.layout import (
     SHARED_GPUS,
     SHARED_POWER,
     Array,
+    CacheSpec,
     Cell,
     ClassSpec,
     Params,
     PoolSpec,
+    SessionSpec,
     SiteSpec,
 )
 from ai_factory_gym.errors import ConfigError, check_range, unknown
@@ -40,6 +42,7 @@ from ai_factory_gym.physics.performance import (
     decode_coefficients,
     decode_iteration_s,
     prefill_coefficients,
+    prefill_free_bytes,
     prefill_work_s,
 )
 from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, prefill_part, rack_power_w
@@ -47,7 +50,7 @@ from ai_factory_gym.sites import PoolConfig, SiteConfig
 from ai_factory_gym.sites.money import TOKENS_PER_MTOK, MoneyConfig
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.strata import build_strata, output_slices
-from ai_factory_gym.workload.traces import Trace
+from ai_factory_gym.workload.traces import Reuse, Trace, reuse
 
 GOLDEN = 0.6180339887498949
 """Golden section: multiples of it, modulo one, fill an interval evenly in whatever order they are cut off."""
@@ -70,6 +73,12 @@ SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 1.0, 3600.0
 
 SLICE_S = 10.0
 """While a decode pool is nearly full, cohorts enter for this much of a tick at a time, s."""
+
+CONTEXT_MEMORY_S = 600.0
+"""Time over which flows of a class without sessions into the prefix caches are smoothed, s (status: design choice)."""
+
+AGES = 32
+"""Quantiles that stand for how long ago what a trace repeats was last seen."""
 
 COHORT_DAY_TOKENS = 16.0
 """Days of a decode pool's calendar at cohort resolution, tokens: about as long as from one finish to the next."""
@@ -247,6 +256,7 @@ def pool_specs(site: SiteConfig, perf: Array) -> Array:
             pool.group.architecture.aggregated_interference if pool.aggregated else 0.0
         )
         pools[index, PoolSpec.PREFILL_LIMIT] = prefill_limit(pool) if pool.aggregated else 1.0
+        pools[index, PoolSpec.HOLD_SHARE] = pool.hold_share
         pools[index, PoolSpec.RACK_LIMIT_W] = math.inf if pool.rack_limit_w is None else pool.rack_limit_w
         pools[index, PoolSpec.SIBLING] = -1.0
         pools[index, PoolSpec.SWITCH_S] = site.switch_s
@@ -697,6 +707,77 @@ def _trace_cells(
     return table, size / len(prompt), cell
 
 
+def _cache_rows(site: SiteConfig) -> Array:
+    """Return ``Params.cache``; no lines on a site without a prefix cache.
+
+    Raises:
+        ConfigError: When a cache is larger than the memory that a pool's weights leave.
+    """
+    if not site.caches:
+        return np.zeros((0, len(CacheSpec)))
+    rows = np.zeros((len(site.pools), len(CacheSpec)))
+    for row, pool, served in zip(rows, site.pools, site.pool_models, strict=True):
+        if pool.cache is None:
+            continue
+        free = prefill_free_bytes(pool.rack_type, served, precision=pool.precision, tp=pool.tp, dp=pool.dp, pp=pool.pp)
+        free_gb = pool.replicas_per_rack * free / 1e9
+        if pool.cache.hbm_gb > free_gb:
+            raise ConfigError(
+                f"site {site.name!r}: pool {pool.name!r}: cache.hbm_gb: {pool.cache.hbm_gb:g} is not allowed; weights leave "
+                f"{free_gb:,.0f} GB of GPU memory per rack."
+            )
+        row[CacheSpec.HBM_BYTES] = pool.cache.hbm_gb * 1e9
+        row[CacheSpec.HOST_BYTES] = pool.cache.host_gb * 1e9
+        row[CacheSpec.HOST_BYTES_PER_S] = pool.cache.host_gb_s * 1e9
+    return rows
+
+
+def _session_rows(classes: tuple[RequestClass, ...], cached: bool) -> Array:
+    """Return ``Params.session`` of synthetic demand; no lines where nothing needs them."""
+    if not cached and all(cls.session is None for cls in classes):
+        return np.zeros((0, len(SessionSpec)))
+    rows = np.zeros((len(classes), len(SessionSpec)))
+    for row, cls in zip(rows, classes, strict=True):
+        row[SessionSpec.MEMORY_S] = CONTEXT_MEMORY_S
+        row[SessionSpec.TURNS] = cls.requests_per_task
+        if cls.session is not None:
+            row[SessionSpec.FOLLOWING] = 1.0 - 1.0 / cls.requests_per_task
+            row[SessionSpec.REUSE_SHARE] = cls.session.reuse_share
+            row[SessionSpec.THINK_S] = row[SessionSpec.MEMORY_S] = cls.session.think_s
+            row[SessionSpec.HOLD] = float(cls.session.hold)
+    return rows
+
+
+def _trace_sessions(trace: Trace, labels: Array, repeated: Reuse, sessions: Array) -> Array:
+    """Return ``Params.session`` with what a trace repeats, and the quantiles of how long ago that was seen: both weighted by tokens.
+
+    Args:
+        trace: The trace.
+        labels: int64[requests] class of each request.
+        repeated: What its requests repeat.
+        sessions: float64[classes, SessionSpec] of synthetic demand.
+    """
+    ages = np.zeros((len(sessions), AGES))
+    owner = np.repeat(np.arange(len(trace)), np.diff(repeated.begin))
+    filled = sessions.copy()
+    for cls, row in enumerate(filled):
+        row[SessionSpec.FOLLOWING] = row[SessionSpec.REUSE_SHARE] = row[SessionSpec.THINK_S] = 0.0
+        row[SessionSpec.HOLD] = 0.0
+        row[SessionSpec.MEMORY_S] = CONTEXT_MEMORY_S
+        own = np.flatnonzero(labels[owner] == cls)
+        if len(own) == 0:
+            continue
+        order = own[np.argsort(repeated.age_s[own], kind="stable")]
+        weight = repeated.tokens[order].astype(np.float64)
+        reached = np.cumsum(weight) / weight.sum()
+        places = np.searchsorted(reached, (np.arange(AGES) + 0.5) / AGES)
+        ages[cls] = repeated.age_s[order][np.minimum(places, len(order) - 1)]
+        row[SessionSpec.FOLLOWING] = 1.0
+        row[SessionSpec.REUSE_SHARE] = weight.sum() / float(trace.prompt_tokens[labels == cls].sum())
+        row[SessionSpec.MEMORY_S] = max(1.0, float(weight @ repeated.age_s[order]) / weight.sum())
+    return np.concatenate([filled, ages], axis=1)
+
+
 def build_params(
     site: SiteConfig,
     classes: tuple[RequestClass, ...],
@@ -755,6 +836,13 @@ def build_params(
         span_s = trace.span_s
         tokens = trace.prompt_tokens + trace.output_tokens
         longest = [float(np.max(tokens[labels == index], initial=0.0)) for index in range(len(classes))]
+    cache = _cache_rows(site)
+    sessions = _session_rows(classes, site.caches)
+    nothing = np.zeros(0, dtype=np.int64)
+    repeated = Reuse(nothing, nothing, np.zeros(0), nothing)
+    if trace is not None and site.caches:
+        repeated = reuse(trace)
+        sessions = _trace_sessions(trace, labels, repeated, sessions)
     of_class = [site.model_index(site.class_model(cls.name)) for cls in classes]
     of_pool = [site.model_index(entry) for entry in site.pool_models]
     for index, pool in enumerate(site.pools):
@@ -763,6 +851,18 @@ def build_params(
             most = max(
                 (tokens for tokens, k in zip(longest, of_class, strict=True) if k == of_pool[index]), default=0.0
             )
+            if pool.hold_share > 0.0:
+                if trace is not None:
+                    raise ConfigError(
+                        f"site {site.name!r}: pool {pool.name!r}: hold_share: {pool.hold_share!r} is not possible with a trace, "
+                        "which does not say which requests are of one session."
+                    )
+                left = (1.0 - pool.hold_share) * max(1, pool.min_active) * pool.replicas_per_rack * holds
+                if most > left:
+                    raise ConfigError(
+                        f"site {site.name!r}: pool {pool.name!r}: hold_share: {pool.hold_share!r} leaves {left:,.0f} tokens of KV; the "
+                        f"longest request has {most:,.0f}."
+                    )
             if most > holds:
                 raise ConfigError(
                     f"site {site.name!r}: pool {pool.name!r} holds {holds:,.0f} tokens of KV per replica; the longest request has "
@@ -788,6 +888,10 @@ def build_params(
         trace_prompt=trace_arrays[1],
         trace_output=trace_arrays[2],
         trace_cell=trace_arrays[3],
+        cache=cache,
+        session=sessions,
+        seen_begin=repeated.begin,
+        seen=np.stack([repeated.tokens, repeated.age_s, repeated.seen_by], axis=1).astype(np.float64),
     )
     return params
 
@@ -864,6 +968,9 @@ def _site_row(
     row[SiteSpec.TRACE_SPAN_S] = span_s
     row[SiteSpec.SLICES] = max(1.0, math.ceil(tick_s / SLICE_S - 1e-9)) if grain.kind == COHORT else 1.0
     row[SiteSpec.COUPLED] = float(any(pool.shares_racks for pool in site.pools))
+    if site.kv_store is not None:
+        row[SiteSpec.STORE_BYTES] = site.kv_store.gb * 1e9
+        row[SiteSpec.STORE_BYTES_PER_S] = site.kv_store.gb_s * 1e9
     row[SiteSpec.DAYS_PER_TOKEN] = 1.0 if grain.kind == REQUEST else 1.0 / COHORT_DAY_TOKENS
     return row
 

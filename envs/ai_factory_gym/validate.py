@@ -166,8 +166,24 @@ def _classes(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
             )
 
 
+def _caches(site: SiteConfig) -> Iterator[str]:
+    sessions = [
+        name for name, share in site.mix.items() if share > 0.0 and site.known_classes[name].session is not None
+    ]
+    if site.caches and not sessions:
+        yield (
+            "cache: the site keeps KV of prompts, but no class has a session: nothing is found, unless a trace with ids of prefix blocks is "
+            "replayed; give classes of your own a [session]."
+        )
+    if sessions and not site.caches:
+        yield (
+            f"mix.{sessions[0]}: has a session, but no pool keeps KV for its next turn: tasks are counted, nothing is found; give pools a cache or "
+            "a hold_share, or the site a kv_store."
+        )
+
+
 def findings(site: SiteConfig) -> list[str]:
-    """Return what would surprise in a site, in the order power, demand, pools, classes; empty when nothing does.
+    """Return what would surprise in a site, in the order power, demand, pools, classes, caches; empty when nothing does.
 
     Raises:
         ConfigError: When the site cannot be simulated at all.
@@ -182,6 +198,7 @@ def findings(site: SiteConfig) -> list[str]:
         *_demand(site, steady),
         *_balance(steady, saturation),
         *_classes(site, steady),
+        *_caches(site),
     ]
 
 

@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 
+from ai_factory_gym.engine.cache import add_found, find_cohort, find_request, has_cache, update_caches
 from ai_factory_gym.engine.decode import nearly_full
 from ai_factory_gym.engine.heap import pop, push
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
+    CHANCE,
     COHORT,
     DECODE,
     PREFILL,
@@ -35,7 +37,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.ledger import pass_gate, take_slot
 from ai_factory_gym.engine.lists import append
-from ai_factory_gym.engine.prefill import server_seconds
+from ai_factory_gym.engine.prefill import server_seconds, uncached_work_s
 from ai_factory_gym.engine.rng import exponential, normal_pair, poisson, uniform
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
@@ -208,8 +210,18 @@ def _enter_request(
     prompt: float,
     output: float,
     deadline_s: float,
+    index: int,
+    followed: bool,
 ) -> None:
-    """Create a single request, unless it is turned away at the gate."""
+    """Create a single request, unless it is turned away at the gate.
+
+    ``index`` is its place in the trace, -1 without one; ``followed`` says that it is of a copy that keeps some requests only.
+    """
+    chance = (1.0, 1.0, 1.0)
+    if has_cache(params):
+        # Before the gate: how many numbers are drawn does not depend on what the operator does.
+        stream = state.rng[row, CHANCE]
+        chance = (uniform(stream), uniform(stream), uniform(stream))
     if pass_gate(params, state, row, cls, 1.0, prompt, prompt * prompt, output) < 1.0:
         return
     shorter, value = _with_effort(params, state, row, cls, output)
@@ -224,6 +236,8 @@ def _enter_request(
     )
     if params.site[SiteSpec.EFFORT] > 0.0:
         state.cohort[row, slot, Cohort.VALUE] = value
+    if has_cache(params):
+        find_request(params, state, row, slot, cls, index, followed, chance)
     state.pool[row, prefill, Pool.INFLOW] += 1.0
 
 
@@ -301,6 +315,8 @@ def _enter_cohort(
     )
     if params.site[SiteSpec.EFFORT] > 0.0:
         state.cohort[row, slot, Cohort.VALUE] = value
+    if has_cache(params):
+        find_cohort(params, state, row, slot, cls, place)
     _add_inflow(params, state, row, slot, flow_s)
 
 
@@ -523,8 +539,8 @@ def _add_inflow(params: Params, state: State, row: int, slot: int, flow_s: float
     rate = compute_rate(numbers[Pool.CLOCK])
     numbers[Pool.INFLOW] += cohort[Cohort.COUNT] * server_seconds(perf, cohort, rate) / flow_s
     # The brake must know beforehand how hard the tick's work can drive the pool.
-    scaling, fixed = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
-    streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * cohort[Cohort.PROMPT]
+    scaling, fixed = uncached_work_s(perf, cohort)
+    streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * (cohort[Cohort.PROMPT] - cohort[Cohort.CACHED])
     numbers[Pool.INFLOW_COMPUTE] = max(numbers[Pool.INFLOW_COMPUTE], scaling / (scaling + fixed))
     numbers[Pool.INFLOW_MEMORY] = max(numbers[Pool.INFLOW_MEMORY], streaming / (scaling + fixed))
     decode = state.pool[row, state.cohort_int[row, slot, CohortInt.DECODE_POOL]]
@@ -616,7 +632,7 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
             for _ in range(count):
                 held = int(params.cell[place, Cell.CLASS])
                 prompt, output = _draw_request(params, state, row, held)
-                _enter_request(params, state, row, held, begin_s, prompt, output, deadline_s)
+                _enter_request(params, state, row, held, begin_s, prompt, output, deadline_s, -1, False)
     time_s = begin_s
     end_s = begin_s + tick_s
     while total > 0.0:
@@ -632,7 +648,7 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
                     break
             cls += 1
         prompt, output = _draw_request(params, state, row, cls)
-        _enter_request(params, state, row, cls, time_s, prompt, output, math.inf)
+        _enter_request(params, state, row, cls, time_s, prompt, output, math.inf, -1, False)
 
 
 @kernel
@@ -658,14 +674,28 @@ def _trace_requests(params: Params, state: State, row: int, begin_s: float, tick
             index = cursor % requests
             if copy == thinned and not state.kept[row, index]:
                 continue
-            push(keys, indices, found, max(due_s, begin_s), index)
+            # Whether a request is of the thinned copy is told by its number, where that matters.
+            beyond = requests if copy == thinned and has_cache(params) else 0
+            push(keys, indices, found, max(due_s, begin_s), index + beyond)
             found += 1
     while found > 0:
         due_s = keys[0]
-        index = pop(keys, indices, found)
+        number = pop(keys, indices, found)
         found -= 1
+        index = number % requests
         cls = int(params.cell[params.trace_cell[index], Cell.CLASS])
-        _enter_request(params, state, row, cls, due_s, params.trace_prompt[index], params.trace_output[index], math.inf)
+        _enter_request(
+            params,
+            state,
+            row,
+            cls,
+            due_s,
+            params.trace_prompt[index],
+            params.trace_output[index],
+            math.inf,
+            index,
+            number >= requests,
+        )
 
 
 @kernel
@@ -680,6 +710,11 @@ def _sum_cells(params: Params, state: State, row: int, begin_s: float, tick_s: f
     for place in range(draw.shape[0]):
         for column in range(draw.shape[1]):
             draw[place, column] = 0.0
+    if has_cache(params):
+        for place in range(draw.shape[0]):
+            for pool in range(state.found.shape[2]):
+                for column in range(state.found.shape[3]):
+                    state.found[row, place, pool, column] = 0.0
     for copy in range(copies):
         shift_s = state.shift[row, copy]
         while True:
@@ -699,6 +734,8 @@ def _sum_cells(params: Params, state: State, row: int, begin_s: float, tick_s: f
             drawn[Draw.OUTPUT_SHORT] += output
             drawn[Draw.OUTPUT_LONG] += output * output
             drawn[Draw.LONG_SHARE] += output * output * output
+            if has_cache(params):
+                add_found(params, state, row, params.trace_cell[index], index, copy == thinned)
     for place in range(draw.shape[0]):
         drawn = draw[place]
         drawn[Draw.DEADLINE_S] = math.inf
@@ -712,6 +749,10 @@ def _sum_cells(params: Params, state: State, row: int, begin_s: float, tick_s: f
             drawn[Draw.OUTPUT_SHORT] = short
             drawn[Draw.OUTPUT_LONG] = long
             drawn[Draw.LONG_SHARE] = long_share
+            if has_cache(params):
+                for pool in range(state.found.shape[2]):
+                    for column in range(state.found.shape[3]):
+                        state.found[row, place, pool, column] /= count
 
 
 @kernel
@@ -739,6 +780,8 @@ def admit(params: Params, state: State, row: int, begin_s: float, tick_s: float,
         numbers[Pool.INFLOW_MEMORY] = 0.0
         numbers[Pool.COMING] = 0.0
         numbers[Pool.COMING_TOKENS] = 0.0
+    if has_cache(params) and state.site_int[row, SiteInt.SLICE] == 0:
+        update_caches(params, state, row, begin_s)
     minute = minute_of(state, path_start_s, begin_s)
     replayed = params.trace_time.shape[0] > 0
     if params.site[SiteSpec.RESOLUTION] == COHORT:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from ai_factory_gym.engine.cache import has_cache, leave_context
 from ai_factory_gym.engine.calendar import find_next, schedule, take_next
 from ai_factory_gym.engine.heap import pop
 from ai_factory_gym.engine.layout import (
@@ -67,7 +68,7 @@ def nearly_full(params: Params, state: State, row: int, pool: int) -> bool:
         return True
     units = state.pool_int[row, pool, PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
     places = units * numbers[Pool.MAX_BATCH]
-    tokens = units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]
+    tokens = units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS] - numbers[Pool.HELD]
     return bool(numbers[Pool.IN_FLIGHT] > NEARLY * places or numbers[Pool.RESERVED] > NEARLY * tokens)
 
 
@@ -144,6 +145,8 @@ def _complete(params: Params, state: State, row: int, pool: int, time_s: float) 
     begin = max(cohort[Cohort.G_ADMIT], numbers[Pool.G_OPEN])
     end = min(numbers[Pool.G], numbers[Pool.G_CLOSE])
     good = count * output * max(0.0, end - begin) / span
+    if has_cache(params):
+        leave_context(state, row, pool, slot)
     last_token(params, state, row, slot, time_s, good)
 
 
@@ -176,7 +179,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     tokens_per_iteration = perf[DECODE_TOKENS_PER_ITERATION]
     replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
     admitting = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
-    kv_room = admitting * perf[DECODE_KV_CAPACITY_TOKENS]
+    kv_room = admitting * perf[DECODE_KV_CAPACITY_TOKENS] - numbers[Pool.HELD]
     batch_room = admitting * numbers[Pool.MAX_BATCH]
     ready_keys = state.heap_key[row, pool, 0]
     ready_slots = state.heap_slot[row, pool, 0]

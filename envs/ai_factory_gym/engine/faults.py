@@ -10,6 +10,7 @@ that is struck is counted through the pools of its family, active racks first, t
 * A prefill rack loses what it prefills and the KV it keeps until a decode pool has admitted the request. The queue in front of the pool is the
   pool's and stays.
 * Where a pool has no active rack left, what is bound for it goes to other pools, if there are any.
+* What a prefix cache had for a request that goes elsewhere it does not find there: it works off its whole prompt.
 * A rack taken out for maintenance is emptied like one that is put to sleep: nothing is lost that the other racks have room for.
 * A rack that fails asleep is out just as long. One that has failed already cannot fail again. A failed rack draws what a sleeping one does; when
   it is repaired it sleeps, and wakes if it is ordered to.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.arrivals import group_of, route, route_decode, size_class
+from ai_factory_gym.engine.cache import has_cache
 from ai_factory_gym.engine.calendar import schedule
 from ai_factory_gym.engine.heap import push
 from ai_factory_gym.engine.layout import (
@@ -281,9 +283,21 @@ def _route_again(params: Params, state: State, row: int, slot: int) -> tuple[int
     return prefill, route_decode(params, state, row, prefill, group, size_class(output), count * output)
 
 
+@inlined_kernel
+def _find_nothing(params: Params, state: State, row: int, slot: int) -> None:
+    """Let a cohort work off its whole prompt: what a prefix cache had for it is on racks it does not go to."""
+    if has_cache(params):
+        cohort = state.cohort[row, slot]
+        cohort[Cohort.CACHED] = 0.0
+        cohort[Cohort.CACHED_SQ] = 0.0
+        cohort[Cohort.HELD] = 0.0
+        cohort[Cohort.LOADED_S] = 0.0
+
+
 @kernel
 def _start_anew(params: Params, state: State, row: int, slot: int) -> None:
     """Send a cohort that is on nobody's books to the end of a queue."""
+    _find_nothing(params, state, row, slot)
     prefill, decode = _route_again(params, state, row, slot)
     _bind(state, row, slot, prefill, decode)
     join_queue(params, state, row, prefill, slot)
@@ -495,6 +509,8 @@ def _leave_prefill_pool(params: Params, state: State, row: int, pool: int) -> No
             numbers[Pool.QUEUED_WORK] -= count * server_seconds(state.perf[row, pool], cohort, 1.0)
         _unbind(state, row, slot, True)
         prefill, decode = _route_again(params, state, row, slot)
+        if prefill != pool:
+            _find_nothing(params, state, row, slot)
         _bind(state, row, slot, prefill, decode)
         join_queue(params, state, row, prefill, slot)
     work = 0.0
@@ -516,6 +532,7 @@ def _leave_prefill_pool(params: Params, state: State, row: int, pool: int) -> No
         if prefill != pool:
             other = state.pool[row, prefill]
             mine = _flow(params, state, row, pool, slot, cohorts, rate)
+            _find_nothing(params, state, row, slot)
             theirs = _flow(params, state, row, prefill, slot, cohorts, compute_rate(other[Pool.CLOCK]))
             numbers[Pool.INFLOW] = max(0.0, numbers[Pool.INFLOW] - inflow * mine / work)
             other[Pool.INFLOW] += inflow * theirs / work
@@ -576,8 +593,12 @@ def _leave_decode_pool(params: Params, state: State, row: int, pool: int, now_s:
             / perf[PREFILL_TRANSFER_BYTES_PER_S]
         )
         _unbind(state, row, slot, True)
-        _bind(state, row, slot, prefill, decode)
         state.pool[row, pool, Pool.IN_TRANSIT] -= count
+        if has_cache(params) and state.cohort[row, slot, Cohort.HELD] > 0.0:
+            # What the pool held of it was never sent, and is nowhere else.
+            _start_anew(params, state, row, slot)
+            continue
+        _bind(state, row, slot, prefill, decode)
         state.pool[row, decode, Pool.IN_TRANSIT] += count
         there = state.pool_int[row, decode, PoolInt.READY]
         push(state.heap_key[row, decode, 0], state.heap_slot[row, decode, 0], there, max(key, now_s + resent_s), slot)
@@ -593,6 +614,9 @@ def _leave_decode_pool(params: Params, state: State, row: int, pool: int, now_s:
                 prefill = int(ints[CohortInt.PREFILL_POOL])
                 _unbind(state, row, slot, True)
                 _bind(state, row, slot, prefill, decode)
+                if has_cache(params):
+                    # What the pool held for it is sent after all, as if it had been cached where it is prefilled.
+                    state.cohort[row, slot, Cohort.HELD] = 0.0
 
 
 @kernel

@@ -32,10 +32,12 @@ from ai_factory_gym.engine.layout import (
     Pool,
     PoolInt,
     PoolSpec,
+    SessionSpec,
     Site,
     SiteInt,
     SiteSpec,
     State,
+    Tier,
 )
 from ai_factory_gym.engine.ledger import sweep
 from ai_factory_gym.engine.prefill import advance_prefill
@@ -204,6 +206,9 @@ def begin_step(params: Params, state: State, row: int) -> None:
         counters[Class.STEP_TTFT_COUNT] = 0.0
         counters[Class.RECENT_MET] *= _RECENT_DECAY
         counters[Class.RECENT_MISSED] *= _RECENT_DECAY
+    for pool in range(state.cache.shape[1]):
+        state.cache[row, pool, Tier.STEP_PROMPT] = 0.0
+        state.cache[row, pool, Tier.STEP_CACHED] = 0.0
     state.site_int[row, SiteInt.TICK] = 0
     state.site_int[row, SiteInt.SLICE] = 0
 
@@ -219,6 +224,26 @@ def end_step(params: Params, state: State, row: int) -> None:
         counters[Class.RATE_LAG2] = counters[Class.RATE_LAG1]
         counters[Class.RATE_LAG1] = counters[Class.RATE]
         counters[Class.RATE] = counters[Class.STEP_ARRIVED] / elapsed
+    if params.session.shape[0] > 0:
+        _count_tasks(params, state, row)
+
+
+@kernel
+def _count_tasks(params: Params, state: State, row: int) -> None:
+    """Add the tasks of which a control step decides the last request, and all of whose requests are expected to be met.
+
+    Of ``n`` requests decided ``n / turns`` are the last of their task. The chance that all of a task's requests were met is taken as
+    ``attainment ** turns`` with the class's recent attainment: misses independent of each other.
+    """
+    for cls in range(params.cls.shape[0]):
+        if params.session[cls, SessionSpec.THINK_S] <= 0.0:
+            continue
+        counters = state.cls[row, cls]
+        decided = counters[Class.RECENT_MET] + counters[Class.RECENT_MISSED]
+        if decided > 0.0:
+            turns = params.session[cls, SessionSpec.TURNS]
+            ended = (counters[Class.STEP_MET] + counters[Class.STEP_MISSED]) / turns
+            counters[Class.TASKS] += ended * (counters[Class.RECENT_MET] / decided) ** turns
 
 
 @kernel

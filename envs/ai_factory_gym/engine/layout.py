@@ -66,6 +66,11 @@ class Purpose(IntEnum):
     PRICE = 7
 
 
+CHANCE = len(Purpose)
+"""Line of ``State.rng`` behind the purposes: which single requests find their context in a prefix cache. It is spawned from another
+stream, so that a site with caches changes none of the others."""
+
+
 class SiteSpec(IntEnum):
     """Columns of ``Params.site``."""
 
@@ -102,7 +107,9 @@ class SiteSpec(IntEnum):
     PENALTY_SHARE = 30  # what a missed request costs, as a share of what it would have paid
     DEMAND_USD_PER_W = 31  # charge for the highest draw of a quarter of an hour, per second of the episode
     CAPITAL_USD_PER_S = 32
-    FAULTS = 33  # 1 where racks may go out of service, by the task; whether they do in an episode is in State.site
+    STORE_BYTES = 33  # KV the site's shared store holds; 0 without one, and without any prefix cache
+    STORE_BYTES_PER_S = 34
+    FAULTS = 35  # 1 where racks may go out of service, by the task; whether they do in an episode is in State.site
 
 
 class PoolSpec(IntEnum):
@@ -125,6 +132,7 @@ class PoolSpec(IntEnum):
     SIBLING = 14  # pool of the other phase whose racks may take this one's role, -1 where there is none
     SWITCH_S = 15
     MODEL = 16  # place of its model among those of the site
+    HOLD_SHARE = 17  # decode: share of the KV memory that may hold contexts of sessions between turns
 
 
 class ClassSpec(IntEnum):
@@ -310,6 +318,7 @@ class Pool(IntEnum):
     LATER = 52  # cohort resolution: requests bound for this decode pool that come too late for the present bound of the draw
     LATER_TOKENS = 53  # their prompt + output tokens
     PREFILL_SHARE = 54  # decode on shared GPUs: share of their time that prefill took in the last segment
+    HELD = 55  # KV tokens of sessions between turns; 0 without a prefix cache
 
 
 class PoolInt(IntEnum):
@@ -365,6 +374,9 @@ class Class(IntEnum):
     EFFORT = 25  # output the operator allows over that of full effort
     REVENUE_USD = 26
     PENALTY_USD = 27
+    TASKS = 28  # classes with sessions: expected tasks all of whose requests were met
+    BUSY_S = 29  # classes with sessions: time in the system of the requests that were answered, summed
+    ANSWERED = 30  # classes with sessions: requests that were answered
 
 
 COHORT_COLUMNS = 16
@@ -391,6 +403,10 @@ class Cohort(IntEnum):
     G_ADMIT = 12
     ARRIVAL_S = 13
     VALUE = 14  # value tokens per output token; written and read only where the operator may shorten answers
+    # Written and read only where the site has a prefix cache; means over the cohort's requests.
+    CACHED_SQ = 4  # what of PROMPT_SQ needs no work, tokens squared
+    HELD = 15  # cached tokens that the decode pool has held since the turn before
+    LOADED_S = 5  # when the cached tokens have been loaded; once prefill has begun, by how long they delay its end
 
 
 class CohortInt(IntEnum):
@@ -474,6 +490,85 @@ class Gate(IntEnum):
     EFFORT = 2
 
 
+class CacheSpec(IntEnum):
+    """Columns of ``Params.cache``: where one rack of a pool keeps the KV of prompts it has worked off."""
+
+    HBM_BYTES = 0
+    HOST_BYTES = 1
+    HOST_BYTES_PER_S = 2
+
+
+class SessionSpec(IntEnum):
+    """Columns of ``Params.session``: how requests of a class repeat what earlier ones had in their prompts."""
+
+    FOLLOWING = 0  # share of requests that follow another of their session
+    REUSE_SHARE = 1  # share of their prompt that the one before had
+    THINK_S = 2  # mean time since then, s; 0 for a class without sessions
+    MEMORY_S = 3  # time over which flows of the class's contexts are smoothed, s
+    TURNS = 4  # requests per task
+    HOLD = 5  # 1 for a class whose contexts decode pools hold between turns, where they hold any
+
+
+class Tier(IntEnum):
+    """Columns of ``State.cache``, one line per pool."""
+
+    HBM_S = 0  # characteristic time: a context not asked for again for this long has left HBM
+    HOST_S = 1  # and has left host memory
+    RACKS = 2  # racks awake when that was worked out
+    HOST_FREE_S = 3  # when what has been asked of host memory will have been loaded
+    STEP_PROMPT = 4  # prompt tokens of the requests whose prefill began in this control step
+    STEP_CACHED = 5  # those that needed no work
+    PROMPT = 6  # the same over the scored requests
+    CACHED = 7
+    LOADED = 8  # of these, asked of host memory or the store, by requests that were turned away too
+    HELD = 9  # of the cached ones, held by decode pools
+
+
+class Store(IntEnum):
+    """Columns of the last line of ``State.cache``: the site's shared KV store, and when contexts were looked at."""
+
+    STORE_S = 0  # characteristic time
+    FREE_S = 1  # when what has been asked of it will have been loaded
+    UPDATED_S = 2
+
+
+class Seen(IntEnum):
+    """Columns of ``Params.seen``: leading tokens of a prompt of a trace that an earlier one had, of one age."""
+
+    TOKENS = 0
+    AGE_S = 1  # s since they were last seen
+    BY = 2  # request of the trace in which that was
+
+
+class Context(IntEnum):
+    """Columns of ``State.context``: contexts of one class that one prefill pool has worked off, or one decode pool has answered."""
+
+    NEW = 0  # requests since the last update
+    NEW_TOKENS = 1  # their prompt tokens, in decode with their output
+    PER_S = 2  # requests/s, smoothed
+    TOKENS_PER_S = 3
+    KEPT_PER_S = 4  # requests/s, smoothed, without those whose rack has fallen asleep since
+    SEEN = 5  # weight of the smoothing so far: 1 when it has gone on for long
+    SHARE = 6  # probability that the session of a request routed here was here before and its rack is awake
+    IN_HBM = 7  # probability that a request routed here finds its context in each tier
+    IN_HOST = 8
+    IN_STORE = 9
+    HELD = 10  # decode: KV tokens held for sessions between turns
+    HELD_AT_MOST = 11  # what would be, were there room for all
+    HELD_CHANCE = 12  # probability that the pool to which a request is routed that follows another holds its context
+
+
+class Found(IntEnum):
+    """Columns of ``State.found``: tokens per request of a cell that a tick of a trace finds in a pool, by tier."""
+
+    HBM = 0
+    HBM_SQ = 1  # what they take off the squared prompt, tokens squared
+    HOST = 2
+    HOST_SQ = 3
+    STORE = 4
+    STORE_SQ = 5
+
+
 class Order(IntEnum):
     """Columns of a decision for the site as a whole."""
 
@@ -495,6 +590,12 @@ class Params(NamedTuple):
     trace_prompt: Array  # float64[requests]
     trace_output: Array  # float64[requests]
     trace_cell: Array  # int64[requests] index into ``cell``
+    cache: Array  # float64[pools, CacheSpec]; no lines on a site without a prefix cache
+    session: (
+        Array  # float64[classes, SessionSpec, then the ages of what a trace repeats, s: quantiles]; may have no lines
+    )
+    seen_begin: Array  # int64[requests + 1] which lines of ``seen`` are a request's; empty without a prefix cache
+    seen: Array  # float64[segments, Seen], in the order of the prompt
 
 
 class State(NamedTuple):
@@ -524,13 +625,18 @@ class State(NamedTuple):
     cursor: Array  # int64[rows, copies] next request of each copy of the trace
     shift: Array  # float64[rows, copies] s
     kept: Array  # bool[rows, requests of the trace] which requests the last, thinned copy keeps
-    rng: Array  # uint64[rows, Purpose, 4]
+    rng: Array  # uint64[rows, Purpose and CHANCE, 4]
     owed: Array  # float64[rows, cells] output tokens a cell's cohorts have had too few of
     draw: Array  # float64[rows, cells, Draw] of the last tick, cohort resolution
     log: Array  # float64[rows, lines, Log]
     perf: Array  # float64[rows, pools, coefficients]: the true ones, of which ``Params.perf`` is what the catalogue believes
     power: Array  # float64[rows, pools, coefficients], likewise
     world: Array  # float64[rows, minutes, World]
+    cache: (
+        Array  # float64[rows, pools + 1, Tier], the last line is ``Store``; no lines on a site without a prefix cache
+    )
+    context: Array  # float64[rows, classes, pools, Context]; no pools there
+    found: Array  # float64[rows, cells, pools, Found]; no cells without a trace
     fault: Array  # float64[rows, events, Fault], padded with inf
 
 
@@ -554,9 +660,14 @@ def allocate(
     trace_requests: int,
     log_lines: int,
     coefficients: tuple[int, int],
+    cached: bool = False,
     faults: int = 0,
 ) -> State:
-    """Return zeroed state arrays of the given sizes, every slot free; ``coefficients`` are those of performance and of power."""
+    """Return zeroed state arrays of the given sizes, every slot free.
+
+    ``coefficients`` are those of performance and of power; ``cached`` says whether there is a prefix cache.
+    """
+    caches = pools if cached else 0
     state = State(
         site=np.zeros((rows, len(Site))),
         site_int=np.zeros((rows, len(SiteInt)), dtype=np.int64),
@@ -582,13 +693,16 @@ def allocate(
         cursor=np.zeros((rows, copies), dtype=np.int64),
         shift=np.zeros((rows, copies)),
         kept=np.ones((rows, trace_requests), dtype=np.bool_),
-        rng=np.zeros((rows, len(Purpose), 4), dtype=np.uint64),
+        rng=np.zeros((rows, len(Purpose) + 1, 4), dtype=np.uint64),
         owed=np.zeros((rows, cells)),
         draw=np.zeros((rows, cells, len(Draw))),
         log=np.zeros((rows, log_lines, len(Log))),
         perf=np.zeros((rows, pools, coefficients[0])),
         power=np.zeros((rows, pools, coefficients[1])),
         world=np.zeros((rows, minutes, len(World))),
+        cache=np.zeros((rows, caches + 1 if cached else 0, len(Tier))),
+        context=np.zeros((rows, classes, caches, len(Context))),
+        found=np.zeros((rows, cells if trace_requests else 0, caches, len(Found))),
         fault=np.full((rows, faults, len(Fault)), np.inf),
     )
     for row in range(rows):

@@ -285,6 +285,9 @@ def last_token(params: Params, state: State, row: int, slot: int, time_s: float,
     cls = ints[CohortInt.CLASS]
     count = cohort[Cohort.COUNT]
     output = cohort[Cohort.OUTPUT]
+    if params.session.shape[0] > 0 and ints[CohortInt.SCORED]:
+        state.cls[row, cls, Class.BUSY_S] += count * (time_s - cohort[Cohort.ARRIVAL_S])
+        state.cls[row, cls, Class.ANSWERED] += count
     tpot_s = 0.0
     if output > 1.0:
         # The first token was dated at admission, at the pace of that moment: under a brake that lets go, the last may be earlier.

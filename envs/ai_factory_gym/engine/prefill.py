@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from ai_factory_gym.engine.cache import begin_prefill, has_cache
 from ai_factory_gym.engine.heap import pop, push
 from ai_factory_gym.engine.layout import (
     COHORT,
@@ -41,6 +42,14 @@ from ai_factory_gym.physics.performance import (
 
 
 @inlined_kernel
+def uncached_work_s(perf: Array, cohort: Array) -> tuple[float, float]:
+    """Return the work of one request at clock 1 in its scaling and its fixed part, s, as a mean over the cohort's requests."""
+    return prefill_work_s(
+        perf, cohort[Cohort.PROMPT] - cohort[Cohort.CACHED], cohort[Cohort.PROMPT_SQ] - cohort[Cohort.CACHED_SQ]
+    )
+
+
+@inlined_kernel
 def server_seconds(perf: Array, cohort: Array, rate: float) -> float:
     """Return the time one request occupies a server, in units of the service clock, its fixed part converted at ``rate``.
 
@@ -49,8 +58,7 @@ def server_seconds(perf: Array, cohort: Array, rate: float) -> float:
         cohort: float64[Cohort].
         rate: Relative compute rate at the present clock.
     """
-    cached = cohort[Cohort.CACHED]
-    scaling, fixed = prefill_work_s(perf, cohort[Cohort.PROMPT] - cached, cohort[Cohort.PROMPT_SQ] - cached * cached)
+    scaling, fixed = uncached_work_s(perf, cohort)
     return scaling + fixed * rate
 
 
@@ -67,7 +75,10 @@ def hand_over(params: Params, state: State, row: int, pool: int, slot: int, now_
     numbers = state.pool[row, pool]
     racks = state.pool_int[row, pool, PoolInt.ACTIVE] + state.pool_int[row, pool, PoolInt.DRAINING]
     replicas = max(1.0, racks * params.pool[pool, PoolSpec.REPLICAS_PER_RACK])
-    bytes_one = cohort[Cohort.PROMPT] * perf[PREFILL_KV_BYTES_PER_TOKEN]
+    sent = cohort[Cohort.PROMPT]
+    if has_cache(params):
+        sent -= cohort[Cohort.HELD]
+    bytes_one = sent * perf[PREFILL_KV_BYTES_PER_TOKEN]
     per_replica = perf[PREFILL_TRANSFER_BYTES_PER_S]
     free_s = max(numbers[Pool.TRANSFER_FREE_S], now_s) + cohort[Cohort.COUNT] * bytes_one / (per_replica * replicas)
     numbers[Pool.TRANSFER_FREE_S] = free_s
@@ -126,15 +137,16 @@ def join_queue(params: Params, state: State, row: int, pool: int, slot: int) -> 
 
 
 @inlined_kernel
-def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, rate: float) -> None:
+def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float) -> None:
     """Put a request on a free server; it finishes when the service clock has advanced by its server time."""
     perf = state.perf[row, pool]
     cohort = state.cohort[row, slot]
     ints = state.cohort_int[row, slot]
     numbers = state.pool[row, pool]
-    cached = cohort[Cohort.CACHED]
-    new = cohort[Cohort.PROMPT] - cached
-    scaling, fixed = prefill_work_s(perf, new, cohort[Cohort.PROMPT_SQ] - cached * cached)
+    if has_cache(params):
+        cohort[Cohort.LOADED_S] = begin_prefill(params, state, row, pool, slot, time_s)
+    new = cohort[Cohort.PROMPT] - cohort[Cohort.CACHED]
+    scaling, fixed = uncached_work_s(perf, cohort)
     work = scaling + fixed * rate
     cohort[Cohort.SHARE_COMPUTE] = scaling / work
     cohort[Cohort.SHARE_MEMORY] = min(1.0, perf[PREFILL_STREAM_PER_TOKEN_S] * new * rate / work)
@@ -179,7 +191,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
             slot = take_first(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL)
             numbers[Pool.QUEUED] -= 1.0
             numbers[Pool.QUEUED_WORK] -= server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
-            _start_exact(params, state, row, pool, slot, rate)
+            _start_exact(params, state, row, pool, slot, rate, time_s)
         next_s = end_s
         kind = 0
         head = ints[PoolInt.INBOX_HEAD]
@@ -212,7 +224,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 continue
             if ints[PoolInt.BUSY] < servers and speed > 0.0:
                 # Whoever waited has been given a server already.
-                _start_exact(params, state, row, pool, slot, rate)
+                _start_exact(params, state, row, pool, slot, rate, time_s)
             else:
                 state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
                 append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
@@ -229,7 +241,8 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
             else:
                 numbers[Pool.SHARE_COMPUTE] -= state.cohort[row, slot, Cohort.SHARE_COMPUTE]
                 numbers[Pool.SHARE_MEMORY] -= state.cohort[row, slot, Cohort.SHARE_MEMORY]
-            hand_over(params, state, row, pool, slot, time_s, time_s)
+            loading_s = state.cohort[row, slot, Cohort.LOADED_S] if has_cache(params) else 0.0
+            hand_over(params, state, row, pool, slot, time_s, time_s + loading_s)
     numbers[Pool.TIME_S] = end_s
     if present > 0.0:
         numbers[Pool.BUSY_S] += busy_s * duty / present
@@ -279,6 +292,8 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
             numbers[Pool.QUEUED] -= state.cohort[row, slot, Cohort.COUNT]
             start_s = next_s if capacity <= 0.0 else time_s + max(0.0, key - numbers[Pool.V]) / capacity
             own_s = server_seconds(perf, state.cohort[row, slot], rate) / max(speed, 1e-3)
+            if has_cache(params):
+                own_s += begin_prefill(params, state, row, pool, slot, start_s)
             hand_over(params, state, row, pool, slot, start_s, start_s + own_s)
             events += 1
         backlog = max(0.0, backlog + (inflow - capacity) * (next_s - time_s))
@@ -302,9 +317,9 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
             numbers[Pool.TURNED_WORK] += count * own - lost
             continue
         # What is in service is a mix of the backlog and of what this tick brings; work turned away is not part of it.
-        scaling, _ = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
+        scaling, _ = uncached_work_s(perf, cohort)
         part = count * own / max(count * own, backlog + inflow * params.site[SiteSpec.TICK_S])
-        streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * cohort[Cohort.PROMPT] * rate
+        streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * (cohort[Cohort.PROMPT] - cohort[Cohort.CACHED]) * rate
         numbers[Pool.SHARE_COMPUTE] += part * (scaling / own - numbers[Pool.SHARE_COMPUTE])
         numbers[Pool.SHARE_MEMORY] += part * (streaming / own - numbers[Pool.SHARE_MEMORY])
         if wait_s > 0.0:
@@ -313,7 +328,10 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
             numbers[Pool.QUEUED] += count
             append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
         else:
-            hand_over(params, state, row, pool, slot, time_s, time_s + own / speed)
+            own_s = own / speed
+            if has_cache(params):
+                own_s += begin_prefill(params, state, row, pool, slot, time_s)
+            hand_over(params, state, row, pool, slot, time_s, time_s + own_s)
     numbers[Pool.BACKLOG] = backlog
     numbers[Pool.QUEUED_WORK] = backlog
     if capacity > 0.0:

@@ -10,6 +10,8 @@ import numpy as np
 from ai_factory_gym.engine import kernel
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
+    CHANCE,
+    PREFILL,
     REQUEST,
     Array,
     CapStep,
@@ -27,6 +29,8 @@ from ai_factory_gym.engine.layout import (
     SiteInt,
     SiteSpec,
     State,
+    Store,
+    Tier,
     World,
     allocate,
     clear_row,
@@ -205,6 +209,13 @@ class Engine:
         state.perf[row] = true_perf(params, truth)
         state.power[row] = true_power(params, truth)
         state.pool_int[row, :, PoolInt.ACTIVE] = params.pool[:, PoolSpec.RACKS].astype(np.int64)
+        if len(params.cache):
+            # A stream of its own, so that no other changes. What was before the episode is taken to have been like its first minutes.
+            state.rng[row, CHANCE] = seed_stream(episode.streams[Purpose.SHIFTS].spawn(1)[0])
+            state.cache[row, -1, Store.UPDATED_S] = episode.path_start_s
+            state.cache[row, -1, Store.STORE_S] = math.inf if params.site[SiteSpec.STORE_BYTES] > 0.0 else 0.0
+            prefill = np.flatnonzero(params.pool[:, PoolSpec.PHASE] == PREFILL)
+            state.cache[row, prefill, Tier.HBM_S] = state.cache[row, prefill, Tier.HOST_S] = math.inf
         # A copy starts at its first request that is due: times of a repeating copy rise with the cursor.
         if len(params.trace_time):
             span_s = params.site[SiteSpec.TRACE_SPAN_S]
@@ -251,6 +262,7 @@ class Engine:
             copies=len(episode.shift),
             trace_requests=len(params.trace_time),
             log_lines=self._log_lines,
+            cached=len(params.cache) > 0,
             coefficients=(params.perf.shape[1], params.power.shape[1]),
             faults=faults,
         )
@@ -344,6 +356,7 @@ class Engine:
         state.cls[row] = 0.0
         state.cls[row][:, list(history)] = saved
         state.histogram[row] = 0
+        state.cache[row, :, [Tier.PROMPT, Tier.CACHED, Tier.LOADED, Tier.HELD]] = 0.0
         state.pool[row, :, Pool.ENERGY_J] = 0.0
         state.pool[row, :, Pool.G_OPEN] = state.pool[row, :, Pool.G]
         state.pool[row, :, Pool.G_CLOSE] = math.inf

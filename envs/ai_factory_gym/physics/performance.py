@@ -302,6 +302,16 @@ def _free_bytes_per_gpu(rack: Rack, group: Group, model: Model, precision: str, 
     return usable - weights
 
 
+def prefill_free_bytes(rack: Rack | str, model: Model | str, *, precision: str, tp: int, dp: int, pp: int) -> float:
+    """Return the GPU memory of a prefill replica beside weights and reserve, bytes.
+
+    Raises:
+        ConfigError: On an unknown name or a model that does not fit.
+    """
+    rack = find_rack(rack)
+    return tp * dp * pp * _free_bytes_per_gpu(rack, rack.group("prefill"), find_model(model), precision, tp, dp, pp)
+
+
 def _link_bytes_per_s(group: Group, gpus: int) -> float:
     """Bandwidth of one GPU to the others of a set: the link inside its domain, the network beyond it."""
     return (group.link_gb_s if gpus <= group.link_domain_gpus else group.scaleout_gb_s) * 1e9

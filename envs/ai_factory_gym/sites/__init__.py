@@ -36,6 +36,51 @@ def model_id(which: str | Model) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Where a rack of a prefill pool keeps the KV of prompts it has worked off.
+
+    Attributes:
+        hbm_gb: GPU memory beside the weights, GB per rack.
+        host_gb: Host memory, GB per rack; takes what HBM has no room for any more.
+        host_gb_s: Bandwidth from host memory to the GPUs, GB/s per rack; a replica has its part of it.
+    """
+
+    hbm_gb: float = 0.0
+    host_gb: float = 0.0
+    host_gb_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        for key in ("hbm_gb", "host_gb"):
+            check_range(f"cache.{key}", getattr(self, key), 0.0, 1e7, "GB")
+        check_range("cache.host_gb_s", self.host_gb_s, 0.0, 1e6, "GB/s")
+        if self.hbm_gb == 0.0 and self.host_gb == 0.0:
+            raise ConfigError("cache: neither hbm_gb nor host_gb is given; leave the cache out of a pool without one.")
+        if (self.host_gb > 0.0) != (self.host_gb_s > 0.0):
+            raise ConfigError(
+                f"cache.host_gb_s: {self.host_gb_s!r} is not allowed with host_gb {self.host_gb!r}; give both or neither."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """A store of KV that all prefill pools share and that nobody's sleep empties.
+
+    Attributes:
+        gb: Its size, GB.
+        gb_s: Its bandwidth, GB/s in all; a replica has no more of it than its scale-out links carry.
+    """
+
+    gb: float
+    gb_s: float
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range("kv_store.gb", self.gb, 1e-3, 1e10, "GB")
+        check_range("kv_store.gb_s", self.gb_s, 1e-3, 1e8, "GB/s")
+
+
+@dataclass(frozen=True, slots=True)
 class PoolConfig:
     """The racks of one type that do one phase, or both, for one model.
 
@@ -60,6 +105,8 @@ class PoolConfig:
         aggregated: Set by the site: whether the pool is one half of one that does both.
         model: Catalogue id of the model it serves, or a model of one's own; None is the site's. A site with one model leaves it None,
             a site with several gives every pool its own: it is then part of the pool's name.
+        cache: Prefix cache of a prefill pool; None for none.
+        hold_share: Share of a decode pool's KV memory that may hold the contexts of sessions between their turns.
     """
 
     rack: str | Rack
@@ -77,6 +124,8 @@ class PoolConfig:
     rack_limit_w: float | None = None
     aggregated: bool = False
     model: str | Model | None = None
+    cache: CacheConfig | None = None
+    hold_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -106,6 +155,13 @@ class PoolConfig:
         check_range(f"{where}.min_active", self.min_active, 0, self.racks)
         if self.phase == "prefill" and (self.mtp or self.ep is not None or self.max_batch != MAX_BATCH):
             raise ConfigError(f"{where}: mtp, ep and max_batch are settings of decode pools.")
+        check_range(f"{where}.hold_share", self.hold_share, 0.0, 0.9)
+        if self.hold_share > 0.0 and self.phase != "decode":
+            raise ConfigError(f"{where}.hold_share: is a setting of decode pools.")
+        if self.cache is not None and self.phase != "prefill":
+            raise ConfigError(f"{where}.cache: is a setting of prefill pools.")
+        if self.aggregated and (self.cache is not None or self.hold_share > 0.0):
+            raise ConfigError(f"{where}: cache and hold_share are for pools whose GPUs do one phase.")
         if self.rack_limit_w is not None:
             check_range(f"{where}.rack_limit_w", self.rack_limit_w, 100.0, 1e7, "W")
         if self.phase != "prefill" and self.pp != 1:
@@ -276,6 +332,7 @@ class SiteConfig:
         cooling: PUE.
         electricity_usd_per_mwh: Energy price.
         carbon_g_per_kwh: Carbon intensity of the supply.
+        kv_store: Store of KV that all prefill pools share; None for none.
         calibration: Which model constants the site's figures were set with.
         description: A sentence for people.
         switch_s: Time a drained rack takes to load the model in the layout of the other role and to start serving, s. The default is
@@ -308,6 +365,7 @@ class SiteConfig:
     switch_s: float = 120.0
     reliability: ReliabilityConfig | None = None
     class_models: Mapping[str, str | Model] = field(default_factory=dict)
+    kv_store: StoreConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -475,6 +533,11 @@ class SiteConfig:
         return -1
 
     @property
+    def caches(self) -> bool:
+        """Whether prompts find what earlier ones have left: some pool has a prefix cache or holds contexts, or the site has a store."""
+        return self.kv_store is not None or any(pool.cache is not None or pool.hold_share > 0.0 for pool in self.pools)
+
+    @property
     def served_model(self) -> Model:
         """The catalogue entry of the site's model: that of the pools and classes that name no other."""
         return model(self.model)
@@ -537,11 +600,11 @@ def site_names() -> list[str]:
     return sorted(path.stem for path in SITES_PATH.glob("*.toml"))
 
 
-def _subtable(where: str, kind: type[Any], table: Any) -> Any:
+def _subtable(where: str, kind: type[Any], table: Any, required: tuple[str, ...] = ()) -> Any:
     """Build one of the small dataclasses from its table."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}: {table!r} is not allowed; must be a table.")
-    check_keys(where, table, required=(), optional=[f.name for f in fields(kind)])
+    check_keys(where, table, required=required, optional=[f.name for f in fields(kind) if f.name not in required])
     return kind(**table)
 
 
@@ -644,6 +707,8 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         if isinstance(entry.get("model"), str):
             entry = {**entry, "model": own["models"].get(entry["model"], entry["model"])}
         try:
+            if "cache" in entry:
+                entry = {**entry, "cache": _subtable("cache", CacheConfig, entry["cache"])}
             pools.append(PoolConfig(**entry))
         except ConfigError as error:
             text = str(error)
@@ -675,6 +740,8 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         values["reliability"] = _subtable(f"{source}: reliability", ReliabilityConfig, values["reliability"])
     if "cooling" in values:
         values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
+    if "kv_store" in values:
+        values["kv_store"] = _subtable(f"{source}: kv_store", StoreConfig, values["kv_store"], ("gb", "gb_s"))
     return SiteConfig(**values)
 
 

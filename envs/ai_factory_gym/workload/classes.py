@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ai_factory_gym.catalogue.loader import STATUSES as CATALOGUE_STATUSES
-from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
+from ai_factory_gym.errors import ConfigError, check_flag, check_keys, check_range, unknown
 from ai_factory_gym.workload.demand import DemandProfile
 from ai_factory_gym.workload.lengths import LengthDistribution
 
@@ -41,6 +41,7 @@ _DEMAND_UNITS = {
     "burst_exposure": "1",
 }
 _CLASS_UNITS = {"requests_per_task": "1"}
+_SESSION_UNITS = {"reuse_share": "1", "think": "s"}
 _EFFORT_UNITS = {"least_share": "1", "value_loss": "1"}
 
 
@@ -52,6 +53,31 @@ class Provenance(NamedTuple):
     unit: str
     status: str
     source: str
+
+
+MOST_REUSE = 0.99
+"""Largest share of a prompt that may repeat: something has to be new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """How the requests of a task follow each other; a task has ``RequestClass.requests_per_task`` of them.
+
+    Attributes:
+        reuse_share: Share of the prompt of every request but a task's first that the prompt before had: the context that is carried on.
+        think_s: Mean time from one request of a task to its next, s (exponential): the answer, tools, and the user who thinks.
+        hold: Whether decode pools with a ``hold_share`` hold the KV of its requests until the next one.
+    """
+
+    reuse_share: float
+    think_s: float
+    hold: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        check_range("reuse_share", self.reuse_share, 0.0, MOST_REUSE)
+        check_range("think_s", self.think_s, 0.1, 30 * 86400.0, "s")
+        check_flag("hold", self.hold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +101,7 @@ class RequestClass:
         deadline_s: A deferrable request undone this long after its arrival is missed, s; 0 for the others.
         attainment_target: Share of requests that must meet both SLOs for a policy to be feasible.
         requests_per_task: Requests one user task takes (agents ask many times).
+        session: How these follow each other; None for a class whose requests stand alone.
         effort_least_share: Smallest share of their output that answers may be cut to by a smaller reasoning budget; 1 is not at all.
         effort_value_loss: Share of an answer's value that is lost there (``workload.effort``).
         demand: Daily curve, overdispersion and exposure to bursts.
@@ -98,6 +125,7 @@ class RequestClass:
     effort_value_loss: float = 0.0
     demand: DemandProfile = DemandProfile()
     provenance: tuple[Provenance, ...] = ()
+    session: Session | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -109,6 +137,10 @@ class RequestClass:
         check_range(where + "patience_s", self.patience_s, 0.0, 30 * 86400.0, "s")
         check_range(where + "attainment_target", self.attainment_target, 0.0, 1.0)
         check_range(where + "requests_per_task", self.requests_per_task, 1.0, 1e6)
+        if self.session is not None and self.requests_per_task <= 1.0:
+            raise ConfigError(
+                f"{where}requests_per_task: {self.requests_per_task!r} is not allowed with a session; must be above 1."
+            )
         check_range(where + "effort_least_share", self.effort_least_share, 0.05, 1.0)
         check_range(where + "effort_value_loss", self.effort_value_loss, 0.0, 1.0)
         if self.effort_least_share == 1.0 and self.effort_value_loss != 0.0:
@@ -169,6 +201,15 @@ def _demand(where: str, raw: Any, out: list[Provenance]) -> DemandProfile:
         raise ConfigError(f"{where}.{error}") from None
 
 
+def _session(where: str, raw: Any, out: list[Provenance]) -> Session:
+    rest = {key: value for key, value in raw.items() if key != "hold"} if isinstance(raw, Mapping) else raw
+    numbers = _table(where, rest, _SESSION_UNITS, (), out)
+    try:
+        return Session(numbers["reuse_share"], numbers["think"], raw.get("hold", True))
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+
+
 def _build(name: str, raw: Any) -> RequestClass:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{name}: {raw!r} is not allowed; must be a table describing a request class.")
@@ -176,7 +217,7 @@ def _build(name: str, raw: Any) -> RequestClass:
         name,
         raw,
         required=("description", "prompt", "output", "slo"),
-        optional=("demand", "deferrable", "effort", *_CLASS_UNITS),
+        optional=("demand", "deferrable", "session", "effort", *_CLASS_UNITS),
     )
     deferrable = raw.get("deferrable", False)
     if not isinstance(deferrable, bool):
@@ -188,6 +229,7 @@ def _build(name: str, raw: Any) -> RequestClass:
     requests_per_task = 1.0
     if "requests_per_task" in raw:
         requests_per_task = _number(name, "requests_per_task", raw["requests_per_task"], "1", notes)
+    session = _session(f"{name}.session", raw["session"], notes) if "session" in raw else None
     effort = {"least_share": 1.0, "value_loss": 0.0}
     if "effort" in raw:
         effort = _table(f"{name}.effort", raw["effort"], _EFFORT_UNITS, (), notes)
@@ -209,6 +251,7 @@ def _build(name: str, raw: Any) -> RequestClass:
         effort_value_loss=effort["value_loss"],
         demand=_demand(f"{name}.demand", raw.get("demand", {}), notes),
         provenance=tuple(notes),
+        session=session,
     )
 
 

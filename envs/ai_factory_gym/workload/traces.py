@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -338,6 +339,92 @@ def load_trace(path: str | Path) -> Trace:
         source_format=kind,
         rows_dropped=dropped,
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- reuse
+
+HASH_BLOCK_TOKENS = 512
+"""Prompt tokens per entry of ``Trace.hash_ids`` (Mooncake's traces: Qin et al., FAST 2025)."""
+
+
+class Reuse(NamedTuple):
+    """What each request of a trace repeats of earlier prompts, as segments of leading tokens of equal age.
+
+    Ages rise within a request: whoever asked for a block has asked for all that lead to it.
+
+    Attributes:
+        begin: Segments ``begin[i]`` up to ``begin[i + 1]`` are those of request i, int64[n + 1].
+        tokens: Tokens of each segment, in the order of the prompt, int64[segments]. A request's last token is never repeated: at
+            least that is worked off anew.
+        age_s: Time since they were last asked for, s, float64[segments].
+        seen_by: The request that was, int64[segments].
+    """
+
+    begin: Int64Array
+    tokens: Int64Array
+    age_s: Float64Array
+    seen_by: Int64Array
+
+
+def reuse(trace: Trace) -> Reuse:
+    """Return what each request of a trace repeats, from its ids of prefix blocks; nothing for a trace without them."""
+    begin = np.zeros(len(trace) + 1, dtype=np.int64)
+    tokens: list[int] = []
+    ages: list[float] = []
+    owners: list[int] = []
+    last: dict[int, int] = {}
+    times = trace.arrival_s.tolist()
+    prompts = trace.prompt_tokens.tolist()
+    for i, blocks in enumerate(trace.hash_ids or ()):
+        left = prompts[i] - 1
+        owner = -1
+        for block in blocks:
+            seen = last.get(block, -1)
+            if seen < 0 or left <= 0:
+                break
+            size = min(HASH_BLOCK_TOKENS, left)
+            left -= size
+            if seen == owner:
+                tokens[-1] += size
+            else:
+                owner = seen
+                tokens.append(size)
+                ages.append(times[i] - times[seen])
+                owners.append(seen)
+        for block in blocks:
+            last[block] = i
+        begin[i + 1] = len(tokens)
+    begin[len(trace.hash_ids or ()) + 1 :] = len(tokens)
+    return Reuse(
+        begin, np.array(tokens, dtype=np.int64), np.array(ages, dtype=np.float64), np.array(owners, dtype=np.int64)
+    )
+
+
+def lru_hit_share(trace: Trace, room_tokens: float) -> float:
+    """Return the share of a trace's prompt tokens that a prefix cache of a given size finds, block by block.
+
+    Every prompt is put in whole; what has not been asked for the longest leaves first, of a prompt its end. The cache begins empty.
+
+    Args:
+        trace: The trace; nothing is found without ids of prefix blocks.
+        room_tokens: Room, tokens; inf for one that nothing leaves.
+    """
+    held: OrderedDict[int, None] = OrderedDict()
+    room = room_tokens / HASH_BLOCK_TOKENS
+    found = 0
+    for blocks, prompt in zip(trace.hash_ids or (), trace.prompt_tokens.tolist(), strict=False):
+        leading = 0
+        for block in blocks:
+            if block not in held:
+                break
+            leading += 1
+        found += min(leading * HASH_BLOCK_TOKENS, prompt - 1)
+        for block in reversed(blocks):
+            held[block] = None
+            held.move_to_end(block)
+        while len(held) > room:
+            held.popitem(last=False)
+    return found / int(trace.prompt_tokens.sum())
 
 
 # --------------------------------------------------------------------------------------------------------- dispersion
