@@ -375,7 +375,7 @@ def test_scenarios_compose_and_the_shipped_one_strikes() -> None:
         env.reset(seed=seed)
         table = env.factory.engine.state.fault[0]
         counts.append((table[:, Fault.TIME_S] < 86400.0).sum())
-    # Ten times 1.97e-5 a GPU-hour on the 14 racks of 72 GPUs and 2 of 144, and one rack for maintenance.
+    # Ten times 1.97e-5 a GPU-hour and one rack for maintenance.
     gpus = sum(pool.racks * sum(group.gpus for group in pool.rack_type.groups) for pool in EDGE.pools)
     assert np.mean(counts) == pytest.approx(240.0 * LLAMA_3_FAULTS_PER_GPU_HOUR * gpus + 1.0, abs=2.0)
     # A scenario that a reset brings in strikes too.
