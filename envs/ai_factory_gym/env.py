@@ -97,8 +97,9 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``pool_cached`` ** | pools | share of the step's prompt tokens that the prefix cache had |
     | ``battery`` * | 2 | charge / capacity; power given / largest |
     | ``pool_racks`` * | pools | racks the pool has, but those that are to leave / racks of its pair |
+    | ``maintenance`` *** | 2 | 1 when a rack is to be taken out within a day; time until then / 2 h |
 
-    Blocks with a * are there when their lever is in use, one with ** on a site with a prefix cache.
+    Blocks with a * are there when their lever is in use, one with ** on a site with a prefix cache, one with *** where racks may fail.
 
     ## Rewards
 
