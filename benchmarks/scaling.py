@@ -14,9 +14,13 @@ import ai_factory_baselines as baselines
 from ai_factory_gym import AIFactoryEnv
 from ai_factory_gym.engine.layout import DECODE, PoolSpec
 from ai_factory_gym.factory import Factory
+from ai_factory_gym.grid.series import SYNTHETIC, UNITS
 from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.params import RESOLUTIONS, Resolution
-from ai_factory_gym.sites import load_site
+from ai_factory_gym.sites import BatteryConfig, CacheConfig, StoreConfig, load_site
+from ai_factory_gym.sites.money import MoneyConfig, Tariff
+from ai_factory_gym.sites.reliability import ReliabilityConfig
+from ai_factory_gym.workload.classes import Session
 from benchmarks.anatomy import COUNTERS, counters
 from benchmarks.environments import NOON, NOON_S
 from benchmarks.measure import Effort, Paired, cartpole_line, drawn_actions, number, paired, spread, table
@@ -191,9 +195,42 @@ def _states(effort: Effort) -> dict[str, Probe]:
         "evening, 20:00": probe(at(20.0), steps),
         "noon, `reactive` acts": Probe(at(12.0), None, steps),
         "noon, actions from the whole range": Probe(wide, drawn_actions(steps, *wide.action_space.shape, span=1.0)),
-        "noon, all levers": probe(at(12.0, levers=LEVERS), steps),
+        "noon, all levers": probe(at(12.0, levers=tuple(name for name in LEVERS if name != "battery")), steps),
+        "noon, all parts of a site and all levers": probe(at(12.0, **_everything()), steps),
         "noon, demand x 1.3, full clocks: braked": held(at(12.0, demand_scale=1.3), steps, decode_racks=1.0),
         "noon, fewest decode racks: crowded": held(at(12.0), steps, decode_racks=-1.0),
+    }
+
+
+def _everything() -> dict[str, Any]:
+    """Return settings of the Edge site with every part a site may have, under a scenario that uses them, with every lever."""
+    edge = load_site("edge")
+    classes = {name: edge.known_classes[name] for name in edge.mix}
+    # Of every two requests one follows another within a minute and repeats most of its prompt.
+    talks = dataclasses.replace(classes["chat"], requests_per_task=2.0, session=Session(reuse_share=0.8, think_s=60.0))
+    pools = tuple(
+        dataclasses.replace(pool, cache=CacheConfig(hbm_gb=100.0, host_gb=500.0, host_gb_s=1000.0))
+        if pool.phase == "prefill"
+        else dataclasses.replace(pool, hold_share=0.1)
+        for pool in edge.pools
+    )
+    site = dataclasses.replace(
+        edge,
+        pools=pools,
+        own_classes=(talks,),
+        kv_store=StoreConfig(gb=1e5, gb_s=200.0),
+        series=tuple((kind, SYNTHETIC) for kind in UNITS),
+        battery=BatteryConfig(power_w=4e5, energy_wh=4e5),
+        money=MoneyConfig(tariff=Tariff(0.5, 2.0), demand_usd_per_kw_month=12.0, coincident_usd_per_kw_year=100.0),
+        cooling=dataclasses.replace(edge.cooling, coolant_limit_c=45.0, design_outdoor_c=30.0),
+        reliability=ReliabilityConfig(),
+    )
+    return {
+        "site": site,
+        "scenario": "diurnal+faults+mismatch+price_spike+four_cp+agent_surge",
+        "levers": LEVERS,
+        "reward": "profit",
+        "lambda_tokens_per_joule": 3.0,
     }
 
 

@@ -16,6 +16,7 @@ from ai_factory_gym.engine.layout import (
     Class,
     Cohort,
     CohortInt,
+    Fault,
     Log,
     Params,
     Pool,
@@ -117,6 +118,7 @@ class Play:
     awake: tuple[tuple[float, ...], ...]
     limit: tuple[tuple[float, ...], ...]
     role: tuple[tuple[float, ...], ...] = ()
+    faults: tuple[tuple[float, ...], ...] = ()
 
 
 STEPS = 7
@@ -133,6 +135,7 @@ PLAYS = st.builds(
     awake=st.tuples(*[_four] * STEPS),
     limit=st.tuples(*[_four] * STEPS),
     role=st.one_of(st.just(()), st.tuples(*[_two] * STEPS)),
+    faults=st.one_of(st.just(()), st.lists(st.tuples(*[_unit] * 6), max_size=8).map(tuple)),
 )
 
 
@@ -153,10 +156,31 @@ def begin(play: Play, grain: str) -> Engine:
     hazard = np.full(4, 1.0 / 120.0)
     result = engine(grain)
     kept = np.zeros(0, dtype=np.bool_)
-    result.begin(0, Episode(0.0, rate, hazard, cap, np.zeros(0), kept, streams, steady_world(p, 4)))
+    result.begin(
+        0, Episode(0.0, rate, hazard, cap, np.zeros(0), kept, streams, steady_world(p, 4), None, outages(play))
+    )
     result.open_window(0)
     assert p.site[SiteSpec.BRAKE_ENABLED] == 1.0
     return result
+
+
+def outages(play: Play) -> Floats | None:
+    """Translate unit numbers into racks that go out of service, and come back within the episode."""
+    if not play.faults:
+        return None
+    table = np.zeros((len(play.faults), len(Fault)))
+    for event, (when, pool, rack, kind, lasts, turn) in zip(table, sorted(play.faults), strict=True):
+        # Pools 0 and 2 are of one rack type, 1 and 3 of another.
+        first = int(pool > 0.5)
+        event[Fault.TIME_S] = STEPS * CONTROL_INTERVAL_S * when
+        event[Fault.POOL] = first
+        event[Fault.RACK] = min(rack, 0.999) * (PREFILL_RACKS[first] + DECODE_RACKS[first])
+        event[Fault.KIND] = float(kind > 0.75)
+        event[Fault.LASTS_S] = 120.0 * lasts
+        event[Fault.TURN] = min(turn, 0.999)
+        event[Fault.BACK_S] = np.inf
+    table[:, Fault.RACK] = np.floor(table[:, Fault.RACK])
+    return table
 
 
 def decision(play: Play, step: int) -> Decision:
@@ -194,6 +218,8 @@ def check_requests(state: State) -> None:
         assert counters[Class.ARRIVED] == counters[Class.MET] + counters[Class.MISSED] + undecided
         assert counters[Class.REJECTED] <= counters[Class.MISSED]
         no_token = (ints[:, CohortInt.CLASS] == cls) & (ints[:, CohortInt.STAGE] != Stage.DECODING)
+        # Requests that were lost with a rack have had their first token.
+        no_token &= np.isnan(cohort[:, Cohort.FIRST_TOKEN_S])
         assert counters[Class.QUEUED] == pytest.approx(cohort[no_token, Cohort.COUNT].sum())
         assert state.histogram[0, cls, 0].sum() == counters[Class.TTFT_COUNT]
         assert state.histogram[0, cls, 1].sum() == counters[Class.TPOT_COUNT]
@@ -234,6 +260,7 @@ def check_tokens(p: Params, state: State, emitted: float) -> None:
         replicas = racks * p.pool[pool, PoolSpec.UNITS_PER_RACK]
         assert numbers[Pool.RESERVED] <= replicas * p.perf[pool, DECODE_KV_CAPACITY_TOKENS] + 1e-6
         assert numbers[Pool.IN_FLIGHT] <= replicas * p.pool[pool, PoolSpec.MAX_BATCH] + 1e-6
+    expected += float(state.site[0, Site.LOST_TOKENS])
     assert emitted == pytest.approx(expected, rel=1e-7, abs=1e-2)
 
 
@@ -248,7 +275,8 @@ def check_racks(p: Params, state: State) -> None:
     assert np.all(racks.sum(axis=1) >= 1)
     moving = state.pool_int[0, :, PoolInt.MOVING]
     assert np.all((moving >= 0) & (moving <= racks[:, 2]))
-    kept = p.pool[:, PoolSpec.MIN_ACTIVE] > 0
+    assert state.site[0, Site.FAULTS] > 0.0 or not racks[:, 4].any()
+    kept = (p.pool[:, PoolSpec.MIN_ACTIVE] > 0) & (state.site[0, Site.FAULTS] == 0.0)
     assert np.all(racks[kept, 0] >= 1)
     busy = state.pool_int[0, :, PoolInt.BUSY]
     lanes = (racks[:, 0] + racks[:, 2]) * p.pool[:, PoolSpec.UNITS_PER_RACK]
@@ -273,7 +301,8 @@ def check_energy(p: Params, state: State, before: dict[str, float]) -> None:
 
 def check_sane(state: State) -> None:
     """Nothing is NaN and no counter negative."""
-    for name in ("site", "cls", "carry", "weight", "backlog"):
+    assert np.all(np.isfinite(np.delete(state.site[0], Site.NEXT_FAULT_S)))
+    for name in ("cls", "carry", "weight", "backlog"):
         assert np.all(np.isfinite(getattr(state, name)[0])), name
     unbounded = {Pool.POWER_LIMIT_W, Pool.TRANSFER_FREE_S, Pool.DWELL_UNTIL_S, Pool.G_CLOSE}
     for column in set(Pool) - unbounded:

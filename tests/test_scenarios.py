@@ -139,6 +139,7 @@ def test_the_shipped_scenarios() -> None:
         "agent_surge",
         "burst",
         "curtailment",
+        "faults",
         "four_cp",
         "grid_emergency",
         "heatwave",

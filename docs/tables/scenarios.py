@@ -39,7 +39,8 @@ Tables: `[[bursts]]` raise all demand, each class by its exposure; `[[cap_events
 the demand of some `classes` for hours, or of the classes of some `models`: names, `"default"` for the one that a site's `model` names,
 `"others"` for its others (a site with one model has none to move between: a warning says so, and the shift is left out); `[[price_events]]`
 multiply the price of electricity and `[[temperature_events]]` heat the outdoor air; `[[peak_windows]]` are the hours of coincident peaks, for
-which a site may pay ([grid.md](grid.md)); `[mismatch]` makes the site differ from its catalogue by a
+which a site may pay ([grid.md](grid.md)); `[faults]` makes racks fail and `[[maintenance]]` takes them out ([reliability.md](reliability.md));
+`[mismatch]` makes the site differ from its catalogue by a
 draw per episode that nothing shows but its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and
 evaluation seeds never meet, whatever the scenario.
 
@@ -103,6 +104,13 @@ def events(chosen: Scenario) -> list[str]:
         f"{f.name.replace('_', ' ')} x 1/{1 + v:g} to {1 + v:g}"
         for f in fields(chosen.mismatch)
         if (v := getattr(chosen.mismatch, f.name))
+    ]
+    if chosen.faults.rate_factor:
+        lines.append(f"racks fail {chosen.faults.rate_factor:g} times as often as the site says, or the default rate")
+    lines += [
+        f"{m.racks:g} rack{'s' if m.racks > 1 else ''} out for maintenance for {m.duration_hours:g} h each, onset "
+        f"{_hours(m.window_start_hour, m.window_end_hour)}"
+        for m in chosen.maintenance
     ]
     if spreads:
         lines.append(f"hidden, once per episode: {', '.join(spreads)}")

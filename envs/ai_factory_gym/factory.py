@@ -26,6 +26,7 @@ from ai_factory_gym.control_step import (
 )
 from ai_factory_gym.engine.kernel import DONE
 from ai_factory_gym.engine.layout import Array, CapStep, Cell, ClassSpec, PoolSpec, Purpose, SessionSpec, World
+from ai_factory_gym.engine.outages import child, draw_faults
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.engine.supply import JOULES_PER_KWH
 from ai_factory_gym.engine.truth import check_idle_power, truth_of
@@ -39,6 +40,8 @@ from ai_factory_gym.params import at_hottest, build_params, check_cap, reference
 from ai_factory_gym.reward import TERMS, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
+from ai_factory_gym.sites import SiteConfig
+from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.task import DAY_S, Task, check_shifts, shifted_classes, warn_of_shifts
 from ai_factory_gym.workload.demand import mean_path, rate_path, shift_factor
 from ai_factory_gym.workload.traces import SuperpositionPlan, shifts, unit_hash
@@ -53,6 +56,11 @@ RELEASE_PER_HOUR = 1.0
 
 BREAKER_S = 60.0
 """A site without a brake trips its breaker after drawing above the cap for this long without a break (status: assumed)."""
+
+
+def may_fail(site: SiteConfig, chosen: Scenario) -> bool:
+    """Tell whether racks may go out of service at a site under a scenario."""
+    return site.reliability is not None or chosen.faults.rate_factor > 0.0 or bool(chosen.maintenance)
 
 
 def check_options(options: Any) -> None:
@@ -109,6 +117,7 @@ class Factory:
             thin_fraction=self._thin,
             effort="effort" in task.levers,
             gate="admission" in task.levers,
+            faults=may_fail(task.site, task.scenario),
         )
         self._check(task.scenario)
         self.engine = Engine(self.params, rows=rows, log_lines=log_lines)
@@ -116,7 +125,11 @@ class Factory:
         self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
         self.mean_rate = self._mean_rate()
         slices, size = lay_out(
-            len(self.pools), len(self.classes), self.action_layout.size, task.levers, site_parts(task.site)
+            len(self.pools),
+            len(self.classes),
+            self.action_layout.size,
+            task.levers,
+            site_parts(task.site, may_fail(task.site, task.scenario)),
         )
         self.observation_layout = ObservationLayout(
             slices=slices,
@@ -141,6 +154,7 @@ class Factory:
             task.site.caches,
             "coolant" in site_parts(task.site),
             "peaks" in site_parts(task.site),
+            may_fail(task.site, task.scenario),
         )
         self._constants = Constants(
             clock_min=task.site.clock_min,
@@ -314,7 +328,22 @@ class Factory:
             phases, racks = [pool.phase for pool in self.pools], [pool.rack_type.id for pool in self.pools]
             truth = draw_truth(stream, chosen.mismatch, phases, racks, len(self.classes))
         world = self._world(streams, chosen, start_s + path_start_s, minutes)
-        return Episode(path_start_s, rate, hazard, cap_steps, shift, kept, streams, world, truth)
+        faults = self._faults(streams[Purpose.FAULTS], chosen, start_s, horizon_s + DRAIN_LIMIT_S)
+        return Episode(path_start_s, rate, hazard, cap_steps, shift, kept, streams, world, truth, faults)
+
+    def _faults(self, stream: np.random.Generator, chosen: Scenario, start_s: float, span_s: float) -> Array | None:
+        """Return when which racks go out of service, float64[events, Fault]; None where none ever does."""
+        site = self.task.site
+        if not may_fail(site, chosen):
+            return None
+        factor = chosen.faults.rate_factor or float(site.reliability is not None)
+        # Racks that may change their role are one family, under the number of their prefill pool.
+        other = dict(site.pairs)
+        first = [index for index in site.rack_pools if index not in other.values()]
+        racks = [site.pools[i].racks + (site.pools[other[i]].racks if i in other else 0) for i in first]
+        gpus = [sum(group.gpus for group in site.pools[index].rack_type.groups) for index in first]
+        spec = site.reliability or ReliabilityConfig()
+        return draw_faults(child(stream), spec, factor, chosen.maintenance, first, racks, gpus, start_s, span_s)
 
     def _world(
         self, streams: Mapping[Purpose, np.random.Generator], chosen: Scenario, start_s: float, minutes: int

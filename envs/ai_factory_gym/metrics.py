@@ -70,6 +70,11 @@ cost; the demand charge for the time so far, by the highest mean draw of any ful
 less penalties, energy, wear of the battery, demand charge and capital; those costs per million good tokens (0.0 while there are none); and
 how many classes have spent more than ``BUDGET_ALERT`` of what their customers meant to spend by now."""
 
+FAULT_KEYS = ("racks_struck", "rack_down_s", "requests_restarted", "lost_tokens")
+"""Keys that are there where racks may fail, totals since the start of the episode: racks that went out of service, faults and maintenance
+together; rack-seconds out of service; requests that were lost with a rack and started anew; output tokens they had been given. ``output_tokens``
+counts those, ``good_tokens`` never does: their difference is what late and lost work cost."""
+
 CLASS_MONEY_KEYS = ("revenue_usd", "budget_used")
 """Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget)."""
 
@@ -109,6 +114,7 @@ def info_keys(
     cached: bool = False,
     coolant: bool = False,
     peaks: bool = False,
+    faults: bool = False,
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
 
@@ -121,12 +127,14 @@ def info_keys(
         cached: Whether the site has a prefix cache.
         coolant: Whether the coolant has a limit.
         peaks: Whether coincident peaks are charged for.
+        faults: Whether racks may go out of service.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
     parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()), *(MONEY_KEYS if money else ()))
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
     parts += (*(COOLANT_KEYS if coolant else ()), *(PEAK_KEYS if peaks else ()))
+    parts += FAULT_KEYS if faults else ()
     parts += CACHE_KEYS if cached else ()
     parts += tuple(f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
@@ -305,5 +313,11 @@ def write_info(
         out[at] = site[Site.COINCIDENT_SUM_W] / max(1.0, site[Site.COINCIDENT_COUNT])
         out[at + 1] = params.site[SiteSpec.COINCIDENT_USD_PER_W] * site[Site.COINCIDENT_SUM_W]
         at += len(PEAK_KEYS)
+    if params.site[SiteSpec.FAULTS] > 0.0:
+        out[at] = site[Site.RACKS_STRUCK]
+        out[at + 1] = site[Site.RACK_DOWN_S]
+        out[at + 2] = site[Site.RESTARTED]
+        out[at + 3] = site[Site.LOST_TOKENS]
+        at += len(FAULT_KEYS)
     if params.session.shape[0] > 0:
         _write_sessions(params, cls, cache, out, at)

@@ -16,12 +16,14 @@ from ai_factory_gym.engine.draw import facility_power_w
 from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
+    MAINTENANCE,
     PREFILL,
     Array,
     CapStep,
     Cell,
     Class,
     ClassSpec,
+    Fault,
     Params,
     Pool,
     PoolInt,
@@ -145,19 +147,26 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "4",
         "window of a coincident peak: 1 while it is announced; time until it / 2 h; 1 while it is in force; time left in it / 4 h",
     ),
+    (
+        "faults",
+        "maintenance",
+        "2",
+        "1 when a rack is to be taken out for maintenance within a day; time until then / 2 h",
+    ),
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_CACHE, _COOLANT, _PEAKS = 0, 1, 2
+_CACHE, _COOLANT, _PEAKS, _FAULTS = 0, 1, 2, 3
 """Places in ``PART_BLOCKS``."""
 
 
-def site_parts(site: SiteConfig) -> tuple[str, ...]:
-    """Return the parts of a site that have an observation block."""
+def site_parts(site: SiteConfig, faults: bool = False) -> tuple[str, ...]:
+    """Return the parts of a site that have an observation block; ``faults`` tells whether its racks may go out of service."""
     there = {
         "cache": site.caches,
         "coolant": site.cooling.coolant_limit_c is not None,
         "peaks": site.money is not None and site.money.coincident_usd_per_kw_year > 0.0,
+        "faults": faults,
     }
     return tuple(part for part, has in there.items() if has)
 
@@ -354,6 +363,21 @@ def _class_due(params: Params, state: State, row: int, cls: int, now_s: float) -
     return 1.0
 
 
+@kernel
+def _next_maintenance(state: State, row: int, now_s: float, out: Array, at: int) -> None:
+    """Write whether a rack is to be taken out within a day, and when."""
+    out[at] = 0.0
+    out[at + 1] = 0.0
+    for index in range(state.fault.shape[1]):
+        event = state.fault[row, index]
+        if event[Fault.TIME_S] >= now_s + DAY_S:
+            return
+        if event[Fault.KIND] == MAINTENANCE and event[Fault.DONE] == 0.0:
+            out[at] = 1.0
+            out[at + 1] = min(LIMIT, (event[Fault.TIME_S] - now_s) / NOTICE_SCALE_S)
+            return
+
+
 @inlined_kernel
 def _lever_blocks(
     params: Params, state: State, row: int, out: Array, begins: Array, batch: Array, rack_w: Array, now_s: float
@@ -410,6 +434,8 @@ def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Arr
         out[at + 1] = min(LIMIT, until_s / NOTICE_SCALE_S) if ahead else 0.0
         out[at + 2] = 1.0 if left_s > 0.0 else 0.0
         out[at + 3] = min(LIMIT, left_s / DURATION_SCALE_S)
+    if begins[_FAULTS] >= 0:
+        _next_maintenance(state, row, state.site[row, Site.TIME_S], out, begins[_FAULTS])
 
 
 @inlined_kernel

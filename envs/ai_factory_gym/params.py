@@ -794,6 +794,7 @@ def build_params(
     thin_fraction: float = 1.0,
     effort: bool = False,
     gate: bool = False,
+    faults: bool = False,
 ) -> Params:
     """Build the engine's constant arrays.
 
@@ -808,6 +809,7 @@ def build_params(
         thin_fraction: Share of the last superposed copy of the trace that is kept.
         effort: Whether the operator may shorten answers.
         gate: Whether the operator may hold requests back at the gate.
+        faults: Whether racks may go out of service.
 
     Returns:
         The parameters.
@@ -876,6 +878,7 @@ def build_params(
     site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
     site_row[SiteSpec.EFFORT] = float(effort)
     site_row[SiteSpec.GATE] = float(gate)
+    site_row[SiteSpec.FAULTS] = float(faults)
     cls_rows = np.array([_class_row(cls, k, joules[k], deferrable) for cls, k in zip(classes, of_class, strict=True)])
     if site.money is not None:
         _enter_money(site, site.money, classes, site_row, cls_rows)

@@ -110,7 +110,7 @@ def pool_power_w(
     return (
         (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * rack_w
         + ints[PoolInt.WAKING] * power[POWER_WAKE_RACK_W]
-        + ints[PoolInt.ASLEEP] * power[POWER_SLEEP_RACK_W]
+        + (ints[PoolInt.ASLEEP] + ints[PoolInt.FAILED]) * power[POWER_SLEEP_RACK_W]
     )
 
 
@@ -271,7 +271,8 @@ def _pair_allowance_w(params: Params, state: State, row: int, pool: int) -> floa
     allowed_w = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * state.pool[row, pool, Pool.POWER_LIMIT_W]
     for member in (pool, int(params.pool[pool, PoolSpec.PARTNER])):
         power = state.power[row, member]
-        allowed_w += ints[PoolInt.WAKING] * power[POWER_WAKE_RACK_W] + ints[PoolInt.ASLEEP] * power[POWER_SLEEP_RACK_W]
+        resting = ints[PoolInt.ASLEEP] + ints[PoolInt.FAILED]
+        allowed_w += ints[PoolInt.WAKING] * power[POWER_WAKE_RACK_W] + resting * power[POWER_SLEEP_RACK_W]
     return float(allowed_w)
 
 
@@ -685,6 +686,10 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         site[Site.IT_ENERGY_J] += it_w * elapsed
         site[Site.GRID_ENERGY_J] += grid_w * elapsed
         site[Site.SCORED_S] += elapsed
+        if site[Site.FAULTS] > 0.0:
+            for pool in range(params.pool.shape[0]):
+                if params.pool[pool, PoolSpec.COUPLING] == SEPARATE or params.pool[pool, PoolSpec.PHASE] == PREFILL:
+                    site[Site.RACK_DOWN_S] += state.pool_int[row, pool, PoolInt.FAILED] * elapsed
         meter_quarter(site, grid_w, elapsed)
         if spec[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
             meter_peak(params, site, grid_w, elapsed)

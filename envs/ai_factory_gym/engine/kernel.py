@@ -20,6 +20,7 @@ from ai_factory_gym.engine.coupled import (
 )
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
 from ai_factory_gym.engine.draw import meter_segment, plan_segment
+from ai_factory_gym.engine.faults import slots_for_faults, strike_and_repair
 from ai_factory_gym.engine.layout import (
     DECODE,
     PREFILL,
@@ -258,6 +259,8 @@ def close_window(state: State, row: int) -> None:
 @inlined_kernel
 def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: float) -> float:
     """Simulate from ``begin_s`` as long as settings may stand, at most until ``end_s``; return where it stopped, s."""
+    if state.site[row, Site.FAULTS] > 0.0:
+        strike_and_repair(params, state, row, begin_s)
     advance_racks(params, state, row, begin_s)
     end_s = plan_segment(params, state, row, begin_s, end_s)
     pools = params.pool.shape[0]
@@ -301,7 +304,8 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
         look_outside(state, row, minute_of(state, path_start_s, begin_s))
         if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
             look_for_peak(state, row, minute_of(state, path_start_s, begin_s))
-        if progress[SiteInt.FREE] < most_arrivals(params, state, row, begin_s, tick_s, path_start_s):
+        needed = most_arrivals(params, state, row, begin_s, tick_s, path_start_s)
+        if progress[SiteInt.FREE] < needed + slots_for_faults(state, row, begin_s + tick_s):
             return NEEDS_SLOTS
         progress[SiteInt.SLICE] += admit(params, state, row, begin_s, tick_s, path_start_s)
         end_s = begin_s + tick_s * progress[SiteInt.SLICE] / slices

@@ -21,6 +21,9 @@ SEPARATE, SHARED_POWER, SHARED_GPUS = 0, 1, 2
 
 COHORT, REQUEST = 0, 1
 
+BREAKDOWN, MAINTENANCE = 0, 1
+"""Why a rack goes out of service: a fault, which loses what is on it; or work that was planned."""
+
 NOBODY = -1
 """End of a linked list of cohorts."""
 
@@ -111,6 +114,7 @@ class SiteSpec(IntEnum):
     COOLANT_LIMIT_C = 37
     LOOP_S = 38  # time constant of the loop
     COINCIDENT_USD_PER_W = 39  # charge for the mean draw in a quarter of an hour in which the grid has a peak
+    FAULTS = 40  # 1 where racks may go out of service, by the task; whether they do in an episode is in State.site
 
 
 class PoolSpec(IntEnum):
@@ -254,6 +258,12 @@ class Site(IntEnum):
     COINCIDENT_SUM_W = 67  # mean draws of those that are over, added up
     COINCIDENT_COUNT = 68
     STEP_COINCIDENT_USD = 69
+    FAULTS = 70  # 1 where racks may go out of service in this episode
+    NEXT_FAULT_S = 71  # when the next one goes or comes back
+    RACKS_STRUCK = 72  # racks that have gone out of service
+    RESTARTED = 73  # requests that were lost with a rack and started anew
+    LOST_TOKENS = 74  # output tokens they had been given
+    RACK_DOWN_S = 75  # rack-seconds out of service
 
 
 class SiteInt(IntEnum):
@@ -462,6 +472,20 @@ class Transition(IntEnum):
     RACKS = 1
 
 
+class Fault(IntEnum):
+    """Columns of ``State.fault``, in order of time."""
+
+    TIME_S = 0
+    POOL = 1  # first pool of the family of racks it strikes: those that may serve in the same pools
+    RACK = 2  # its number among them
+    KIND = 3  # BREAKDOWN or MAINTENANCE
+    LASTS_S = 4
+    TURN = 5  # in [0, 1): decides which requests are on the rack
+    DONE = 6  # 1 once it has happened
+    WHERE = 7  # pool whose rack it took
+    BACK_S = 8  # when that rack may be woken again; inf while it is not out
+
+
 class CapStep(IntEnum):
     """Columns of ``State.cap_steps``."""
 
@@ -637,6 +661,7 @@ class State(NamedTuple):
     )
     context: Array  # float64[rows, classes, pools, Context]; no pools there
     found: Array  # float64[rows, cells, pools, Found]; no cells without a trace
+    fault: Array  # float64[rows, events, Fault], padded with inf
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -660,6 +685,7 @@ def allocate(
     log_lines: int,
     coefficients: tuple[int, int],
     cached: bool = False,
+    faults: int = 0,
 ) -> State:
     """Return zeroed state arrays of the given sizes, every slot free.
 
@@ -701,6 +727,7 @@ def allocate(
         cache=np.zeros((rows, caches + 1 if cached else 0, len(Tier))),
         context=np.zeros((rows, classes, caches, len(Context))),
         found=np.zeros((rows, cells if trace_requests else 0, caches, len(Found))),
+        fault=np.full((rows, faults, len(Fault)), np.inf),
     )
     for row in range(rows):
         clear_row(state, row)
@@ -710,7 +737,7 @@ def allocate(
 def clear_row(state: State, row: int) -> None:
     """Empty one row: no cohorts, no totals, all lists empty."""
     for name, array in zip(State._fields, state, strict=True):
-        if name in ("transition", "cap_steps"):
+        if name in ("transition", "cap_steps", "fault"):
             array[row] = np.inf
         elif name == "calendar":
             array[row] = NOBODY

@@ -264,6 +264,9 @@ def first_token(params: Params, state: State, row: int, slot: int, time_s: float
     ints = state.cohort_int[row, slot]
     cls = ints[CohortInt.CLASS]
     count = cohort[Cohort.COUNT]
+    if state.site[row, Site.FAULTS] > 0.0 and not math.isnan(cohort[Cohort.FIRST_TOKEN_S]):
+        # It was lost with a rack and starts anew: the user had the first token, and the promise of the last one stands.
+        return
     cohort[Cohort.FIRST_TOKEN_S] = time_s
     ttft_s = time_s - cohort[Cohort.ARRIVAL_S]
     counters = state.cls[row, cls]

@@ -22,6 +22,7 @@ from ai_factory_gym.engine.layout import (
     Pool,
     PoolInt,
     PoolSpec,
+    Site,
     SiteInt,
     SiteSpec,
     Stage,
@@ -100,10 +101,41 @@ def turned_away(params: Params, state: State, row: int, slot: int, prefill_wait_
     cohort = state.cohort[row, slot]
     wait_s = prefill_wait_s + state.pool[row, ints[CohortInt.DECODE_POOL], Pool.WAIT_S]
     wait_s += cohort[Cohort.KEY] - cohort[Cohort.ARRIVAL_S]
+    if state.site[row, Site.FAULTS] > 0.0:
+        racks = state.pool_int[row, ints[CohortInt.DECODE_POOL]]
+        if racks[PoolInt.ACTIVE] + racks[PoolInt.DRAINING] == 0:
+            # The last one has failed, or is gone for another reason: as in front of a prefill pool without a rack.
+            wait_s = math.inf
     if wait_s <= params.cls[ints[CohortInt.CLASS], ClassSpec.PATIENCE_S]:
         return False
     reject(params, state, row, slot)
     return True
+
+
+@kernel
+def join_queue(params: Params, state: State, row: int, pool: int, slot: int) -> None:
+    """Put a cohort that is none of this tick's arrivals at the end of a pool's queue: its work is added to what waits."""
+    numbers = state.pool[row, pool]
+    cohort = state.cohort[row, slot]
+    count = cohort[Cohort.COUNT]
+    perf = state.perf[row, pool]
+    state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
+    append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
+    numbers[Pool.QUEUED] += count
+    if params.site[SiteSpec.RESOLUTION] != COHORT:
+        numbers[Pool.QUEUED_WORK] += count * server_seconds(perf, cohort, 1.0)
+        return
+    rate = compute_rate(numbers[Pool.CLOCK])
+    own = server_seconds(perf, cohort, rate)
+    # Behind all work that waits; never quite at the clock itself, lest a pool without a rack should start it.
+    cohort[Cohort.KEY] = numbers[Pool.V] + max(numbers[Pool.BACKLOG], 1e-6)
+    scaling, _ = prefill_work_s(perf, cohort[Cohort.PROMPT], cohort[Cohort.PROMPT_SQ])
+    part = count * own / max(count * own, numbers[Pool.BACKLOG] + numbers[Pool.INFLOW] * params.site[SiteSpec.TICK_S])
+    streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * cohort[Cohort.PROMPT] * rate
+    numbers[Pool.SHARE_COMPUTE] += part * (scaling / own - numbers[Pool.SHARE_COMPUTE])
+    numbers[Pool.SHARE_MEMORY] += part * (streaming / own - numbers[Pool.SHARE_MEMORY])
+    numbers[Pool.BACKLOG] += count * own
+    numbers[Pool.QUEUED_WORK] = numbers[Pool.BACKLOG]
 
 
 @inlined_kernel

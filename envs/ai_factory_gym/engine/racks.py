@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.layout import PREFILL, SEPARATE, Params, Pool, PoolInt, PoolSpec, State, Transition
+from ai_factory_gym.engine.layout import (
+    PREFILL,
+    SEPARATE,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    Site,
+    State,
+    Transition,
+)
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
 
@@ -170,13 +180,13 @@ def _call_back(state: State, row: int, pool: int, racks: int) -> None:
     ints = state.pool_int[row, pool]
     ints[PoolInt.DRAINING] -= racks
     ints[PoolInt.ACTIVE] += racks
-    _cancel_drains(state, row, pool, racks)
+    cancel(state, row, pool, DRAIN, racks)
 
 
 @kernel
-def _cancel_drains(state: State, row: int, pool: int, racks: int) -> None:
-    """Take ``racks`` out of the drain schedule, the latest first."""
-    entries = state.transition[row, pool, DRAIN]
+def cancel(state: State, row: int, pool: int, kind: int, racks: int) -> None:
+    """Take ``racks`` out of the schedule of wakes or of drains, the latest first."""
+    entries = state.transition[row, pool, kind]
     while racks > 0:
         last = -1
         for entry in range(entries.shape[0]):
@@ -230,8 +240,10 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
 
 @inlined_kernel
 def next_rack_change_s(state: State, row: int, now_s: float) -> float:
-    """Return when the next rack finishes waking or draining, s; inf when none is about to."""
+    """Return when the next rack finishes waking or draining, fails or is repaired, s; inf when none is about to."""
     next_s = math.inf
+    if state.site[row, Site.FAULTS] > 0.0 and state.site[row, Site.NEXT_FAULT_S] > now_s + 1e-6:
+        next_s = state.site[row, Site.NEXT_FAULT_S]
     for pool in range(state.transition.shape[1]):
         ints = state.pool_int[row, pool]
         if ints[PoolInt.WAKING] > 0 or ints[PoolInt.DRAINING] > 0:

@@ -17,6 +17,7 @@ from ai_factory_gym.engine.layout import (
     CapStep,
     Class,
     ClassSpec,
+    Fault,
     Gate,
     Order,
     Params,
@@ -64,6 +65,7 @@ class Episode:
         streams: One numpy generator per ``Purpose``.
         world: Outdoor temperature, price, carbon intensity and coincident peaks by minute, float64[minutes, World].
         truth: What is true in this episode over what the catalogue says; None is as it says.
+        faults: When which racks go out of service, float64[events, Fault]; None is never.
     """
 
     path_start_s: float
@@ -75,6 +77,7 @@ class Episode:
     streams: dict[Purpose, np.random.Generator]
     world: Array
     truth: Truth | None = None
+    faults: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,10 @@ class Engine:
         site[list(_OUTSIDE)] = episode.world[0, list(_OUTSIDE.values())]
         site[Site.BATTERY_CHARGE_J] = params.site[SiteSpec.BATTERY_INITIAL_J]
         site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
+        if episode.faults is not None and len(episode.faults):
+            state.fault[row, : len(episode.faults)] = episode.faults
+            site[Site.FAULTS] = 1.0
+            site[Site.NEXT_FAULT_S] = episode.faults[0, Fault.TIME_S]
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
         if params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
@@ -234,6 +241,7 @@ class Engine:
         params = self.params
         minutes = episode.rate.shape[1]
         steps = len(episode.cap_steps)
+        faults = 0 if episode.faults is None else len(episode.faults)
         if self._state is not None:
             wider = {}
             if minutes > self._state.rate.shape[2]:
@@ -244,6 +252,9 @@ class Engine:
             if steps > self._state.cap_steps.shape[1]:
                 extra = steps - self._state.cap_steps.shape[1]
                 wider["cap_steps"] = np.pad(self._state.cap_steps, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf)
+            if faults > self._state.fault.shape[1]:
+                extra = faults - self._state.fault.shape[1]
+                wider["fault"] = np.pad(self._state.fault, ((0, 0), (0, extra), (0, 0)), constant_values=np.inf)
             if wider:
                 self._replace(self._state._replace(**wider))
             return
@@ -265,6 +276,7 @@ class Engine:
             log_lines=self._log_lines,
             cached=len(params.cache) > 0,
             coefficients=(params.perf.shape[1], params.power.shape[1]),
+            faults=faults,
         )
         self._replace(state)
 
@@ -334,6 +346,8 @@ class Engine:
             Site.BATTERY_OUT_W,
             Site.PEAK_UNTIL_S,
             Site.PEAK_LEFT_S,
+            Site.FAULTS,
+            Site.NEXT_FAULT_S,
         ]
         kept = {column: site[column] for column in keep}
         if self.params.site[SiteSpec.HEAT_W_PER_K] > 0.0:

@@ -18,6 +18,7 @@ from ai_factory_gym.errors import ConfigError, check_keys, check_range, unknown
 from ai_factory_gym.grid.cap import MAX_CAP_EVENTS, CapEventSpec, CapSchedule, draw_schedule
 from ai_factory_gym.grid.coincident import MAX_WINDOWS, PeakWindowSpec
 from ai_factory_gym.grid.series import MAX_EVENTS, SeriesEventSpec
+from ai_factory_gym.scenarios.faults import MAX_MAINTENANCE, NO_FAULTS, FaultSpec, MaintenanceSpec
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, MismatchSpec
 from ai_factory_gym.workload.demand import (
     MAX_BURSTS,
@@ -32,9 +33,9 @@ from ai_factory_gym.workload.demand import (
 
 SCENARIO_DIR = Path(__file__).parent
 
-_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec, SeriesEventSpec, PeakWindowSpec)
+_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec, SeriesEventSpec, PeakWindowSpec, MaintenanceSpec)
 
-_EVENTS = ("bursts", "cap_events", "shifts", "price_events", "temperature_events", "peak_windows")
+_EVENTS = ("bursts", "cap_events", "shifts", "price_events", "temperature_events", "peak_windows", "maintenance")
 
 NAMES = {"classes", "models"}
 """Keys of shifts that hold names; one of them has to be given."""
@@ -60,6 +61,8 @@ class Scenario:
         price_events: Factors on the price of electricity, once a day each; where the site's price is a constant, it is synthetic then.
         temperature_events: Kelvin on top of the outdoor temperature, likewise.
         peak_windows: Hours in which a coincident peak of the grid falls, once a day each; a site that does not pay for it does not notice.
+        faults: How much oftener racks fail than at the site.
+        maintenance: Racks that are taken out for some hours, once a day.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Scenario:
     price_events: tuple[SeriesEventSpec, ...] = ()
     temperature_events: tuple[SeriesEventSpec, ...] = ()
     peak_windows: tuple[PeakWindowSpec, ...] = ()
+    faults: FaultSpec = NO_FAULTS
+    maintenance: tuple[MaintenanceSpec, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -85,6 +90,7 @@ class Scenario:
             ("price_events", self.price_events, MAX_EVENTS),
             ("temperature_events", self.temperature_events, MAX_EVENTS),
             ("peak_windows", self.peak_windows, MAX_WINDOWS),
+            ("maintenance", self.maintenance, MAX_MAINTENANCE),
         ):
             if len(items) > most:
                 raise ConfigError(f"scenario {self.name!r}: {key}: {len(items)} given; at most {most} are allowed.")
@@ -106,7 +112,7 @@ class Scenario:
         """Return a day that brings what both bring.
 
         Events of both happen (equal ones once; where curtailments overlap the deeper one holds), the daily curve and deferral
-        are there if either has them, and the larger overdispersion and mismatch apply.
+        are there if either has them, and the larger overdispersion, mismatch and rate of faults apply.
         """
         return Scenario(
             name=f"{self.name}{PLUS}{other.name}",
@@ -121,6 +127,8 @@ class Scenario:
             price_events=tuple(dict.fromkeys(self.price_events + other.price_events)),
             temperature_events=tuple(dict.fromkeys(self.temperature_events + other.temperature_events)),
             peak_windows=tuple(dict.fromkeys(self.peak_windows + other.peak_windows)),
+            faults=self.faults | other.faults,
+            maintenance=tuple(dict.fromkeys(self.maintenance + other.maintenance)),
         )
 
     def draw_cap(
@@ -171,6 +179,16 @@ def _mismatch(where: str, raw: Any) -> MismatchSpec:
         raise ConfigError(f"{where}: {error}") from None
 
 
+def _faults(where: str, raw: Any) -> FaultSpec:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: faults: {raw!r} is not allowed; must be a table.")
+    check_keys(f"{where}: faults", raw, required=(), optional=[field.name for field in dataclasses.fields(FaultSpec)])
+    try:
+        return FaultSpec(**raw)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def _read(path: Path) -> Scenario:
     where = f"scenario {str(path)!r}"
     try:
@@ -180,7 +198,7 @@ def _read(path: Path) -> Scenario:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: is not valid TOML ({error}).") from None
     keys = ("description", "daily", "overdispersion", "deferrable")
-    check_keys(where, table, required=keys, optional=("mismatch", *_EVENTS))
+    check_keys(where, table, required=keys, optional=("mismatch", "faults", *_EVENTS))
     for key in ("daily", "deferrable"):
         if not isinstance(table[key], bool):
             raise ConfigError(f"{where}: {key}: {table[key]!r} is not allowed; must be true or false.")
@@ -197,6 +215,8 @@ def _read(path: Path) -> Scenario:
         price_events=_specs(f"{where}: price_events", table.get("price_events", []), SeriesEventSpec),
         temperature_events=_specs(f"{where}: temperature_events", table.get("temperature_events", []), SeriesEventSpec),
         peak_windows=_specs(f"{where}: peak_windows", table.get("peak_windows", []), PeakWindowSpec),
+        faults=_faults(where, table.get("faults", {})),
+        maintenance=_specs(f"{where}: maintenance", table.get("maintenance", []), MaintenanceSpec),
     )
 
 

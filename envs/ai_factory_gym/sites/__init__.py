@@ -13,6 +13,7 @@ from ai_factory_gym.catalogue import PHASES, PRECISIONS, Group, Model, Rack, loa
 from ai_factory_gym.errors import ConfigError, check_count, check_flag, check_keys, check_range, check_text, unknown
 from ai_factory_gym.grid.series import SYNTHETIC, UNITS, Series, load_series
 from ai_factory_gym.sites.money import MoneyConfig, money_from_table
+from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.workload.classes import RequestClass, load_classes
 
 SITES_PATH = Path(__file__).parent
@@ -363,6 +364,7 @@ class SiteConfig:
         description: A sentence for people.
         switch_s: Time a drained rack takes to load the model in the layout of the other role and to start serving, s. The default is
             assumed: a quarter of the wake time, which holds start-up and checks of the rack besides.
+        reliability: How often racks fail; None is never, unless a scenario says so.
         class_models: Model of each class that is not served by the site's.
     """
 
@@ -388,6 +390,7 @@ class SiteConfig:
     battery: BatteryConfig | None = None
     money: MoneyConfig | None = None
     switch_s: float = 120.0
+    reliability: ReliabilityConfig | None = None
     class_models: Mapping[str, str | Model] = field(default_factory=dict)
     kv_store: StoreConfig | None = None
 
@@ -764,6 +767,8 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
                 optional=[field.name for field in fields(BatteryConfig)],
             )
         values["battery"] = _subtable(f"{source}: battery", BatteryConfig, values["battery"])
+    if "reliability" in values:
+        values["reliability"] = _subtable(f"{source}: reliability", ReliabilityConfig, values["reliability"])
     if "cooling" in values:
         values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
     if "kv_store" in values:

@@ -1,0 +1,86 @@
+"""Fill the table of docs/reliability.md: a day of the Edge site under `reactive`, with racks that fail more or less often.
+
+``python docs/tables/reliability.py`` writes it; ``--check`` fails when the page is stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import ai_factory_baselines
+from ai_factory_gym import AIFactoryEnv
+from ai_factory_gym.scenarios import scenario
+from ai_factory_gym.scenarios.faults import FaultSpec
+
+PAGE = Path(__file__).parents[1] / "reliability.md"
+BEGIN, END = "<!-- begin table -->\n", "<!-- end table -->"
+FACTORS = (0.0, 1.0, 10.0, 30.0, 100.0)
+SEEDS = range(2_000_000, 2_000_010)
+KEYS = (
+    "racks_struck",
+    "rack_down_s",
+    "requests_restarted",
+    "requests_arrived",
+    "lost_tokens",
+    "output_tokens",
+    "good_tokens",
+    "energy_j",
+    "requests_met_slo",
+)
+
+
+def day(factor: float, seed: int) -> list[float]:
+    """Return what a day brings, in the order of ``KEYS``; 0 where there is no such key."""
+    chosen = dataclasses.replace(scenario("diurnal"), name="diurnal", faults=FaultSpec(factor))
+    env = AIFactoryEnv(site="edge", scenario=chosen)
+    policy = ai_factory_baselines.make("reactive", env)
+    observation, info = env.reset(seed=seed)
+    state, truncated = None, False
+    begins = np.ones(1, dtype=bool)
+    while not truncated:
+        action, state = policy.predict(observation, state, begins)
+        observation, _, _, truncated, info = env.step(action)
+        begins = np.zeros(1, dtype=bool)
+    return [float(info.get(key, 0.0)) for key in KEYS]
+
+
+def table() -> str:
+    """Return the table: means over the seeds."""
+    racks = sum(pool.racks for pool in AIFactoryEnv(site="edge").unwrapped.pools)
+    rows = [
+        "| rate, times that of the source | racks struck a day | racks in service | requests that start anew | tokens lost | good of all output "
+        "tokens | requests that meet their SLO | good tokens per joule |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for factor in FACTORS:
+        mean = dict(zip(KEYS, np.mean([day(factor, seed) for seed in SEEDS], axis=0), strict=True))
+        rows.append(
+            f"| {factor:g} | {mean['racks_struck']:.1f} | {1.0 - mean['rack_down_s'] / (86400.0 * racks):.2%} | "
+            f"{mean['requests_restarted'] / mean['requests_arrived']:.4%} | {mean['lost_tokens'] / mean['output_tokens']:.4%} | "
+            f"{mean['good_tokens'] / mean['output_tokens']:.3%} | {mean['requests_met_slo'] / mean['requests_arrived']:.2%} | "
+            f"{mean['good_tokens'] / mean['energy_j']:.3f} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail when the page is stale")
+    check = parser.parse_args().check
+    old = PAGE.read_text(encoding="utf-8")
+    head, rest = old.split(BEGIN)
+    new = head + BEGIN + table() + END + rest.split(END, 1)[1]
+    if check and new != old:
+        sys.exit(f"{PAGE} is stale; run python docs/tables/reliability.py")
+    if not check:
+        PAGE.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
