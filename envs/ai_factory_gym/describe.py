@@ -107,6 +107,7 @@ def describe(name: str) -> str:
         both = site.pools[prefill].racks + site.pools[decode].racks
         lines.append(
             f"lever role: {fewest} to {most} of the {both} racks of {site.pools[prefill].rack_type.id} in prefill, the others in decode"
+            + (f" ({site.pool_models[prefill].id})" if len(site.models) > 1 else "")
         )
     if any(pool.rack_type.hypothetical for pool in site.pools):
         lines.append("* hypothetical: announced, then withdrawn; never shipped")
