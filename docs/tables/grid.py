@@ -16,6 +16,8 @@ import numpy as np
 
 import ai_factory_baselines as baselines
 from ai_factory_gym import AIFactoryEnv
+from ai_factory_gym.levers import DEFAULT_LEVERS
+from ai_factory_gym.observation import NOTICE_SCALE_S
 from ai_factory_gym.params import derates_above_c, heat_w_per_kelvin, nameplate_it_w
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.sites import BatteryConfig, CoolingConfig, SiteConfig, load_site
@@ -76,6 +78,47 @@ def in_window(clock: float, low: float, **values: Any) -> Callable[[AIFactoryEnv
         usual = env.action_layout.encode(clock=clock, racks=racks)
         inside = env.action_layout.encode(clock=low, racks=racks, **values)
         return lambda env, observation: inside if observation[env.observation_layout["peak_window"]][2] > 0.0 else usual
+
+    return made
+
+
+def riding_out(defer: bool, battery: bool) -> Callable[[AIFactoryEnv], Policy]:
+    """Return the rule ``reactive`` that also holds deferred work back and empties a battery evenly over a curtailment.
+
+    Announced curtailments it meets with deferred work done early. The rule sees the cap and what the battery adds to it.
+    """
+
+    def made(env: AIFactoryEnv) -> Policy:
+        rule = baselines.make("reactive", env)
+        memory: Any = None
+        cells = env.task.site.battery
+
+        def act(env: AIFactoryEnv, observation: np.ndarray) -> np.ndarray:
+            nonlocal memory
+            layout = env.observation_layout
+            announced, until, after, _ = observation[layout["cap_announced"]]
+            active = observation[layout["cap"]][0] < 0.999
+            ahead = announced > 0.0 and after < 0.999 and not active
+            seen = observation.copy()
+            order = 0.0
+            if battery and cells is not None:
+                charge = float(observation[layout["battery"]][0])
+                order = -0.3 if charge < 0.99 and not active else 0.0
+                if active:
+                    # The end of a curtailment is announced with its beginning.
+                    left_s = max(60.0, float(until) * NOTICE_SCALE_S)
+                    held_w = 3600.0 * cells.energy_wh * charge * np.sqrt(cells.round_trip_efficiency) / left_s
+                    order = min(1.0, held_w / cells.power_w)
+                    seen[layout["cap"].start] += order * cells.power_w / env.task.site.cap_w
+            action, memory = rule.predict(seen, memory)
+            action = np.asarray(action).copy()
+            if defer:
+                action[env.action_layout["deferral"]] = -1.0 if active else 1.0 if ahead else 0.0
+            if battery and cells is not None:
+                action[env.action_layout["battery"]] = order
+            return action
+
+        return act
 
     return made
 
@@ -208,22 +251,86 @@ def peaks(seeds: range) -> list[str]:
     return lines
 
 
-TABLES = {"heat": heat, "emergency": emergency, "peaks": peaks}
+def _trial(hour: float, notice_s: float) -> Scenario:
+    """Return a day with 25 % less for three hours."""
+    (event, _) = scenario("curtailment").cap_events
+    event = dataclasses.replace(event, window_start_hour=hour, window_end_hour=hour, notice_s=notice_s)
+    assert event.depth == 0.25 and event.duration_s == 3 * HOUR_S
+    return dataclasses.replace(scenario("curtailment"), cap_events=(event,))
+
+
+def trial(seeds: range) -> list[str]:
+    """Return the table of a curtailment by a quarter for three hours: by which means, with how much notice."""
+    edge = load_site("edge")
+    stored = dataclasses.replace(edge, battery=BatteryConfig(power_w=5e5, energy_wh=1.7e6))
+    levers = (*DEFAULT_LEVERS, "deferral")
+    lines = [
+        "| from, h | means | notice, min | worst interactive class in these hours | batch | energy above the cap, s of it | braked, s | "
+        "battery used, MWh |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    kinds = {
+        "throttling (`reactive`)": (edge, False, False),
+        "and deferring": (edge, True, False),
+        "and a battery": (stored, False, True),
+        "and both": (stored, True, True),
+    }
+    hours = [(15.0, 60.0), *((18.0, notice_min) for notice_min in (0.0, 10.0, 60.0))]
+    for hour, notice_min in hours:
+        for name, (site, defer, battery) in kinds.items():
+            found = run(
+                riding_out(defer, battery),
+                site,
+                _trial(hour, 60.0 * notice_min),
+                seeds,
+                hour - 2.0,
+                7.0,
+                levers=(*levers, "battery") if battery else levers,
+                drain=True,
+            )
+            worst = []
+            for infos in found:
+                before, after = infos[119], infos[299]
+                keys = [key.split("/")[1] for key in after if key.endswith("/attainment") and "/batch/" not in key]
+                shares = []
+                for cls in keys:
+                    met, missed = (after[f"class/{cls}/{k}"] - before[f"class/{cls}/{k}"] for k in ("met", "missed"))
+                    shares.append(met / (met + missed))
+                worst.append(min(shares))
+            over_s = np.mean([infos[-1]["cap_violation_j"] / edge.cap_w for infos in found])
+            given = _mean(found, "battery_out_j") / 3.6e9 if battery else 0.0
+            lines.append(
+                f"| {hour:g} | {name} | {notice_min:g} | {np.mean(worst):.4f} (lowest {min(worst):.4f}) | "
+                f"{_mean(found, 'class/batch/attainment'):.4f} | "
+                f"{over_s:.2f} | {_mean(found, 'brake_s'):.0f} | {given:.2f} |"
+            )
+    return lines
+
+
+TABLES = {"heat": heat, "emergency": emergency, "peaks": peaks, "trial": trial}
 
 
 def main() -> None:
     """Fill the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stdout", action="store_true", help="print the tables; write nothing")
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), help="tables to make")
     parser.add_argument("--seeds", type=int, default=5, help="evaluation seeds of each row (default 5)")
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
     if arguments.stdout:
-        for table in TABLES.values():
-            print("\n".join(table(seeds)), end="\n\n", flush=True)
+        for name in arguments.only:
+            print("\n".join(TABLES[name](seeds)), end="\n\n", flush=True)
         return
     page = PAGE.read_text(encoding="utf-8")
-    filled = BLOCK.sub(lambda m: m.group(1) + "\n".join(TABLES[m.group(2)](seeds)) + "\n" + m.group(3), page)
+    filled = BLOCK.sub(
+        lambda m: (
+            m.group(1) + "\n".join(TABLES[m.group(2)](seeds)) + "\n" + m.group(3)
+            if m.group(2) in arguments.only
+            else m.group(0)
+        ),
+        page,
+    )
     PAGE.write_text(filled, encoding="utf-8")
     print(PAGE)
 
