@@ -364,10 +364,24 @@ COMES_EARLY = Play(
 """More of a slice has come than an even flow would have brought: what the bound of the draw leaves out must still be to come."""
 
 
+CUT_SHORT = Play(
+    seed=0,
+    demand=1.0,
+    caps=(0.0,),
+    bias=7 * (NOTHING,),
+    clock=((0.0, 1.0, 0.0, 0.0), *6 * (NOTHING,)),
+    awake=7 * (NOTHING,),
+    limit=((0.0, 1.0, 0.0, 0.0), *6 * (NOTHING,)),
+    faults=((0.0, 0.0, 0.0, 0.0, 1.421511758316446e-07, 0.0),),
+)
+"""A rack fails a moment before the brake's reaction time is over: what is left of it is shorter than any usual segment."""
+
+
 @pytest.mark.parametrize("grain", ["cohort", "request"])
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @example(play=LETS_GO)
 @example(play=COMES_EARLY)
+@example(play=CUT_SHORT)
 @given(play=PLAYS)
 def test_conservation_whatever_the_operator_does(grain: str, play: Play) -> None:
     play_out(play, grain)

@@ -53,6 +53,9 @@ as it is, and arrivals of a tick as even; a test looks for segments that were tr
 _UNEVEN_S = 1.0
 """Arrivals that the bound counts beyond those of its time, s: cohorts come one after the other, a handful a second, not evenly."""
 
+_SHORTEST_S = 1e-6
+"""Shortest segment, s: a rack that fails within the brake's reaction cuts what is left of it."""
+
 _FIT_S = 5.0
 """Segment that is tried where draw may exceed the cap by the end of a longer one, s; the longest one where a rack's limit binds."""
 
@@ -559,7 +562,7 @@ def _sure_until_s(
     # Stop exactly when the brake would have to act.
     over_s = max(state.site[row, Site.OVERDRAW_S], state.site[row, Site.HEAT_OVER_S])
     left_s = spec[SiteSpec.BRAKE_REACTION_S] - over_s
-    return float(min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, 1e-3))))
+    return float(min(end_s, begin_s + min(spec[SiteSpec.CHECK_S], max(left_s, _SHORTEST_S))))
 
 
 @inlined_kernel

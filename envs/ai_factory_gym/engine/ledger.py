@@ -218,7 +218,7 @@ def reject(params: Params, state: State, row: int, slot: int) -> None:
 @inlined_kernel
 def held_at_most_s(spec: Array) -> float:
     """Return how long requests of a class may be held at the gate, s: a part of their patience; deferrable ones wait elsewhere."""
-    if spec[ClassSpec.DEFERRABLE] > 0.0:
+    if spec[ClassSpec.DEFERRABLE] > 0.0 or spec[ClassSpec.PATIENCE_S] == math.inf:
         return 0.0
     return float(MOST_HELD * spec[ClassSpec.PATIENCE_S])
 
