@@ -463,6 +463,18 @@ def test_bad_reset_options_are_refused(options, message):
             env.reset(seed=0, options=options)
 
 
+def test_a_snapshot_fixes_the_episodes_that_follow():
+    env = ai_factory_gym.AIFactoryEnv(site="edge", horizon_s=300.0, warmup_s=60.0)
+    env.reset(seed=1)
+    saved = env.snapshot()
+    first = env.reset()[0]
+    env.restore(saved)
+    assert np.array_equal(env.reset()[0], first)
+    other = ai_factory_gym.AIFactoryEnv(site="edge", horizon_s=300.0, warmup_s=60.0)
+    other.restore(saved)
+    assert np.array_equal(other.reset()[0], first)
+
+
 def test_snapshots_of_other_environments_are_refused():
     env = ai_factory_gym.AIFactoryEnv(site="edge", **SHORT)
     env.reset(seed=0)

@@ -428,3 +428,14 @@ def test_phases_of_the_pools_used_here() -> None:
     specs = Factory(make().task).params.pool
     assert specs[:, PoolSpec.PHASE].tolist() == [PREFILL, PREFILL, DECODE, DECODE]
     assert specs[:, PoolSpec.SIBLING].tolist() == [2.0, -1.0, 0.0, -1.0]
+
+
+def test_maintenance_that_cannot_be_is_refused() -> None:
+    with pytest.raises(
+        ConfigError,
+        match="racks: 13.0 racks, one after the other for 2 h each, do not fit into a day; must be at most 12",
+    ):
+        MaintenanceSpec(1.0, 5.0, 2.0, 13.0)
+    day = dataclasses.replace(scenario("faults"), maintenance=(MaintenanceSpec(1.0, 5.0, 0.5, 40.0),))
+    with pytest.raises(ConfigError, match="maintenance: racks: 40 is not allowed; site 'Edge' has 16"):
+        AIFactoryEnv(site="edge", scenario=day, lambda_tokens_per_joule=3.0)

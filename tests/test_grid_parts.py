@@ -256,6 +256,26 @@ def test_standing_by_it_covers_what_exceeds_the_cap() -> None:
     assert covered[-1]["requests_met_slo"] > plain["requests_met_slo"]
 
 
+def test_a_battery_smaller_than_the_excess_helps_the_brake() -> None:
+    plain = play(make(demand_scale=1.3))
+    helped = play(make(with_battery(power_w=1e5, energy_wh=1e6), demand_scale=1.3))
+    assert plain[-1]["brake_s"] > 800.0 and helped[-1]["brake_s"] > 800.0
+    # It gives its power as long as the brake holds the site at what the cap and the battery allow together.
+    assert helped[-1]["battery_out_j"] > 0.8 * 1e5 * 900.0
+    assert helped[-1]["good_tokens"] > 1.01 * plain[-1]["good_tokens"]
+    # Over it only for the second of the brake's reaction.
+    over_s = helped[-1]["cap_violation_j"] / (helped[-1]["peak_power_w"] - EDGE.cap_w)
+    assert over_s <= 1.0 + 1e-6
+
+
+def test_a_battery_runs_out_under_the_brake() -> None:
+    env = make(with_battery(power_w=2e5, energy_wh=1e4), demand_scale=1.3)
+    infos = play(env)
+    assert infos[-1]["battery_charge_j"] < 0.02 * 3.6e7
+    over_s = infos[-1]["cap_violation_j"] / (infos[-1]["peak_power_w"] - EDGE.cap_w)
+    assert over_s <= 1.0 + 1e-6
+
+
 def test_an_empty_battery_is_no_battery() -> None:
     without = play(make(demand_scale=1.1))
     empty = play(make(with_battery(initial_charge=0.0), demand_scale=1.1))

@@ -323,6 +323,17 @@ def test_scenarios_add_up() -> None:
         many + other + third  # noqa: B018
 
 
+def test_a_shift_of_classes_that_nobody_asks_for_is_warned_of() -> None:
+    from ai_factory_gym import AIFactoryEnv
+    from ai_factory_gym.sites import load_site
+
+    site = dataclasses.replace(load_site("edge"), mix={"chat": 1.0})
+    with pytest.warns(
+        UserWarning, match="moves the demand of classes .ecommerce_agent, coding. of which site 'Edge' serves none"
+    ):
+        AIFactoryEnv(site=site, scenario="agent_surge", lambda_tokens_per_joule=3.0)
+
+
 def test_a_shift_moves_no_other_draw() -> None:
     from ai_factory_gym import AIFactoryEnv
 

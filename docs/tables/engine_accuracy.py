@@ -63,7 +63,9 @@ the same for attainment and TTFT, energy 2 %, TPOT 5 %. Three limits of grouping
 
 * Overload is sensitive: classes of cheap requests are turned away first, so that half a per cent of tokens served is several
   per cent of the requests. The rows at load 1.05 score the six minutes after the eight in which the site fills; rows
-  marked *not tested* show the onset alone, and a heavier load. `coarse` is not for overload.
+  marked *not tested* show the onset alone, and a heavier load. `coarse` is not for overload. Deeper than that no cohort is to be
+  believed: with several classes at two or three times what a site serves, cohorts serve fewer good tokens than requests do, the fewer the
+  deeper, because whole cohorts of long answers are turned away. Use `request` there.
 * A rack sheds by the request what it must shed by the token: at load 1.05 the same tokens are served within a point, and 4 to 10 % of the
   requests, those of a hundred tokens, are turned away more often than one by one. Near saturation a single draw hangs on when a few
   long prompts come (row at load 0.9).

@@ -44,6 +44,65 @@ which a site may pay ([grid.md](grid.md)); `[faults]` makes racks fail and `[[ma
 draw per episode that nothing shows but its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and
 evaluation seeds never meet, whatever the scenario.
 
+A file of your own has the keys `description`, `daily` (whether demand follows the daily curve), `overdispersion` (factor, 1 as measured) and
+`deferrable` (whether deferrable work may wait), and any number of these tables:
+
+```toml
+description = "a hot day with everything"
+daily = true
+overdispersion = 1.0
+deferrable = true
+
+[[bursts]]                    # all demand, once a day; hours of the day between which it begins
+window_start_hour = 8.0
+window_end_hour = 13.0
+duration_min_low = 10.0
+duration_min_high = 20.0
+multiplier_low = 1.15
+multiplier_high = 1.35
+
+[[cap_events]]                # depth is the share of the cap that is taken away; depth_high and duration_high_s make ranges
+window_start_hour = 15.0
+window_end_hour = 19.0
+duration_s = 7200.0
+depth = 0.15
+notice_s = 3600.0
+
+[[shifts]]                    # classes = [...] or models = [...]
+classes = ["coding"]
+window_start_hour = 7.0
+window_end_hour = 10.0
+ramp_min = 60.0
+duration_hours = 9.0
+factor_low = 2.0
+factor_high = 3.0
+
+[[price_events]]              # a factor; [[temperature_events]] have the same keys, low and high in kelvin
+window_start_hour = 16.0
+window_end_hour = 20.0
+duration_hours = 2.0
+ramp_min = 15.0
+low = 4.0
+high = 10.0
+
+[[peak_windows]]              # hours that hold a coincident peak
+start_hour = 15.0
+end_hour = 18.0
+notice_hours = 6.0
+
+[mismatch]                    # spreads; any of them
+decode_time = 0.15
+
+[faults]
+rate_factor = 10.0
+
+[[maintenance]]
+window_start_hour = 1.0
+window_end_hour = 5.0
+duration_hours = 2.0
+racks = 1
+```
+
 This page is written by `python docs/tables/scenarios.py`.
 
 ![Demand by class and cap of one day](images/{PICTURE.name})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -107,7 +108,9 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     ``tokens_per_watt`` (default), per step: ``(good tokens - lambda x joules - misses) / scale - cap and brake penalties``.
     A missed request costs ``miss_weight x (its tokens + lambda x its reference joules)``; lambda is frozen per task and
-    scenario; scale is a step's nominal tokens. ``goodput`` leaves the energy out. ``info["reward_terms/..."]`` has the parts.
+    scenario; scale is a step's nominal tokens. ``goodput`` leaves the energy out; ``carbon`` weighs every joule by the carbon intensity of
+    its moment over the mean; ``profit`` is revenue less penalties, energy, wear and coincident charges, in units of a step's nominal revenue, on a
+    site with a table ``[money]``. ``info["reward_terms/..."]`` has the parts.
 
     ## Starting State
 
@@ -195,10 +198,11 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def snapshot(self) -> Any:
         """Return the whole state as one value, to be given to ``restore``; planners and debugging need it."""
-        return self.factory.snapshot(), self.np_random.bit_generator.state
+        return self.factory.snapshot(), copy.deepcopy(self.np_random)
 
     def restore(self, saved: Any) -> None:
         """Go back to a snapshot of this environment, or of one made with the same arguments (else ConfigError)."""
-        factory, generator = saved if isinstance(saved, tuple) and len(saved) == 2 else (saved, {})
+        factory, generator = saved if isinstance(saved, tuple) and len(saved) == 2 else (saved, self.np_random)
         self.factory.restore(factory)
-        self.np_random.bit_generator.state = generator
+        # With the count of its streams: the episodes that follow are the same, too.
+        self.np_random = copy.deepcopy(generator)

@@ -194,6 +194,12 @@ class Factory:
         spread = chosen.mismatch.idle_power
         check_idle_power(self.params, [pool.name for pool in self.pools], spread)
         site = self.task.site
+        racks = sum(pool.racks for pool in site.pools)
+        for maintenance in chosen.maintenance:
+            if maintenance.racks > racks:
+                raise ConfigError(
+                    f"scenario {chosen.name!r}: maintenance: racks: {maintenance.racks:g} is not allowed; site {site.name!r} has {racks}."
+                )
         check_cap(at_hottest(site, chosen.temperature_events), site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
 
     def _mean_rate(self) -> Array:

@@ -242,7 +242,15 @@ def check_shifts(chosen: Scenario, site: SiteConfig) -> None:
 
 
 def warn_of_shifts(chosen: Scenario, site: SiteConfig) -> None:
-    """Warn when a scenario moves demand between models and the site serves one: nothing moves then."""
+    """Warn when a scenario moves demand that the site does not have: between models where there is one, or of classes that it does not serve."""
+    named = [shift for shift in chosen.shifts if shift.classes and not shift.models]
+    if named and not any(site.mix.get(name, 0.0) > 0.0 for shift in named for name in shift.classes):
+        classes = ", ".join(dict.fromkeys(name for shift in named for name in shift.classes))
+        warnings.warn(
+            f"scenario {chosen.name!r} moves the demand of classes ({classes}) of which site {site.name!r} serves none: that part of it has no "
+            "effect.",
+            stacklevel=3,
+        )
     if len(site.models) == 1 and any(shift.models for shift in chosen.shifts):
         warnings.warn(
             f"scenario {chosen.name!r} moves demand between models, and site {site.name!r} serves one ({site.models[0].id}): that part of "
@@ -356,7 +364,8 @@ def build_task(
         demand_scale: Factor on synthetic demand; a trace is scaled by ``rate_scale``.
         drain: Keep stepping after the horizon until every scored fate is decided.
         brake: Whether the site has a power brake.
-        trace: Path of a trace to replay instead of synthetic demand; of the scenario, only its caps then remain.
+        trace: Path of a trace to replay instead of synthetic demand; of the scenario, its bursts, shifts and lengths
+            of answers then have no effect; caps, weather, prices, faults and the rest of a mismatch remain.
         rate_scale: Factor on the trace's rate.
         trace_class: Class of the trace's requests, or [[longest prompt, class], ...].
         trace_repeat: Allow a horizon longer than the trace.

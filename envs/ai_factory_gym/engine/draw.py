@@ -31,7 +31,6 @@ from ai_factory_gym.engine.supply import (
     battery_help_w,
     meter_peak,
     meter_quarter,
-    ordered_discharge_w,
     use_battery,
 )
 from ai_factory_gym.jit import inlined_kernel, kernel
@@ -598,13 +597,13 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         end_s = min(end_s, begin_s + _FIT_S)
         seconds = end_s - begin_s
         _note_later(params, state, row, end_s, slice_end_s)
-        ordered_w = ordered_discharge_w(params, state, row, seconds)
-        release_w = min(spec[SiteSpec.BRAKE_RELEASE] * heat_w, spec[SiteSpec.BRAKE_RELEASE] * cap_w + ordered_w)
+        help_w = battery_help_w(params, state, row, seconds)
+        release_w = min(spec[SiteSpec.BRAKE_RELEASE] * heat_w, spec[SiteSpec.BRAKE_RELEASE] * cap_w + help_w)
         held = begin_s - site[Site.BRAKED_AT_S] >= spec[SiteSpec.BRAKE_HOLD_S]
         if held and _stays_below(params, state, row, seconds, 1.0, 1.0, 1.0, release_w):
             site[Site.BRAKED] = 0.0
         else:
-            target_w = spec[SiteSpec.BRAKE_TARGET] * cap_w + ordered_w
+            target_w = spec[SiteSpec.BRAKE_TARGET] * cap_w + help_w
             site[Site.HEAT_BINDS] = 1.0 if spec[SiteSpec.BRAKE_TARGET] * heat_w < target_w else 0.0
             _brake_fit(params, state, row, seconds, min(spec[SiteSpec.BRAKE_TARGET] * heat_w, target_w))
             clock_limit = site[Site.BRAKE_CLOCK]

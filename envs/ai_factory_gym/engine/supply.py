@@ -25,13 +25,6 @@ def battery_help_w(params: Params, state: State, row: int, seconds: float) -> fl
     return float(min(spec[SiteSpec.BATTERY_W], charge_j * spec[SiteSpec.BATTERY_EFFICIENCY] / seconds))
 
 
-@inlined_kernel
-def ordered_discharge_w(params: Params, state: State, row: int, seconds: float) -> float:
-    """Return what the battery gives for all of ``seconds`` because the operator has ordered it, W."""
-    ordered_w = max(0.0, state.site[row, Site.BATTERY_ORDER]) * params.site[SiteSpec.BATTERY_W]
-    return float(min(ordered_w, battery_help_w(params, state, row, seconds)))
-
-
 @kernel
 def use_battery(params: Params, state: State, row: int, facility_w: float, elapsed: float) -> float:
     """Book what the battery did in a segment and return what it gave, W; negative is what it took.

@@ -60,6 +60,11 @@ class MaintenanceSpec:
         check_range("racks", self.racks, 1.0, 1000.0)
         if self.racks != int(self.racks):
             raise ConfigError(f"racks: {self.racks!r} is not allowed; must be a whole number.")
+        if self.racks * self.duration_hours > 24.0:
+            raise ConfigError(
+                f"racks: {self.racks!r} racks, one after the other for {self.duration_hours:g} h each, do not fit into a day; must be at most "
+                f"{int(24.0 / self.duration_hours)}."
+            )
 
 
 __all__ = ["NO_FAULTS", "FaultSpec", "MaintenanceSpec"]

@@ -764,7 +764,7 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
                 f"{source}: battery",
                 values["battery"],
                 required=("power_w", "energy_wh"),
-                optional=[field.name for field in fields(BatteryConfig)],
+                optional=[f.name for f in fields(BatteryConfig) if f.name not in ("power_w", "energy_wh")],
             )
         values["battery"] = _subtable(f"{source}: battery", BatteryConfig, values["battery"])
     if "reliability" in values:
