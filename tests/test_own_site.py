@@ -13,9 +13,12 @@ import pytest
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
 from ai_factory_gym.__main__ import main
-from ai_factory_gym.describe import describe, plot_day
+from ai_factory_gym.describe import _parts, describe, plot_day
+from ai_factory_gym.params import served_classes
 from ai_factory_gym.registration import CUSTOM
-from ai_factory_gym.sites import load_site, site_names
+from ai_factory_gym.sites import BatteryConfig, load_site, site_names
+from ai_factory_gym.sites.money import MoneyConfig, Tariff
+from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.task import estimated_lambda, frozen_lambdas
 from ai_factory_gym.validate import findings, validate
 from tests import random_sites
@@ -129,6 +132,26 @@ def test_describe_shows_the_day_and_what_each_class_alone_could_get(capsys: pyte
     assert main(["describe", str(SITES / "cage.toml")]) == 0
     text = capsys.readouterr().out
     assert "alone, requests/s" in text and "what the cap can serve" in text and "mean demand of the day" in text
+
+
+def test_describe_shows_the_parts_around_the_racks() -> None:
+    edge = load_site("edge")
+    site = dataclasses.replace(
+        edge,
+        battery=BatteryConfig(power_w=4e5, energy_wh=1e5),
+        series=(("carbon", "synthetic"),),
+        money=MoneyConfig(tariff=Tariff(0.5, 2.0)),
+        reliability=ReliabilityConfig(),
+    )
+    lines = _parts(site)
+    assert lines[0] == "battery: 0.400 MW, 0.100 MWh, 15.0 min at full power, round trip 87%"
+    assert lines[1] == "varies with time: carbon (synthetic)"
+    per_request = sum(
+        edge.mix[cls.name] * (0.5 * cls.prompt.mean() + 2.0 * cls.output.mean()) / 1e6 for cls in served_classes(edge)
+    )
+    assert lines[2] == f"money: served requests pay {per_request * edge.demand_rps * 3600.0:,.0f} USD/h at mean demand"
+    assert "faults a day among 16 racks, repairs of 4 h" in lines[3]
+    assert _parts(edge) == []
 
 
 def test_describe_says_what_binds(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ai_factory_gym.params import (
     idle_facility_w,
     idle_it_power_w,
     nameplate_it_w,
+    served_classes,
     site_pue,
 )
 from ai_factory_gym.registration import CUSTOM, TASKS
@@ -109,6 +110,7 @@ def describe(name: str) -> str:
             f"lever role: {fewest} to {most} of the {both} racks of {site.pools[prefill].rack_type.id} in prefill, the others in decode"
             + (f" ({site.pool_models[prefill].id})" if len(site.models) > 1 else "")
         )
+    lines += _parts(site)
     if any(pool.rack_type.hypothetical for pool in site.pools):
         lines.append("* hypothetical: announced, then withdrawn; never shipped")
     lines += [
@@ -150,6 +152,38 @@ def _cooling(site: SiteConfig) -> list[str]:
         f"coolant up to {site.cooling.coolant_limit_c:g} degC: the cap can be used up to {derates_above_c(site):.1f} degC outdoors, less above; "
         f"idle can be cooled up to {coolable_up_to_c(site, idle_it_power_w(site)):.1f} degC"
     ]
+
+
+def _parts(site: SiteConfig) -> list[str]:
+    """Return what the site has beside racks and a cap, a line each: battery, what varies with time, money, reliability."""
+    lines = []
+    if site.battery is not None:
+        cells = site.battery
+        lines.append(
+            f"battery: {cells.power_w / 1e6:,.3f} MW, {cells.energy_wh / 1e6:,.3f} MWh, {60.0 * cells.energy_wh / cells.power_w:,.1f} min at full "
+            f"power, round trip {cells.round_trip_efficiency:.0%}"
+        )
+    if site.series:
+        given = (f"{kind} ({what if isinstance(what, str) else what.source})" for kind, what in site.series)
+        lines.append(f"varies with time: {', '.join(given)}")
+    if site.money is not None:
+        shares = [(site.mix[cls.name], cls, site.money.of(cls.name)) for cls in served_classes(site)]
+        usd = sum(
+            share * (tariff.input_usd_per_mtok * cls.prompt.mean() + tariff.output_usd_per_mtok * cls.output.mean())
+            for share, cls, tariff in shares
+        )
+        lines.append(f"money: served requests pay {usd * site.demand_rps * 0.0036:,.0f} USD/h at mean demand")
+    if site.reliability is not None:
+        # Racks that two pools share are counted once, and so are GPUs that do both phases.
+        alone = [pool for pool in site.pools if pool.phase == "prefill" or site.partner(pool) < 0]
+        racks = sum(pool.racks for pool in alone)
+        own = [pool for pool in site.pools if pool in alone or not pool.aggregated]
+        gpus = sum(pool.racks * pool.gpus_per_rack for pool in own)
+        lines.append(
+            f"reliability: {24.0 * gpus * site.reliability.gpu_faults_per_hour:.2f} faults a day among {racks} racks, repairs of "
+            f"{site.reliability.repair_s / 3600.0:.3g} h"
+        )
+    return lines
 
 
 def _what(binding: str) -> str:
