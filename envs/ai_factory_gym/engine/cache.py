@@ -420,6 +420,15 @@ def _load(
 
 
 @inlined_kernel
+def find_nothing(cohort: Array, loaded_s: float) -> None:
+    """Let a cohort, float64[Cohort], find nothing that was left behind: it works off its whole prompt, and waits for no load after ``loaded_s``."""
+    cohort[Cohort.CACHED] = 0.0
+    cohort[Cohort.CACHED_SQ] = 0.0
+    cohort[Cohort.HELD] = 0.0
+    cohort[Cohort.LOADED_S] = loaded_s
+
+
+@inlined_kernel
 def find_cohort(params: Params, state: State, row: int, slot: int, cls: int, place: int) -> None:
     """Note what the requests of a new cohort find in the caches of their prefill pool, as means.
 
@@ -433,10 +442,7 @@ def find_cohort(params: Params, state: State, row: int, slot: int, cls: int, pla
     """
     cohort = state.cohort[row, slot]
     pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
-    cohort[Cohort.CACHED] = 0.0
-    cohort[Cohort.CACHED_SQ] = 0.0
-    cohort[Cohort.HELD] = 0.0
-    cohort[Cohort.LOADED_S] = cohort[Cohort.ARRIVAL_S]
+    find_nothing(cohort, cohort[Cohort.ARRIVAL_S])
     if state.found.shape[1] > 0:
         found = state.found[row, place, pool]
         cohort[Cohort.CACHED] = found[Found.HBM]
@@ -490,10 +496,7 @@ def find_request(
     """
     cohort = state.cohort[row, slot]
     pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
-    cohort[Cohort.CACHED] = 0.0
-    cohort[Cohort.CACHED_SQ] = 0.0
-    cohort[Cohort.HELD] = 0.0
-    cohort[Cohort.LOADED_S] = cohort[Cohort.ARRIVAL_S]
+    find_nothing(cohort, cohort[Cohort.ARRIVAL_S])
     turn, place, hold = chance
     here = place < state.context[row, cls, pool, Context.SHARE]
     hbm_s = state.cache[row, pool, Tier.HBM_S] if here else -1.0

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.arrivals import group_of, route, route_decode, size_class
-from ai_factory_gym.engine.cache import has_cache
+from ai_factory_gym.engine.cache import find_nothing, has_cache
 from ai_factory_gym.engine.calendar import schedule
 from ai_factory_gym.engine.heap import push
 from ai_factory_gym.engine.layout import (
@@ -287,11 +287,7 @@ def _route_again(params: Params, state: State, row: int, slot: int) -> tuple[int
 def _find_nothing(params: Params, state: State, row: int, slot: int) -> None:
     """Let a cohort work off its whole prompt: what a prefix cache had for it is on racks it does not go to."""
     if has_cache(params):
-        cohort = state.cohort[row, slot]
-        cohort[Cohort.CACHED] = 0.0
-        cohort[Cohort.CACHED_SQ] = 0.0
-        cohort[Cohort.HELD] = 0.0
-        cohort[Cohort.LOADED_S] = 0.0
+        find_nothing(state.cohort[row, slot], 0.0)
 
 
 @kernel

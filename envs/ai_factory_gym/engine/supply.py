@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from ai_factory_gym.engine.layout import Array, Params, Site, SiteSpec, State, World
+from ai_factory_gym.grid.coincident import QUARTER_S
 from ai_factory_gym.jit import inlined_kernel, kernel
 
 JOULES_PER_MWH = 3.6e9
 JOULES_PER_KWH = 3.6e6
-
-QUARTER_S = 900.0
-"""Demand is charged by the mean draw of a quarter of an hour."""
 
 _COUNTED_SHARE = 0.9
 """Share of a quarter of an hour that must have been metered for its mean to count: ticks need not end with it."""

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ai_factory_gym.errors import ConfigError, check_range
+from ai_factory_gym.grid.cap import DAY_S, HOUR_S
 
 Float64Array = NDArray[np.float64]
 
-DAY_S = 86400.0
-HOUR_S = 3600.0
 QUARTER_S = 900.0
+"""A quarter of an hour: what draw is charged by."""
 
 MAX_WINDOWS = 8
 """Uniforms are drawn for this many windows on every day with any, used or not."""

@@ -19,12 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ai_factory_gym.errors import ConfigError, check_range, unknown
+from ai_factory_gym.grid.cap import DAY_S, HOUR_S, MINUTE_S
 
 Float64Array = NDArray[np.float64]
-
-DAY_S = 86400.0
-HOUR_S = 3600.0
-MINUTE_S = 60.0
 
 SYNTHETIC = "synthetic"
 
