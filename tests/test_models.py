@@ -45,7 +45,7 @@ from ai_factory_gym.task import shifted_classes
 from ai_factory_gym.workload.traces import Trace
 from tests.oracles.cases import NEVER_S, replay_episode
 
-LEVERS = tuple(name for name in EVERY_LEVER if name != "battery")
+LEVERS = tuple(name for name in EVERY_LEVER if name not in ("battery", "training"))
 """Levers that a site without a battery has."""
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sites" / "two_models.toml"

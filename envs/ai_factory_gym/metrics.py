@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, SessionSpec, Site, SiteSpec, Tier
 from ai_factory_gym.engine.supply import JOULES_PER_KWH, JOULES_PER_MWH
+from ai_factory_gym.engine.training import progress_share
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.reward import TERMS
 
@@ -88,6 +89,29 @@ PEAK_KEYS = ("coincident_peak_w", "coincident_charge_usd")
 """Keys that are there where coincident peaks are charged for: mean draw in the quarter hours that counted so far (0.0 while there are none),
 and the charge for them, which is part of the costs that ``profit_usd`` and ``usd_per_mtok`` count."""
 
+TRAINING_KEYS = (
+    "training_progress_s",
+    "training_share",
+    "training_lost_s",
+    "training_paused_s",
+    "training_checkpoints",
+    "training_kills",
+    "training_energy_j",
+    "training_power_w",
+    "training_phase",
+    "serving_energy_j",
+    "training_target_share",
+)
+"""Keys that are there where the site has a training block, totals since the start of the episode unless said otherwise: job-seconds done and not
+lost (a job-second is a second of running as the job does by itself; below zero where what was done before the episode was lost in it); that over
+what a job left alone would have done (1.0 while that is nothing); job-seconds lost; time paused; checkpoints written; how often the job died;
+facility energy of the block, its part of cooling included; its facility power in the last segment; what it does now (``engine.training``: 0 no
+job, 1 running, 2 writing, 3 paused, 4 loading); facility energy less the reference energy of what the block has done and not lost, which is what
+``tokens_per_joule`` divides by; and the share that is asked for."""
+
+TRAINING_MONEY_KEYS = ("training_revenue_usd",)
+"""Key behind them where there is a table ``[money]``: what the progress has paid, part of ``profit_usd``."""
+
 CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
 
@@ -115,6 +139,7 @@ def info_keys(
     coolant: bool = False,
     peaks: bool = False,
     faults: bool = False,
+    training: bool = False,
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
 
@@ -128,6 +153,7 @@ def info_keys(
         coolant: Whether the coolant has a limit.
         peaks: Whether coincident peaks are charged for.
         faults: Whether racks may go out of service.
+        training: Whether there is a training block.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
     parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()), *(MONEY_KEYS if money else ()))
@@ -135,6 +161,7 @@ def info_keys(
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
     parts += (*(COOLANT_KEYS if coolant else ()), *(PEAK_KEYS if peaks else ()))
     parts += FAULT_KEYS if faults else ()
+    parts += (*TRAINING_KEYS, *(TRAINING_MONEY_KEYS if money else ())) if training else ()
     parts += CACHE_KEYS if cached else ()
     parts += tuple(f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
@@ -176,14 +203,36 @@ def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, e
     costs = energy_usd + demand + capital
     if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
         costs += params.site[SiteSpec.COINCIDENT_USD_PER_W] * site[Site.COINCIDENT_SUM_W]
+    trained = (site[Site.TRAIN_DONE_S] - site[Site.TRAIN_LOST_S]) * params.site[SiteSpec.TRAIN_USD_PER_S]
     out[at] = revenue
     out[at + 1] = penalty
     out[at + 2] = demand
     out[at + 3] = site[Site.PEAK_QUARTER_W]
     out[at + 4] = capital
-    out[at + 5] = revenue - penalty - costs
+    out[at + 5] = revenue + trained - penalty - costs
     out[at + 6] = costs / site[Site.GOOD_TOKENS] * 1e6 if site[Site.GOOD_TOKENS] > 0.0 else 0.0
     out[at + 7] = alerts
+
+
+@kernel
+def _write_training(params: Params, site: Array, out: Array, at: int) -> int:
+    """Write ``TRAINING_KEYS`` and ``TRAINING_MONEY_KEYS`` from position ``at`` on; return how many."""
+    done_s = site[Site.TRAIN_DONE_S] - site[Site.TRAIN_LOST_S]
+    out[at] = done_s
+    out[at + 1] = progress_share(done_s, site[Site.TRAIN_DUE_S])
+    out[at + 2] = site[Site.TRAIN_LOST_S]
+    out[at + 3] = site[Site.TRAIN_PAUSED_S]
+    out[at + 4] = site[Site.TRAIN_CHECKPOINTS]
+    out[at + 5] = site[Site.TRAIN_KILLS]
+    out[at + 6] = site[Site.TRAIN_ENERGY_J]
+    out[at + 7] = site[Site.TRAIN_POWER_W]
+    out[at + 8] = site[Site.TRAIN_PHASE]
+    out[at + 9] = site[Site.ENERGY_J] - site[Site.TRAIN_CREDIT_J]
+    out[at + 10] = params.site[SiteSpec.TRAIN_TARGET]
+    if params.site[SiteSpec.MONEY] <= 0.0:
+        return len(TRAINING_KEYS)
+    out[at + 11] = done_s * params.site[SiteSpec.TRAIN_USD_PER_S]
+    return len(TRAINING_KEYS) + len(TRAINING_MONEY_KEYS)
 
 
 @kernel
@@ -319,5 +368,8 @@ def write_info(
         out[at + 2] = site[Site.RESTARTED]
         out[at + 3] = site[Site.LOST_TOKENS]
         at += len(FAULT_KEYS)
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        out[16] = tokens_per_joule(site[Site.GOOD_TOKENS], energy_j - site[Site.TRAIN_CREDIT_J])
+        at += _write_training(params, site, out, at)
     if params.session.shape[0] > 0:
         _write_sessions(params, cls, cache, out, at)

@@ -36,6 +36,14 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.ledger import held_at_most_s
 from ai_factory_gym.engine.racks import racks_staying
+from ai_factory_gym.engine.training import (
+    LOADING,
+    PAUSED,
+    RUNNING,
+    WRITING,
+    block_reserve_w,
+    progress_share,
+)
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
@@ -45,6 +53,7 @@ LIMIT = 10.0
 DAY_S = 86400.0
 NOTICE_SCALE_S = 7200.0
 DURATION_SCALE_S = 14400.0
+TRAINING_SCALE_S = 600.0
 
 BLOCKS: tuple[tuple[str, str, str], ...] = (
     ("time_of_day", "2", "sine and cosine of the local time"),
@@ -153,10 +162,18 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "2",
         "1 when a rack is to be taken out for maintenance within a day; time until then / 2 h",
     ),
+    (
+        "training",
+        "training",
+        "9",
+        "1 while there is a job; 1 while it runs; 1 while it is paused; its clock, 0 while it does not run; facility power of the block over the "
+        "last segment / base cap, and what it may come to as ordered, bursts included / base cap; time left of writing or loading / 10 min; "
+        "time run since the last checkpoint / time between two; progress so far / that of a job left alone, 1 before there is any",
+    ),
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_CACHE, _COOLANT, _PEAKS, _FAULTS = 0, 1, 2, 3
+_CACHE, _COOLANT, _PEAKS, _FAULTS, _TRAINING = 0, 1, 2, 3, 4
 """Places in ``PART_BLOCKS``."""
 
 
@@ -167,6 +184,7 @@ def site_parts(site: SiteConfig, faults: bool = False) -> tuple[str, ...]:
         "coolant": site.cooling.coolant_limit_c is not None,
         "peaks": site.money is not None and site.money.coincident_usd_per_kw_year > 0.0,
         "faults": faults,
+        "training": site.training is not None,
     }
     return tuple(part for part, has in there.items() if has)
 
@@ -410,6 +428,26 @@ def _lever_blocks(
             out[begins[4] + cls] = state.cls[row, cls, Class.EFFORT]
 
 
+@kernel
+def _training_block(params: Params, state: State, row: int, out: Array, at: int, base_cap_w: float) -> None:
+    """Write what the training block does, and what it may come to draw."""
+    site = state.site[row]
+    spec = params.site
+    phase = site[Site.TRAIN_PHASE]
+    running = phase == RUNNING and site[Site.TRAIN_STALLED] == 0.0
+    out[at] = abs(site[Site.JOB])
+    out[at + 1] = 1.0 if running else 0.0
+    out[at + 2] = 1.0 if phase == PAUSED else 0.0
+    out[at + 3] = site[Site.TRAIN_CLOCK] if running else 0.0
+    out[at + 4] = min(LIMIT, site[Site.TRAIN_POWER_W] / base_cap_w)
+    out[at + 5] = min(LIMIT, block_reserve_w(params, state, row) / base_cap_w)
+    waiting = phase == WRITING or phase == LOADING
+    out[at + 6] = min(LIMIT, site[Site.TRAIN_LEFT_S] / TRAINING_SCALE_S) if waiting else 0.0
+    out[at + 7] = min(LIMIT, site[Site.TRAIN_RAN_S] / spec[SiteSpec.TRAIN_PERIOD_S])
+    done_s = site[Site.TRAIN_DONE_S] - site[Site.TRAIN_LOST_S]
+    out[at + 8] = max(-LIMIT, min(LIMIT, progress_share(done_s, site[Site.TRAIN_DUE_S])))
+
+
 @inlined_kernel
 def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Array, base_cap_w: float) -> None:
     """Write the blocks of ``PART_BLOCKS`` that are there."""
@@ -436,6 +474,8 @@ def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Arr
         out[at + 3] = min(LIMIT, left_s / DURATION_SCALE_S)
     if begins[_FAULTS] >= 0:
         _next_maintenance(state, row, state.site[row, Site.TIME_S], out, begins[_FAULTS])
+    if begins[_TRAINING] >= 0:
+        _training_block(params, state, row, out, begins[_TRAINING], base_cap_w)
 
 
 @inlined_kernel

@@ -33,6 +33,13 @@ from ai_factory_gym.engine.supply import (
     meter_quarter,
     use_battery,
 )
+from ai_factory_gym.engine.training import (
+    block_draw_w,
+    book_training,
+    meter_bursts,
+    next_training_change_s,
+    training_clock,
+)
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
@@ -407,9 +414,12 @@ def _stays_below(
 ) -> bool:
     """Tell whether facility draw is sure to stay at or below ``limit_w`` for ``seconds`` with no clock above ``clock_limit``.
 
-    ``_note_later`` has been called for the end of that time.
+    ``_note_later`` has been called for the end of that time. The bursts of a training block count at their height.
     """
     it_w = 0.0
+    burst_w = 0.0
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        it_w, burst_w, _ = block_draw_w(params, state, row, clock_limit)
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     for pool in range(params.pool.shape[0]):
         if coupled and params.pool[pool, PoolSpec.COUPLING] != SEPARATE:
@@ -423,7 +433,7 @@ def _stays_below(
         it_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
         if it_w > limit_w:
             return False
-    return facility_power_w(params, state, row, it_w) <= limit_w
+    return facility_power_w(params, state, row, it_w) + burst_w <= limit_w
 
 
 @inlined_kernel
@@ -489,8 +499,9 @@ def _shed_waking(params: Params, state: State, row: int) -> None:
 def _brake_fit(params: Params, state: State, row: int, seconds: float, target_w: float) -> None:
     """Set the brake's clock and duties so that draw stays at or below ``target_w`` for ``seconds``.
 
-    First the clock, down to the brake's floor; where the floor does not fit, decode iterations pause part of the time,
-    then prefill; where even an idle site does not fit, racks that are waking go back to sleep.
+    First the clock, down to the brake's floor; where the floor does not fit, a training job stands still, which loses its time only;
+    then decode iterations pause part of the time, then prefill; where even an idle site does not fit, racks that are waking go back to
+    sleep.
     """
     site = state.site[row]
     floor = params.site[SiteSpec.BRAKE_FLOOR]
@@ -500,6 +511,12 @@ def _brake_fit(params: Params, state: State, row: int, seconds: float, target_w:
     site[Site.BRAKE_CLOCK] = high
     if _stays_below(params, state, row, seconds, high, 1.0, 1.0, target_w):
         return
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0 and not _stays_below(
+        params, state, row, seconds, floor, 1.0, 1.0, target_w
+    ):
+        site[Site.TRAIN_STALLED] = 1.0
+        if _stays_below(params, state, row, seconds, high, 1.0, 1.0, target_w):
+            return
     if _stays_below(params, state, row, seconds, floor, 1.0, 1.0, target_w):
         low = floor
         for _ in range(_BISECTIONS):
@@ -593,6 +610,9 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
     clock_limit = 1.0
     prefill_duty = 1.0
     decode_duty = 1.0
+    if spec[SiteSpec.TRAIN_RACKS] > 0.0:
+        end_s = min(end_s, next_training_change_s(params, state, row, begin_s))
+        site[Site.TRAIN_STALLED] = 0.0
     if site[Site.BRAKED] > 0.0:
         end_s = min(end_s, begin_s + _FIT_S)
         seconds = end_s - begin_s
@@ -615,6 +635,8 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         if params.pool[pool, PoolSpec.PHASE] != PREFILL and nearly_full(params, state, row, pool):
             congested_s = _CONGESTED_COHORTS_S if spec[SiteSpec.RESOLUTION] == COHORT else _CONGESTED_REQUESTS_S
             end_s = min(end_s, begin_s + congested_s)
+    if spec[SiteSpec.TRAIN_RACKS] > 0.0:
+        site[Site.TRAIN_CLOCK] = min(training_clock(params, state, row), clock_limit)
     coupled = spec[SiteSpec.COUPLED] > 0.0
     if coupled:
         end_s = _set_pair_clocks(params, state, row, begin_s, end_s, slice_end_s, clock_limit)
@@ -663,11 +685,21 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         clock_sum += awake * clock
         awake_sum += awake
         it_w += watts
+    block_w = 0.0
+    burst_w = 0.0
+    burst_share = 1.0
+    if spec[SiteSpec.TRAIN_RACKS] > 0.0:
+        block_w, burst_w, burst_share = block_draw_w(params, state, row, site[Site.TRAIN_CLOCK])
+        it_w += block_w
     facility_w = facility_power_w(params, state, row, it_w)
     grid_w = facility_w
     if spec[SiteSpec.BATTERY_W] > 0.0:
         grid_w -= use_battery(params, state, row, facility_w, elapsed)
     over_w = max(0.0, grid_w - site[Site.CAP_W])
+    top_w = grid_w
+    if spec[SiteSpec.TRAIN_RACKS] > 0.0:
+        grid_w, over_w, top_w = meter_bursts(params, state, row, grid_w, burst_w, burst_share, elapsed)
+        book_training(params, state, row, block_w, facility_w / it_w, elapsed)
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w
     site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
@@ -699,7 +731,7 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         site[Site.CARBON_KG] += carbon_kg
         site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed
         site[Site.CAP_VIOLATION_J] += over_w * elapsed
-        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], grid_w)
+        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], top_w)
         if site[Site.BRAKED] > 0.0:
             site[Site.BRAKE_S] += elapsed
     if over_w > 0.0:

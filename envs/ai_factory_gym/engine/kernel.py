@@ -43,6 +43,7 @@ from ai_factory_gym.engine.ledger import held_at_most_s, sweep
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
 from ai_factory_gym.engine.supply import look_for_peak, look_outside
+from ai_factory_gym.engine.training import advance_training, look_for_job
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import compute_rate
 
@@ -149,6 +150,7 @@ def apply_action(
     now_s = state.site[row, Site.TIME_S]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     state.site[row, Site.BATTERY_ORDER] = order[Order.BATTERY]
+    state.site[row, Site.TRAIN_HELD] = order[Order.TRAINING]
     for pool in range(params.pool.shape[0]):
         if params.pool[pool, PoolSpec.PHASE] == PREFILL and params.pool[pool, PoolSpec.SIBLING] >= 0.0:
             order_role(params, state, row, pool, own[pool], now_s)
@@ -192,6 +194,8 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_PENALTY_USD] = 0.0
     site[Site.STEP_WEAR_USD] = 0.0
     site[Site.STEP_COINCIDENT_USD] = 0.0
+    site[Site.STEP_TRAIN_CREDIT_J] = 0.0
+    site[Site.STEP_TRAIN_S] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -262,6 +266,8 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     if state.site[row, Site.FAULTS] > 0.0:
         strike_and_repair(params, state, row, begin_s)
     advance_racks(params, state, row, begin_s)
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        advance_training(params, state, row)
     end_s = plan_segment(params, state, row, begin_s, end_s)
     pools = params.pool.shape[0]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
@@ -304,6 +310,8 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
         look_outside(state, row, minute_of(state, path_start_s, begin_s))
         if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
             look_for_peak(state, row, minute_of(state, path_start_s, begin_s))
+        if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+            look_for_job(state, row, minute_of(state, path_start_s, begin_s))
         needed = most_arrivals(params, state, row, begin_s, tick_s, path_start_s)
         if progress[SiteInt.FREE] < needed + slots_for_faults(state, row, begin_s + tick_s):
             return NEEDS_SLOTS

@@ -115,6 +115,26 @@ class SiteSpec(IntEnum):
     LOOP_S = 38  # time constant of the loop
     COINCIDENT_USD_PER_W = 39  # charge for the mean draw in a quarter of an hour in which the grid has a peak
     FAULTS = 40  # 1 where racks may go out of service, by the task; whether they do in an episode is in State.site
+    TRAIN_RACKS = 41  # racks of the training block; 0 where there is none
+    TRAIN_IDLE_W = 42  # IT power of all its racks when idle
+    TRAIN_MOST_W = 43  # what running GPUs may add to it
+    TRAIN_COMPUTE_CORE_W = 44  # what a compute phase adds at clock 1 that depends on the clock
+    TRAIN_COMPUTE_FIXED_W = 45  # and what does not
+    TRAIN_WAIT_CORE_W = 46  # the same of a communication phase
+    TRAIN_WAIT_FIXED_W = 47
+    TRAIN_VOLTAGE_FLOOR = 48
+    TRAIN_CHECKPOINT_W = 49  # IT power while a checkpoint is written or read
+    TRAIN_COMPUTE_SHARE = 50  # share of an iteration at clock 1
+    TRAIN_CLOCK = 51  # by itself
+    TRAIN_LEAST_CLOCK = 52  # lowest the operator may set
+    TRAIN_PERIOD_S = 53  # running time between checkpoints
+    TRAIN_CHECKPOINT_S = 54
+    TRAIN_RESTORE_S = 55
+    TRAIN_STALL_LIMIT_S = 56
+    TRAIN_REFERENCE_W = 57  # IT energy per job-second of a job left alone, checkpoints included
+    TRAIN_WORTH = 58  # worth of that energy's work over the energy's price in the reward
+    TRAIN_USD_PER_S = 59  # what a job-second pays
+    TRAIN_TARGET = 60  # progress asked for, over that of a job left alone
 
 
 class PoolSpec(IntEnum):
@@ -264,6 +284,28 @@ class Site(IntEnum):
     RESTARTED = 73  # requests that were lost with a rack and started anew
     LOST_TOKENS = 74  # output tokens they had been given
     RACK_DOWN_S = 75  # rack-seconds out of service
+    JOB = 76  # 1 while there is a training job, -1 while it waits for a rack that is out of service
+    TRAIN_PHASE = 77  # NO_JOB to LOADING of ``engine.training``
+    TRAIN_HELD = 78  # how far the operator holds it back: 0 not at all, up to 1 by its clock, above it is to pause
+    TRAIN_CLOCK = 79  # in force
+    TRAIN_STALLED = 80  # 1 while the brake keeps its iterations from running
+    TRAIN_STALL_S = 81  # for how long it has without a break
+    TRAIN_LEFT_S = 82  # time left of writing or loading
+    TRAIN_RAN_S = 83  # time it has run since its last checkpoint
+    TRAIN_SINCE_S = 84  # job-seconds done in it
+    TRAIN_JOB_S = 85  # time since it would have begun to run; negative while it would still be loading
+    TRAIN_DONE_S = 86  # job-seconds done, those that were lost included
+    TRAIN_LOST_S = 87
+    TRAIN_DUE_S = 88  # job-seconds of a job left alone
+    TRAIN_ENERGY_J = 89  # facility energy of the block
+    TRAIN_CREDIT_J = 90  # reference energy of what was done and not lost
+    TRAIN_PAUSED_S = 91
+    TRAIN_CHECKPOINTS = 92  # written
+    TRAIN_KILLS = 93
+    TRAIN_POWER_W = 94  # facility power of the last segment
+    STEP_TRAIN_CREDIT_J = 95
+    STEP_TRAIN_S = 96  # job-seconds done and not lost
+    TRAIN_SINCE_J = 97  # reference energy of what was done since the last checkpoint
 
 
 class SiteInt(IntEnum):
@@ -503,6 +545,7 @@ class World(IntEnum):
     PEAK_UNTIL_S = 3
     PEAK_LEFT_S = 4
     COINCIDENT = 5
+    JOB = 6  # 1 in minutes with a training job, -1 while a rack of it is out of service
 
 
 class Gate(IntEnum):
@@ -597,6 +640,7 @@ class Order(IntEnum):
     """Columns of a decision for the site as a whole."""
 
     BATTERY = 0
+    TRAINING = 1  # how far the training job is held back; see Site.TRAIN_HELD
 
 
 class Params(NamedTuple):

@@ -14,6 +14,7 @@ from ai_factory_gym.errors import ConfigError, check_count, check_flag, check_ke
 from ai_factory_gym.grid.series import SYNTHETIC, UNITS, Series, load_series
 from ai_factory_gym.sites.money import MoneyConfig, money_from_table
 from ai_factory_gym.sites.reliability import ReliabilityConfig
+from ai_factory_gym.sites.training import TrainingConfig
 from ai_factory_gym.workload.classes import RequestClass, load_classes
 
 SITES_PATH = Path(__file__).parent
@@ -366,6 +367,7 @@ class SiteConfig:
             assumed: a quarter of the wake time, which holds start-up and checks of the rack besides.
         reliability: How often racks fail; None is never, unless a scenario says so.
         class_models: Model of each class that is not served by the site's.
+        training: Racks that do a training job beside the pools; None for none.
     """
 
     name: str
@@ -393,6 +395,7 @@ class SiteConfig:
     reliability: ReliabilityConfig | None = None
     class_models: Mapping[str, str | Model] = field(default_factory=dict)
     kv_store: StoreConfig | None = None
+    training: TrainingConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -639,6 +642,14 @@ def _subtable(where: str, kind: type[Any], table: Any, required: tuple[str, ...]
     return kind(**table)
 
 
+def _training(where: str, table: Any, racks: Mapping[str, Rack]) -> TrainingConfig:
+    """Build a site's training block from its table, rack types of the user's own looked up first."""
+    if isinstance(table, Mapping) and isinstance(table.get("rack"), str):
+        table = {**table, "rack": racks.get(table["rack"], table["rack"])}
+    built: TrainingConfig = _subtable(where, TrainingConfig, table, ("rack", "racks"))
+    return built
+
+
 _OWN_FILES = ("racks", "models", "classes")
 """What a site may bring along in files of its own, in the form of the shipped ones."""
 
@@ -769,6 +780,8 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         values["battery"] = _subtable(f"{source}: battery", BatteryConfig, values["battery"])
     if "reliability" in values:
         values["reliability"] = _subtable(f"{source}: reliability", ReliabilityConfig, values["reliability"])
+    if "training" in values:
+        values["training"] = _training(f"{source}: training", values["training"], own["racks"])
     if "cooling" in values:
         values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
     if "kv_store" in values:
