@@ -65,9 +65,7 @@ def _money(site: Table, rng: np.random.Generator) -> Table:
         "rack_usd_per_hour": {entry["rack"]: float(rng.uniform(0.0, 300.0)) for entry in site["pools"][:1]},
     }
     if rng.random() < 0.5:
-        money["classes"] = {
-            names[0]: {"output_usd_per_mtok": 30.0, "budget_usd_per_day": float(rng.uniform(1.0, 1e6))}
-        }
+        money["classes"] = {names[0]: {"output_usd_per_mtok": 30.0, "budget_usd_per_day": float(rng.uniform(1.0, 1e6))}}
     return {"money": money}
 
 
@@ -305,7 +303,9 @@ def main() -> int:
                 scenarios.update(scenario.split("+") if scenario else ())
                 bar.update()
             seed += 1
-    print(f"{ran:,} combinations ran ({sum(refused.values()):,} drawn ones were refused as impossible), {len(failures)} failed")
+    print(
+        f"{ran:,} combinations ran ({sum(refused.values()):,} drawn ones were refused as impossible), {len(failures)} failed"
+    )
     for what, counted in (("parts", parts), ("scenarios", scenarios)):
         print(f"{what}: " + ", ".join(f"{name} {count}" for name, count in sorted(counted.items())))
     print("\n".join(failures))
