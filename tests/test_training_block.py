@@ -221,6 +221,8 @@ def test_energy_adds_up() -> None:
         pools_j = env.factory.engine.state.pool[0, :, Pool.ENERGY_J].sum()
         assert info["energy_j"] == pytest.approx(1.1 * info["it_energy_j"], rel=1e-9)
         assert info["training_energy_j"] == pytest.approx(info["energy_j"] - 1.1 * pools_j, rel=1e-9)
+        it_j = pools_j + site_numbers(env)[Site.TRAIN_IT_ENERGY_J]
+        assert info["it_energy_j"] == pytest.approx(it_j, rel=1e-9)
         credited_j = info["energy_j"] - info["serving_energy_j"]
         reference_w = env.factory.params.site[SiteSpec.TRAIN_REFERENCE_W]
         assert credited_j == pytest.approx(1.1 * reference_w * info["training_progress_s"], rel=1e-9)

@@ -306,6 +306,7 @@ class Site(IntEnum):
     STEP_TRAIN_CREDIT_J = 95
     STEP_TRAIN_S = 96  # job-seconds done and not lost
     TRAIN_SINCE_J = 97  # reference energy of what was done since the last checkpoint
+    TRAIN_IT_ENERGY_J = 98  # IT energy of the block
 
 
 class SiteInt(IntEnum):

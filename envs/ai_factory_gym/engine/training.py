@@ -186,6 +186,7 @@ def book_training(params: Params, state: State, row: int, mean_w: float, factor:
     phase = site[Site.TRAIN_PHASE]
     site[Site.TRAIN_POWER_W] = mean_w * factor
     site[Site.TRAIN_ENERGY_J] += scoring * mean_w * factor * elapsed
+    site[Site.TRAIN_IT_ENERGY_J] += scoring * mean_w * elapsed
     if site[Site.JOB] != 0.0:
         before_s = site[Site.TRAIN_JOB_S]
         site[Site.TRAIN_JOB_S] = before_s + elapsed

@@ -1,8 +1,8 @@
 """A synchronous training job: what its racks draw and how fast it goes at a clock, phase by phase.
 
 Every iteration has a compute phase, in which all GPUs of the job draw near their limit, and a communication phase, in which they wait for each
-other near idle (bulk-synchronous training; Choukse et al., "Power Stabilization for AI Training Datacenters", arXiv:2508.14318: swings between
-near TDP and near idle at 0.2 to 3 Hz, status measured, production telemetry). Only the compute phase slows down with the clock.
+other near idle (bulk-synchronous training; Choukse et al., "Power Stabilization for AI Training Datacenters", arXiv:2508.14318, production
+telemetry: swings between near TDP and near idle at 0.2 to 3 Hz, status secondary report). Only the compute phase slows down with the clock.
 """
 
 from __future__ import annotations

@@ -17,17 +17,17 @@ class TrainingConfig:
         racks: Number of racks.
         profile: Power profile of the rack type; None is its default.
         clock: Clock the job runs at by itself, at most: that at which compute phases draw the GPUs' power limit, if it is lower.
-        iteration_s: Length of an iteration at that clock, s (status assumed: 0.33 to 5 s are what swings of 0.2 to 3 Hz mean, measured
-            in production, arXiv:2508.14318).
+        iteration_s: Length of an iteration at that clock, s (status assumed: between 0.33 and 5 s, as in swings of 0.2 to 3 Hz, secondary report
+            of the telemetry in arXiv:2508.14318). It says how fast bursts follow each other and changes no mean.
         compute_share: Share of an iteration at full clock in which GPUs compute; in the rest they communicate (status assumed).
         compute_memory: Memory activity while they compute (status assumed; with compute units busy they draw their limit at full clock anyway).
-        communication_memory: Memory activity while they communicate (status assumed: "near idle", same source).
-        checkpoint_period_s: Time between two checkpoints in which the job runs, s (status assumed).
+        communication_memory: Memory activity while they communicate (status assumed; "near idle", same report).
+        checkpoint_period_s: Time between two checkpoints in which the job runs, s (status assumed; guides say 15 to 100 min).
         checkpoint_s: Time that writing a checkpoint takes, in which the job stands, s (status assumed).
         restore_s: Time from the order to go on to the first iteration, s: processes start and read the checkpoint (status assumed).
         checkpoint_rack_w: Draw of a rack meanwhile, writing or reading, W; None is that of a communication phase (status assumed).
-        stall_limit_s: How long iterations may stand still under the brake before the job dies of it, s (PyTorch's default limit of an NCCL
-            collective: 10 min, status documented).
+        stall_limit_s: How long iterations may stand still under the brake before the job dies of it, s (status documented: 10 min is
+            PyTorch's default limit of an NCCL collective, pull request 110947).
         worth: What a job-second is worth, over what the energy it takes by itself costs in the reward. 1 says that a joule of training is worth
             as much as a joule of the best serving (status design choice).
         usd_per_rack_hour: What an hour of progress of one rack pays; None is ``worth`` times its energy at the site's mean price.
