@@ -11,7 +11,7 @@ import pytest
 import ai_factory_baselines
 from ai_factory_gym import AIFactoryEnv, ConfigError
 from ai_factory_gym.engine.draw import facility_power_w
-from ai_factory_gym.engine.layout import Array, CapStep, Pool, Site, SiteSpec, World
+from ai_factory_gym.engine.layout import Array, CapStep, Pool, Site, SiteInt, SiteSpec, World
 from ai_factory_gym.engine.training import LOADING, NO_JOB, PAUSED, RUNNING, WRITING, meter_bursts
 from ai_factory_gym.evaluation.feasibility import violations
 from ai_factory_gym.factory import Factory
@@ -326,6 +326,22 @@ def test_the_brake_slows_the_job_then_stops_it_and_its_own_limit_kills_it() -> N
     state.cap_steps[0, 0, CapStep.CAP_W] = 1e9
     freed = play(env, [None] * 3, seed=None, clock=1.0)[-1]
     assert freed["training_phase"] == RUNNING and freed["training_kills"] == 1.0
+
+
+def test_a_phase_that_is_nearly_over_does_not_hold_up_a_stopped_block() -> None:
+    env = make(with_block(checkpoint_s=60.0), demand_scale=0.3)
+    play(env, [None] * 2)
+    state = env.factory.engine.state
+    site = site_numbers(env)
+    site[Site.TRAIN_PHASE], site[Site.TRAIN_LEFT_S] = WRITING, 0.002
+    site[Site.TRAIN_STALLED] = site[Site.BRAKED] = 1.0
+    site[Site.BRAKED_AT_S] = site[Site.TIME_S]
+    # Less than what a checkpoint draws, more than the idle draw.
+    state.cap_steps[0, 0, CapStep.CAP_W] = 1.05 * idle_facility_w(env.factory.site)
+    before = state.site_int[0, SiteInt.SEGMENTS]
+    play(env, [None], seed=None)
+    assert site[Site.TRAIN_STALLED] == 1.0 and site[Site.TRAIN_LEFT_S] == pytest.approx(0.002)
+    assert state.site_int[0, SiteInt.SEGMENTS] - before < 200
 
 
 def test_the_cap_is_kept_beside_a_block() -> None:

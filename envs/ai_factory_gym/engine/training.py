@@ -20,6 +20,9 @@ LOWEST_CLOCK = 1.0
 _DONE_S = 1e-6
 """What is left of a phase that counts as nothing, s: the engine's shortest segment."""
 
+_STALLED_S = 1.0
+"""Shortest time to the next change of a phase that the brake has stopped, s: a phase may be that much longer."""
+
 _CHANGES = 4
 """Most changes of phase at one moment: phases may take no time."""
 
@@ -70,7 +73,8 @@ def advance_training(params: Params, state: State, row: int) -> None:
     paused = site[Site.TRAIN_HELD] > LOWEST_CLOCK
     if site[Site.JOB] < 0.0 and site[Site.TRAIN_PHASE] != NO_JOB:
         # One rack less is no job any more: it waits for the repair and starts again from its last checkpoint.
-        _kill(state, row)
+        if site[Site.TRAIN_PHASE] != PAUSED:
+            _kill(state, row)
         site[Site.TRAIN_PHASE] = NO_JOB
     if site[Site.JOB] == 0.0 and site[Site.TRAIN_PHASE] == NO_JOB:
         site[Site.TRAIN_JOB_S] = -spec[SiteSpec.TRAIN_RESTORE_S]
@@ -112,13 +116,18 @@ def advance_training(params: Params, state: State, row: int) -> None:
 
 @inlined_kernel
 def next_training_change_s(params: Params, state: State, row: int, begin_s: float) -> float:
-    """Return when the block's phase changes by itself at the earliest, s."""
+    """Return when the block's phase changes by itself at the earliest, s; of one that stood still so far no sooner than ``_STALLED_S``.
+
+    Whether it goes on standing still is decided later: otherwise what little is left of a phase would make segments of no length.
+    """
     site = state.site[row]
     left_s = 1e30
     if site[Site.TRAIN_PHASE] == RUNNING:
         left_s = params.site[SiteSpec.TRAIN_PERIOD_S] - site[Site.TRAIN_RAN_S]
     elif site[Site.TRAIN_PHASE] == WRITING or site[Site.TRAIN_PHASE] == LOADING:
         left_s = site[Site.TRAIN_LEFT_S]
+    if site[Site.TRAIN_STALLED] > 0.0:
+        left_s = max(left_s, _STALLED_S)
     return begin_s + left_s
 
 
