@@ -13,7 +13,7 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
-from ai_factory_gym.params import at_hottest, check_cap, derates_above_c, nameplate_it_w, site_pue
+from ai_factory_gym.params import at_hottest, check_cap, check_ramp, derates_above_c, nameplate_it_w, site_pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
@@ -199,6 +199,7 @@ def findings(site: SiteConfig) -> list[str]:
         ConfigError: When the site cannot be simulated at all.
     """
     check_cap(at_hottest(site), site.cap_w)
+    check_ramp(site, site.cap_w)
     steady = steady_site(site)
     saturation = steady.saturation()
     if saturation.load_rps <= 0.0:

@@ -115,6 +115,14 @@ class SiteSpec(IntEnum):
     LOOP_S = 38  # time constant of the loop
     COINCIDENT_USD_PER_W = 39  # charge for the mean draw in a quarter of an hour in which the grid has a peak
     FAULTS = 40  # 1 where racks may go out of service, by the task; whether they do in an episode is in State.site
+    RAMP = 41  # 1 where the draw from the grid has a ramp limit
+    RAMP_UP_W_PER_S = 42  # how fast it may rise; inf without a limit
+    RAMP_DOWN_W_PER_S = 43  # how fast it may fall; inf without a limit
+    BALLAST_W = 44  # largest power of the dummy load
+    STORAGE_W = 45  # largest power of the racks' energy storage, in and out; 0 where there is none
+    STORAGE_J = 46  # what it holds
+    STORAGE_EFFICIENCY = 47  # of one way
+    STORAGE_REST_J = 48  # charge to which it returns when nothing is asked of it
 
 
 class PoolSpec(IntEnum):
@@ -264,6 +272,21 @@ class Site(IntEnum):
     RESTARTED = 73  # requests that were lost with a rack and started anew
     LOST_TOKENS = 74  # output tokens they had been given
     RACK_DOWN_S = 75  # rack-seconds out of service
+    RAMP_ON = 76  # 1 while the ramp limits hold: from the start of the scored window on
+    RAMP_W = 77  # mean draw from the grid in the last segment
+    RAMP_S = 78  # how long that was
+    RAMP_SPARE_W = 79  # what that was above the demand of the site: charged, or burnt
+    RAMP_LIMITS = 80  # 1 while the limiter lowers clocks or duties
+    RAMP_RESERVE_W = 81  # draw above its demand that the site would have now: for a rack that waits to be woken, or for the limiter
+    RAMP_LIMITED_S = 82  # time under the limiter
+    RAMP_EXCESS_W = 83  # what the draw moved faster than its limits allow, added up
+    BALLAST_W = 84  # of the last segment
+    BALLAST_J = 85
+    STEP_BALLAST_J = 86
+    STORAGE_CHARGE_J = 87
+    STORAGE_IN_J = 88  # drawn to charge the racks' storage
+    STORAGE_OUT_J = 89  # given by it
+    HELD_RACK_S = 90  # rack-seconds in which racks that were ordered awake waited for the ramp
 
 
 class SiteInt(IntEnum):
@@ -360,6 +383,7 @@ class PoolInt(IntEnum):
     ASSIGNED = 14  # cohorts anywhere in the site that are bound for this pool
     CLOSED = 15  # 1 while the pool takes no new requests because its last rack is to sleep
     MOVING = 16  # of the draining racks, those that go to the sibling when they are done
+    HELD = 17  # of the sleeping racks, those that are to wake as soon as the ramp limit has room for it
 
 
 class Class(IntEnum):
