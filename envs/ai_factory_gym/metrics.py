@@ -147,7 +147,11 @@ def info_keys(
         ramp: Whether the draw from the grid has ramp limits.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
-    parts = (*(VALUE_KEYS if effort else ()), *(GRID_KEYS if battery or ramp else ()), *(BATTERY_KEYS if battery else ()))
+    parts = (
+        *(VALUE_KEYS if effort else ()),
+        *(GRID_KEYS if battery or ramp else ()),
+        *(BATTERY_KEYS if battery else ()),
+    )
     parts += (*(RAMP_KEYS if ramp else ()), *(MONEY_KEYS if money else ()))
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)

@@ -1047,15 +1047,18 @@ def check_ramp(site: SiteConfig, lowest_cap_w: float) -> None:
         return
     idle_w, step_w = idle_facility_w(site), waking_step_w(site)
     needed = {
-        f"from its idle draw ({idle_w / 1e6:.3f} MW) to its cap ({site.cap_w / 1e6:.3f} MW)": (site.cap_w - idle_w, LONGEST_RISE_S),
+        f"from its idle draw ({idle_w / 1e6:.3f} MW) to its cap ({site.cap_w / 1e6:.3f} MW)": (
+            site.cap_w - idle_w,
+            LONGEST_RISE_S,
+        ),
         f"by what a rack draws when it wakes ({step_w / 1e3:,.0f} kW)": (step_w, LONGEST_WAKE_WAIT_S),
     }
     for what, (rise_w, longest_s) in needed.items():
         takes_s = rise_w / site.ramp.up_w_per_s
         if takes_s > longest_s:
             raise ConfigError(
-                f"site {site.name!r}: ramp.up_w_per_s: {site.ramp.up_w_per_s!r} is not allowed; the draw would take {takes_s / 3600.0:,.1f} h to rise "
-                f"{what}; must be at least {rise_w / longest_s:,.1f} W/s ({longest_s / 3600.0:g} h)."
+                f"site {site.name!r}: ramp.up_w_per_s: {site.ramp.up_w_per_s!r} is not allowed; the draw would take {takes_s / 3600.0:,.1f} h "
+                f"to rise {what}; must be at least {rise_w / longest_s:,.1f} W/s ({longest_s / 3600.0:g} h)."
             )
     if step_w > lowest_cap_w:
         raise ConfigError(

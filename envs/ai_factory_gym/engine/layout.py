@@ -277,7 +277,9 @@ class Site(IntEnum):
     RAMP_S = 78  # how long that was
     RAMP_SPARE_W = 79  # what that was above the demand of the site: charged, or burnt
     RAMP_LIMITS = 80  # 1 while the limiter lowers clocks or duties
-    RAMP_RESERVE_W = 81  # draw above its demand that the site would have now: for a rack that waits to be woken, or for the limiter
+    RAMP_RESERVE_W = (
+        81  # draw above its demand that the site would have now: for a rack that waits to be woken, or for the limiter
+    )
     RAMP_LIMITED_S = 82  # time under the limiter
     RAMP_EXCESS_W = 83  # what the draw moved faster than its limits allow, added up
     BALLAST_W = 84  # of the last segment

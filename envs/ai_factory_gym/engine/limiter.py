@@ -12,7 +12,18 @@ import math
 
 from ai_factory_gym.engine.decode import PACE_S
 from ai_factory_gym.engine.draw import note_arrivals, planned_draw_w, surely_below
-from ai_factory_gym.engine.layout import DECODE, PREFILL, SEPARATE, Params, Pool, PoolInt, PoolSpec, Site, SiteSpec, State
+from ai_factory_gym.engine.layout import (
+    DECODE,
+    PREFILL,
+    SEPARATE,
+    Params,
+    Pool,
+    PoolInt,
+    PoolSpec,
+    Site,
+    SiteSpec,
+    State,
+)
 from ai_factory_gym.engine.racks import switching_w, wake_racks, waking_w
 from ai_factory_gym.engine.smoothing import allowed_w
 from ai_factory_gym.engine.supply import battery_help_w
@@ -85,7 +96,7 @@ def _start_racks(params: Params, state: State, row: int, now_s: float) -> None:
         while min(ints[PoolInt.HELD], ints[PoolInt.ASLEEP]) > 0:
             if not _has_room(params, state, row, step_w, spare_w):
                 break
-            spare_w = max(0.0, spare_w - step_w)
+            spare_w -= step_w
             wake_racks(params, state, row, pool, 1, now_s)
             ints[PoolInt.HELD] -= 1
             if shared:
@@ -98,7 +109,7 @@ def _start_racks(params: Params, state: State, row: int, now_s: float) -> None:
             by_s = now_s + step_w / spec[SiteSpec.RAMP_UP_W_PER_S]
             switch_w = switching_w(params, state, row, pool, by_s) * site[Site.PUE]
             site[Site.RAMP_RESERVE_W] = max(site[Site.RAMP_RESERVE_W], switch_w)
-    site[Site.RAMP_SPARE_W] = spare_w
+    site[Site.RAMP_SPARE_W] = max(0.0, spare_w)
 
 
 @kernel
@@ -107,7 +118,7 @@ def _has_room(params: Params, state: State, row: int, step_w: float, spare_w: fl
     site = state.site[row]
     spec = params.site
     up_w_per_s = spec[SiteSpec.RAMP_UP_W_PER_S]
-    missing_w = step_w * (1.0 - 1e-6) - spare_w
+    missing_w = step_w * (1.0 - 1e-6) - spare_w - up_w_per_s * PACE_S
     if missing_w <= 0.0:
         return True
     if spec[SiteSpec.BATTERY_W] > 0.0 and site[Site.BATTERY_ORDER] == 0.0:

@@ -381,7 +381,9 @@ class StorageConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
         if not isinstance(self.racks, tuple) or not self.racks:
-            raise ConfigError(f"rack_storage.racks: {self.racks!r} is not allowed; must be a list of at least one rack type.")
+            raise ConfigError(
+                f"rack_storage.racks: {self.racks!r} is not allowed; must be a list of at least one rack type."
+            )
         check_range("rack_storage.energy_j_per_gpu", self.energy_j_per_gpu, 1e-3, 1e9, "J")
         check_range("rack_storage.power_w_per_gpu", self.power_w_per_gpu, 1e-3, 1e6, "W")
         check_range("rack_storage.round_trip_efficiency", self.round_trip_efficiency, 0.3, 1.0)
