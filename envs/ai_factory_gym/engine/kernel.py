@@ -21,6 +21,7 @@ from ai_factory_gym.engine.coupled import (
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
 from ai_factory_gym.engine.draw import meter_segment, plan_segment
 from ai_factory_gym.engine.faults import slots_for_faults, strike_and_repair
+from ai_factory_gym.engine.health import follow_racks, working_share
 from ai_factory_gym.engine.layout import (
     DECODE,
     PREFILL,
@@ -79,7 +80,7 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
             continue
         ints = state.pool_int[row, pool]
         if ints[PoolInt.ACTIVE] > 0 and not ints[PoolInt.CLOSED]:
-            capacity = ints[PoolInt.ACTIVE] * params.capacity[phase, group, pool]
+            capacity = ints[PoolInt.ACTIVE] * params.capacity[phase, group, pool] * working_share(state, row, pool)
             if phase == PREFILL:
                 capacity *= compute_rate(state.pool[row, pool, Pool.CLOCK_CEILING])
             shares[pool] = capacity * bias[pool]
@@ -262,6 +263,8 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     if state.site[row, Site.FAULTS] > 0.0:
         strike_and_repair(params, state, row, begin_s)
     advance_racks(params, state, row, begin_s)
+    if state.site[row, Site.FAULTS] > 1.0:
+        follow_racks(params, state, row)
     end_s = plan_segment(params, state, row, begin_s, end_s)
     pools = params.pool.shape[0]
     coupled = params.site[SiteSpec.COUPLED] > 0.0

@@ -24,6 +24,9 @@ COHORT, REQUEST = 0, 1
 BREAKDOWN, MAINTENANCE = 0, 1
 """Why a rack goes out of service: a fault, which loses what is on it; or work that was planned."""
 
+RACK, GPU_GROUP, LINK_DOMAIN = 0, 1, 2
+"""What a fault takes: the rack with all that is in it; the replicas of one group of GPUs (a tray); those of one NVLink domain."""
+
 NOBODY = -1
 """End of a linked list of cohorts."""
 
@@ -114,7 +117,7 @@ class SiteSpec(IntEnum):
     COOLANT_LIMIT_C = 37
     LOOP_S = 38  # time constant of the loop
     COINCIDENT_USD_PER_W = 39  # charge for the mean draw in a quarter of an hour in which the grid has a peak
-    FAULTS = 40  # 1 where racks may go out of service, by the task; whether they do in an episode is in State.site
+    FAULTS = 40  # 1 where racks may go out of service, 2 where parts of racks may, by the task; what happens in an episode is in State.site
 
 
 class PoolSpec(IntEnum):
@@ -138,6 +141,8 @@ class PoolSpec(IntEnum):
     SWITCH_S = 15
     MODEL = 16  # place of its model among those of the site
     HOLD_SHARE = 17  # decode: share of the KV memory that may hold contexts of sessions between turns
+    GROUP_REPLICAS = 18  # replicas that a fault of one group of GPUs takes
+    DOMAIN_REPLICAS = 19  # and one of an NVLink domain
 
 
 class ClassSpec(IntEnum):
@@ -258,12 +263,14 @@ class Site(IntEnum):
     COINCIDENT_SUM_W = 67  # mean draws of those that are over, added up
     COINCIDENT_COUNT = 68
     STEP_COINCIDENT_USD = 69
-    FAULTS = 70  # 1 where racks may go out of service in this episode
+    FAULTS = 70  # 1 where racks may go out of service in this episode, 2 where parts of racks may too
     NEXT_FAULT_S = 71  # when the next one goes or comes back
     RACKS_STRUCK = 72  # racks that have gone out of service
     RESTARTED = 73  # requests that were lost with a rack and started anew
     LOST_TOKENS = 74  # output tokens they had been given
     RACK_DOWN_S = 75  # rack-seconds out of service
+    GROUPS_STRUCK = 76  # parts of racks that have gone out of service
+    GPU_DOWN_S = 77  # GPU-seconds out of service in racks that are not
 
 
 class SiteInt(IntEnum):
@@ -338,6 +345,10 @@ class Pool(IntEnum):
     LATER_TOKENS = 53  # their prompt + output tokens
     PREFILL_SHARE = 54  # decode on shared GPUs: share of their time that prefill took in the last segment
     HELD = 55  # KV tokens of sessions between turns; 0 without a prefix cache
+    OUT_SHARE = (
+        56  # share of the replicas of its awake racks that is out of service; 0 without faults of parts of racks
+    )
+    OUT_REPLICAS = 57  # replicas out of service in racks that are not, awake or resting
 
 
 class PoolInt(IntEnum):
@@ -360,6 +371,7 @@ class PoolInt(IntEnum):
     ASSIGNED = 14  # cohorts anywhere in the site that are bound for this pool
     CLOSED = 15  # 1 while the pool takes no new requests because its last rack is to sleep
     MOVING = 16  # of the draining racks, those that go to the sibling when they are done
+    AWAKE_SEEN = 17  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
 
 
 class Class(IntEnum):
@@ -483,7 +495,13 @@ class Fault(IntEnum):
     TURN = 5  # in [0, 1): decides which requests are on the rack
     DONE = 6  # 1 once it has happened
     WHERE = 7  # pool whose rack it took
-    BACK_S = 8  # when that rack may be woken again; inf while it is not out
+    BACK_S = 8  # when that rack may be woken again, or that part of it serves again; inf while it is not out
+    DOMAIN = 9  # RACK, GPU_GROUP or LINK_DOMAIN: what it is to take
+    PLACE = 10  # in [0, 1): where in the rack, and which of those in its state
+    REPLICAS = (
+        11  # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
+    )
+    AWAKE = 12  # of a part that is out: 1 while its rack is awake
 
 
 class CapStep(IntEnum):
