@@ -26,7 +26,15 @@ import math
 from ai_factory_gym.engine.arrivals import group_of, route, route_decode, size_class
 from ai_factory_gym.engine.cache import find_nothing, has_cache
 from ai_factory_gym.engine.calendar import schedule
-from ai_factory_gym.engine.health import absorb, count_out, home_of, parts_out, units_per_rack, working_share
+from ai_factory_gym.engine.health import (
+    come_with_rack,
+    count_out,
+    go_with_rack,
+    home_of,
+    parts_out,
+    units_per_rack,
+    working_share,
+)
 from ai_factory_gym.engine.heap import push
 from ai_factory_gym.engine.layout import (
     COHORT,
@@ -134,6 +142,8 @@ def strike_and_repair(params: Params, state: State, row: int, now_s: float) -> N
                 count_out(params, state, row, int(event[Fault.WHERE]))
             else:
                 _bring_back(params, state, row, int(event[Fault.WHERE]))
+                if site[Site.FAULTS] > 1.0:
+                    come_with_rack(params, state, row, int(event[Fault.WHERE]), index)
         next_s = min(next_s, event[Fault.BACK_S])
     site[Site.NEXT_FAULT_S] = next_s
 
@@ -279,14 +289,13 @@ def _strike_part(params: Params, state: State, row: int, index: int, pool: int, 
 
 @kernel
 def _lost_with_rack(params: Params, state: State, row: int, index: int, pool: int, column: int) -> float:
-    """Return the share of a pool's work that is on a rack which goes out of service; what was out in it is repaired with it."""
+    """Return the share of a pool's work that is on a rack which goes out of service; what was out in it goes with it."""
     event = state.fault[row, index]
     ints = state.pool_int[row, pool]
     serves = column == PoolInt.ACTIVE or column == PoolInt.DRAINING
     racks = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING] if serves else ints[PoolInt.WAKING] + ints[PoolInt.ASLEEP]
     working = racks * working_share(state, row, pool)
-    out, back_s = absorb(params, state, row, pool, 1.0 if serves else 0.0, racks, event[Fault.PLACE])
-    event[Fault.BACK_S] = max(event[Fault.BACK_S], back_s)
+    out = go_with_rack(params, state, row, pool, 1.0 if serves else 0.0, racks, event[Fault.PLACE], index)
     if not serves:
         return 0.0
     mine = 1.0 - out / params.pool[pool, PoolSpec.REPLICAS_PER_RACK]

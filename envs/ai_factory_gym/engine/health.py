@@ -123,37 +123,50 @@ def _move(state: State, row: int, home: int, awake: float, parts: int) -> None:
 
 
 @kernel
-def absorb(
-    params: Params, state: State, row: int, pool: int, awake: float, racks: int, place: float
-) -> tuple[float, float]:
-    """Let a rack that goes out of service take the part that was out in it with it, if there is one.
+def go_with_rack(
+    params: Params, state: State, row: int, pool: int, awake: float, racks: int, place: float, index: int
+) -> float:
+    """Let what was out in a rack that goes out of service go with it, and return its replicas; 0 where all of the rack worked.
+
+    It is neither in an awake rack nor in one that rests until the rack is back, or it is repaired itself.
 
     Args:
         params: Site parameters.
         state: Engine state.
         row: Row.
         pool: A pool of the rack.
-        awake: 1 where the rack is awake.
-        racks: Racks in its state, itself among them.
+        awake: 1 where the rack is awake, 0 where it rests.
+        racks: Racks in that state, itself among them.
         place: In [0, 1): which of them it is.
-
-    Returns:
-        Replicas that were out in it, and when they would have been back, s; 0 and -inf where all of it worked.
+        index: The event that takes it.
     """
     home = home_of(params, pool)
     number = int(place * racks)
-    for index in range(state.fault.shape[1]):
-        event = state.fault[row, index]
-        if event[Fault.TIME_S] == math.inf:
+    replicas = 0.0
+    for other in range(state.fault.shape[1]):
+        part = state.fault[row, other]
+        if part[Fault.TIME_S] == math.inf:
             break
-        if is_out(state, row, index, home) and event[Fault.AWAKE] == awake:
-            if number == 0:
-                replicas, back_s = float(event[Fault.REPLICAS]), float(event[Fault.BACK_S])
-                event[Fault.REPLICAS] = 0.0
-                event[Fault.BACK_S] = math.inf
-                return replicas, back_s
+        if is_out(state, row, other, home) and part[Fault.AWAKE] == awake:
+            # All that is out in the only rack goes with it.
+            if number == 0 or racks == 1:
+                part[Fault.AWAKE] = -1.0 - index
+                replicas += part[Fault.REPLICAS]
             number -= 1
-    return 0.0, -math.inf
+    return min(replicas, params.pool[pool, PoolSpec.REPLICAS_PER_RACK])
+
+
+@kernel
+def come_with_rack(params: Params, state: State, row: int, pool: int, index: int) -> None:
+    """Let what is still out in a rack that is back, and rests, be out in a rack that rests; ``index`` is the event that had taken the rack."""
+    for member in (pool, int(params.pool[pool, PoolSpec.PARTNER])):
+        if member < 0:
+            continue
+        home = home_of(params, member)
+        for other in range(state.fault.shape[1]):
+            if is_out(state, row, other, home) and state.fault[row, other, Fault.AWAKE] == -1.0 - index:
+                state.fault[row, other, Fault.AWAKE] = 0.0
+        count_out(params, state, row, member)
 
 
 @kernel

@@ -501,7 +501,7 @@ class Fault(IntEnum):
     REPLICAS = (
         11  # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
     )
-    AWAKE = 12  # of a part that is out: 1 while its rack is awake
+    AWAKE = 12  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
 
 
 class CapStep(IntEnum):
