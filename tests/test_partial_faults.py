@@ -102,14 +102,14 @@ def test_what_is_in_service_is_mtbf_over_mtbf_and_mttr(group_share: float) -> No
         PoolConfig("gb300_nvl72", "prefill", 1, dp=4),
         PoolConfig("gb300_nvl72", "decode", 10, dp=8, mtp=True),
     )
-    rate = 400.0 * LLAMA_3_FAULTS_PER_GPU_HOUR
+    rate = 200.0 * LLAMA_3_FAULTS_PER_GPU_HOUR
     links = 0.2 if group_share < 1.0 else 0.0
     spec = ReliabilityConfig(rate, 0.78, 4 * 3600.0, group_share, links, gpu_group_repair_s=2 * 3600.0)
     site = SiteConfig("Two", 3e6, "deepseek-r1", pools, 10.0, {"chat": 1.0}, switch_s=600.0, reliability=spec)
     env = AIFactoryEnv(site=site, scenario="steady", demand_scale=0.0, **{**NOON, "warmup_s": 0.0})
     env.factory.params.pool[:, PoolSpec.SIBLING] = -1.0
     seconds, failed_s, out_s = 0.0, 0.0, 0.0
-    for seed in range(10):
+    for seed in range(30):
         # Two days, of which the first hours are left out: everything works when an episode begins.
         table = draw_faults(np.random.default_rng(seed), spec, 1.0, (), [1], [10], [72], 0.0, 2 * 86400.0)
         env.factory._faults = lambda *_, table=table: table  # type: ignore[method-assign]
@@ -139,7 +139,7 @@ def test_what_is_in_service_is_mtbf_over_mtbf_and_mttr(group_share: float) -> No
     else:
         mtbf_h, mttr_h, out = 1.0 / (rate * 72 / 9), 0.78 * 2.0 + 600.0 / 3600.0, out_s / 90
         assert failed_s == 0.0
-    assert 1.0 - out / seconds == pytest.approx(mtbf_h / (mtbf_h + mttr_h), abs=0.02)
+    assert 1.0 - out / seconds == pytest.approx(mtbf_h / (mtbf_h + mttr_h), abs=0.025)
 
 
 def test_a_site_without_shares_is_what_it_was() -> None:

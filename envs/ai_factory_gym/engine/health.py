@@ -117,7 +117,7 @@ def _move(state: State, row: int, home: int, awake: float, parts: int) -> None:
     for index in range(state.fault.shape[1]):
         if parts <= 0 or state.fault[row, index, Fault.TIME_S] == math.inf:
             return
-        if is_out(state, row, index, home) and state.fault[row, index, Fault.AWAKE] != awake:
+        if is_out(state, row, index, home) and state.fault[row, index, Fault.AWAKE] == 1.0 - awake:
             state.fault[row, index, Fault.AWAKE] = awake
             parts -= 1
 
@@ -164,6 +164,8 @@ def come_with_rack(params: Params, state: State, row: int, pool: int, index: int
             continue
         home = home_of(params, member)
         for other in range(state.fault.shape[1]):
+            if state.fault[row, other, Fault.TIME_S] == math.inf:
+                break
             if is_out(state, row, other, home) and state.fault[row, other, Fault.AWAKE] == -1.0 - index:
                 state.fault[row, other, Fault.AWAKE] = 0.0
         count_out(params, state, row, member)
