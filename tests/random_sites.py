@@ -114,7 +114,7 @@ RACK_W = {rack_id: sum(group.profile(None).nameplate_w for group in rack(rack_id
 """What a rack draws at most, W."""
 
 
-def fitted(table: Table, rng: np.random.Generator) -> SiteConfig:
+def fit(table: Table, rng: np.random.Generator) -> Table:
     """Return a proposed site with a cap between what it draws idle and what it could use, and a demand from light to too much.
 
     Raises:
@@ -127,7 +127,7 @@ def fitted(table: Table, rng: np.random.Generator) -> SiteConfig:
     least_w, most_w = idle_facility_w(site), max(saturation.facility_w, 1.01 * idle_facility_w(site))
     cap_w = least_w * 2.0 + rng.uniform(0.1, 1.5) * (most_w - least_w)
     demand = max(saturation.load_rps, 1.0) * rng.uniform(0.05, 1.3)
-    return load_site({**table, "cap_w": float(cap_w), "demand_rps": float(demand)})
+    return {**table, "cap_w": float(cap_w), "demand_rps": float(demand)}
 
 
 def with_caches(site: SiteConfig, rng: np.random.Generator) -> SiteConfig:
@@ -218,7 +218,7 @@ def run_valid(seed: int) -> str:
     table = propose(rng)
     chosen = settings(rng)
     try:
-        site = with_caches(fitted(table, rng), np.random.default_rng([seed, 1]))
+        site = with_caches(load_site(fit(table, rng)), np.random.default_rng([seed, 1]))
         env = make(site, chosen)
     except ConfigError as error:
         text = str(error)
