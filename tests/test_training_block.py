@@ -22,7 +22,7 @@ from ai_factory_gym.physics.power import dynamic_power_factor, gpu_power_w, powe
 from ai_factory_gym.physics.training import compute_time_share, iteration_time, phase_power_w, undisturbed_s
 from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.scenarios.training import TrainingBlockSpec, TrainingJobSpec, draw_block_outages, draw_jobs
-from ai_factory_gym.sites import BatteryConfig, CoolingConfig, SiteConfig, load_site, site_from_table
+from ai_factory_gym.sites import BatteryConfig, CoolingConfig, RampConfig, SiteConfig, load_site, site_from_table
 from ai_factory_gym.sites.money import MoneyConfig, Tariff
 from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.sites.training import TrainingConfig
@@ -259,7 +259,8 @@ def test_bursts_count_for_their_share_of_the_time() -> None:
         mean_w, burst_w, share = cap_w * rng.uniform(0.8, 1.1), cap_w * rng.uniform(0.0, 0.2), rng.uniform(0.3, 1.0)
         held_j, used_w = rng.uniform(0.0, 1e6), rng.uniform(-2e5, 2e5)
         state.site[0, Site.BATTERY_CHARGE_J], state.site[0, Site.BATTERY_OUT_W] = held_j, used_w
-        grid_w, over_w, top_w = meter_bursts(params, state, 0, mean_w, burst_w, share, 10.0)
+        state.site[0, Site.TRAIN_BURST_W] = burst_w
+        grid_w, over_w, top_w = meter_bursts(params, state, 0, mean_w, share, 10.0)
         # The same, a tick of a square wave after the other.
         high = np.arange(100_000) < share * 100_000
         wave_w = np.where(high, mean_w + burst_w, mean_w - burst_w * high.mean() / max(1e-12, (~high).mean()))
@@ -368,6 +369,27 @@ def test_a_battery_shaves_bursts() -> None:
     assert info["battery_out_j"] > 0.0 and info["grid_energy_j"] == pytest.approx(
         info["energy_j"] - info["battery_out_j"] + info["battery_in_j"], rel=1e-9
     )
+
+
+def test_a_job_waits_for_the_ramp_and_serving_does_not() -> None:
+    # What the block draws when it runs takes two minutes at this limit.
+    ramp = RampConfig(up_w_per_s=2500.0)
+    met = []
+    for site in (dataclasses.replace(with_block(), ramp=ramp), with_block()):
+        env = make(site)
+        play(env, [0.0] * 3)
+        infos = play(env, [1.0] * 6, seed=None)
+        met.append(infos[-1]["requests_met_slo"])
+        if site.ramp is None:
+            continue
+        assert site_numbers(env)[Site.RAMP_EXCESS_W] <= 1e-6 * EDGE.cap_w
+        loaded = 45.0  # s of the first minute
+        assert infos[-1]["training_progress_s"] < infos[0]["time_s"] + 360.0 - loaded - 30.0
+        assert infos[-1]["training_phase"] == RUNNING and infos[-1]["training_kills"] == 0.0
+        assert infos[-1]["ballast_j"] > 0.0
+        rises = np.diff([info["grid_power_w"] for info in infos])
+        assert max(rises) <= 60.0 * 2500.0 * (1.0 + 1e-6)
+    assert met[0] >= 0.995 * met[1]
 
 
 def test_heat_of_the_block_is_cooled_too() -> None:

@@ -14,6 +14,9 @@ from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.training import compute_time_share, iteration_time, phase_power_w, undisturbed_s
 
+BY_BRAKE, BY_LIMITER = 1.0, 2.0
+"""What keeps iterations from running: the brake, or the limiter of the ramp, which a job waits for as long as it takes."""
+
 LOWEST_CLOCK = 1.0
 """Up to this value the operator's order to hold the job back lowers its clock; above it the job is to pause."""
 
@@ -178,7 +181,7 @@ def block_draw_w(params: Params, state: State, row: int, clock_limit: float) -> 
 
 
 @kernel
-def book_training(params: Params, state: State, row: int, mean_w: float, factor: float, elapsed: float) -> None:
+def book_training(params: Params, state: State, row: int, mean_w: float, elapsed: float) -> None:
     """Book what the block did in a segment.
 
     Args:
@@ -186,12 +189,12 @@ def book_training(params: Params, state: State, row: int, mean_w: float, factor:
         state: Engine state.
         row: Row.
         mean_w: Its mean IT power, W.
-        factor: PUE.
         elapsed: Length of the segment, s.
     """
     site = state.site[row]
     spec = params.site
     scoring = site[Site.SCORING]
+    factor = site[Site.PUE]
     phase = site[Site.TRAIN_PHASE]
     site[Site.TRAIN_POWER_W] = mean_w * factor
     site[Site.TRAIN_ENERGY_J] += scoring * mean_w * factor * elapsed
@@ -205,6 +208,8 @@ def book_training(params: Params, state: State, row: int, mean_w: float, factor:
     if phase == PAUSED:
         site[Site.TRAIN_PAUSED_S] += scoring * elapsed
     if phase == NO_JOB or phase == PAUSED:
+        return
+    if site[Site.TRAIN_STALLED] == BY_LIMITER:
         return
     if site[Site.TRAIN_STALLED] > 0.0:
         site[Site.TRAIN_STALL_S] += elapsed
@@ -232,7 +237,7 @@ def book_training(params: Params, state: State, row: int, mean_w: float, factor:
 
 @kernel
 def meter_bursts(
-    params: Params, state: State, row: int, grid_w: float, burst_w: float, share: float, elapsed: float
+    params: Params, state: State, row: int, grid_w: float, share: float, elapsed: float
 ) -> tuple[float, float, float]:
     """Return the draw from the grid, what of it is above the cap, in the mean, and its highest level, W; a battery shaves what is above.
 
@@ -240,14 +245,14 @@ def meter_bursts(
         params: Site parameters.
         state: Engine state.
         row: Row.
-        grid_w: Mean draw from the grid before that, W.
-        burst_w: What the bursts add to it, W.
+        grid_w: Mean draw from the grid before that, W; ``TRAIN_BURST_W`` is what bursts add to it.
         share: Their share of the time.
         elapsed: Length of the segment, s.
     """
     site = state.site[row]
     spec = params.site
     cap_w = site[Site.CAP_W]
+    burst_w = site[Site.TRAIN_BURST_W]
     top_w = grid_w + burst_w
     low_w = grid_w - burst_w * share / (1.0 - share) if share < 1.0 else grid_w
     if spec[SiteSpec.BATTERY_W] > 0.0 and top_w > cap_w:
