@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import ai_factory_baselines
 from ai_factory_gym import AIFactoryEnv, ConfigError
+from ai_factory_gym.describe import describe
 from ai_factory_gym.engine.draw import facility_power_w
 from ai_factory_gym.engine.layout import Array, CapStep, Pool, Site, SiteInt, SiteSpec, World
 from ai_factory_gym.engine.training import LOADING, NO_JOB, PAUSED, RUNNING, WRITING, meter_bursts
@@ -17,15 +19,25 @@ from ai_factory_gym.evaluation.feasibility import violations
 from ai_factory_gym.factory import Factory
 from ai_factory_gym.levers import DEFAULT_LEVERS, LEVERS, PAUSES_BELOW
 from ai_factory_gym.metrics import TRAINING_KEYS
+from ai_factory_gym.operating_point import steady_site
 from ai_factory_gym.params import idle_facility_w, nameplate_it_w
 from ai_factory_gym.physics.power import dynamic_power_factor, gpu_power_w, power_coefficients, rack_power_w
 from ai_factory_gym.physics.training import compute_time_share, iteration_time, phase_power_w, undisturbed_s
 from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.scenarios.training import TrainingBlockSpec, TrainingJobSpec, draw_block_outages, draw_jobs
-from ai_factory_gym.sites import BatteryConfig, CoolingConfig, RampConfig, SiteConfig, load_site, site_from_table
+from ai_factory_gym.sites import (
+    SITES_PATH,
+    BatteryConfig,
+    CoolingConfig,
+    RampConfig,
+    SiteConfig,
+    load_site,
+    site_from_table,
+)
 from ai_factory_gym.sites.money import MoneyConfig, Tariff
 from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.sites.training import TrainingConfig
+from ai_factory_gym.validate import findings
 
 EDGE = load_site("edge")
 BLOCK = TrainingConfig("gb300_nvl72", 3, checkpoint_period_s=300.0, checkpoint_s=20.0, restore_s=45.0)
@@ -593,6 +605,22 @@ def test_without_a_block_nothing_of_it_is_there() -> None:
     mine = [column for column in Site if "TRAIN" in column.name or column.name == "JOB"]
     assert not site[mine].any()
     assert not env.factory.params.site[[column for column in SiteSpec if "TRAIN" in column.name]].any()
+
+
+def test_describe_and_validate_tell_of_the_block(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    table = (SITES_PATH / "edge.toml").read_text() + '[training]\nrack = "gb300_nvl72"\nracks = 2\n'
+    path.write_text(table)
+    plain, mine = (steady_site(load_site(source)) for source in ("edge", str(path)))
+    assert mine.burst_w > 0.0 == plain.burst_w
+    assert mine.under_cap(EDGE.cap_w).load_rps < 0.95 * plain.under_cap(EDGE.cap_w).load_rps
+    load = EDGE.demand_rps
+    assert mine.cheapest(load).tokens_per_joule == pytest.approx(plain.cheapest(load).tokens_per_joule, rel=0.02)
+    text = describe(str(path))
+    assert "training block: 2 racks of gb300_nvl72" in text and "bursts of" in text
+    assert not [line for line in findings(load_site(str(path))) if line.startswith("training")]
+    path.write_text(table + "worth = 0.5\nusd_per_rack_hour = 1.0\ncheckpoint_period_s = 120.0\n")
+    assert len([line for line in findings(load_site(str(path))) if line.startswith("training")]) == 3
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
