@@ -596,6 +596,27 @@ def test_a_rule_that_plans_to_the_cap_leaves_room_for_the_block() -> None:
     assert info["facility_power_w"] > 0.7 * EDGE.cap_w
 
 
+def test_the_models_of_a_site_share_what_the_block_leaves_of_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).parents[1] / "examples" / "sites" / "two_models.toml"
+    site = dataclasses.replace(load_site(str(path)), training=dataclasses.replace(BLOCK, racks=1))
+    env = AIFactoryEnv(site=site, **{**NOON, "scenario": "diurnal"})
+    rule = ai_factory_baselines.make("reactive", env)
+    observation, _ = env.reset(seed=1)
+    caps = []
+    for part, own in zip(rule.parts, rule.rules, strict=True):
+        decide = own.decide
+
+        def noting(numbers: Array, memory: Array, actions: Array, part: Any = part, decide: Any = decide) -> None:
+            caps.append(numbers[0, part.caps[0]])
+            decide(numbers, memory, actions)
+
+        monkeypatch.setattr(own, "decide", noting)
+    rule.predict(observation)
+    reserve = observation[env.observation_layout["training"]][5]
+    assert len(caps) == 2 and reserve > 0.05
+    assert sum(caps) == pytest.approx(1.0 - reserve, rel=1e-5)
+
+
 def test_without_a_block_nothing_of_it_is_there() -> None:
     env = AIFactoryEnv(site="edge", **{**NOON, "lambda_tokens_per_joule": None})
     env.reset(seed=1)
@@ -605,6 +626,13 @@ def test_without_a_block_nothing_of_it_is_there() -> None:
     mine = [column for column in Site if "TRAIN" in column.name or column.name == "JOB"]
     assert not site[mine].any()
     assert not env.factory.params.site[[column for column in SiteSpec if "TRAIN" in column.name]].any()
+
+
+def test_the_example_is_the_edge_site_that_trains() -> None:
+    site = load_site(str(Path(__file__).parents[1] / "examples" / "sites" / "training.toml"))
+    block = TrainingConfig("gb300_nvl72", 2, target_share=0.9)
+    assert dataclasses.replace(site, name=EDGE.name, description=EDGE.description, training=None) == EDGE
+    assert site.training == block
 
 
 def test_describe_and_validate_tell_of_the_block(tmp_path: Path) -> None:
