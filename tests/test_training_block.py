@@ -693,6 +693,9 @@ def test_what_cannot_work_is_refused_with_the_way_out() -> None:
         AIFactoryEnv(site="edge", levers=("clock", "training"))
     with pytest.raises(ConfigError, match="idle draw"):
         make(with_block(racks=70))
+    unknown = dataclasses.replace(scenario("training_block"), training_block=TrainingBlockSpec(0.2, "gb300_nvl7"))
+    with pytest.raises(ConfigError, match="training_block: rack: unknown value 'gb300_nvl7'.*gb300_nvl72"):
+        AIFactoryEnv(site="edge", scenario=unknown)
     with pytest.raises(ConfigError, match="cap_share"):
         TrainingBlockSpec(cap_share=1.5)
     with pytest.raises(ConfigError, match="duration_high_hours"):

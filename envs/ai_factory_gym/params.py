@@ -952,7 +952,10 @@ def with_block(site: SiteConfig, spec: TrainingBlockSpec) -> SiteConfig:
     """
     if site.training is not None or spec.cap_share <= 0.0:
         return site
-    one = TrainingConfig(rack=spec.rack, racks=1)
+    try:
+        one = TrainingConfig(rack=spec.rack, racks=1)
+    except ConfigError as error:
+        raise ConfigError(f"training_block: {str(error).removeprefix('training.')}") from None
     rack_w = block_nameplate_w(one) * site_pue(site, 1.0)
     return dataclasses.replace(
         site, training=dataclasses.replace(one, racks=max(1, math.floor(spec.cap_share * site.cap_w / rack_w)))
