@@ -409,6 +409,9 @@ class Class(IntEnum):
     BUSY_S = 29  # classes with sessions: time in the system of the requests that were answered, summed
     ANSWERED = 30  # classes with sessions: requests that were answered
     DELAY_S = 31  # time that new requests wait at the gate
+    SERVED_J = 32  # where tokens are paid for: reference joules of the requests that were answered, without what a cache had for them
+    PAID_PROMPT = 33  # and the prompt tokens they paid for
+    PAID_OUTPUT = 34  # and the output tokens
 
 
 COHORT_COLUMNS = 16

@@ -316,8 +316,17 @@ def last_token(params: Params, state: State, row: int, slot: int, time_s: float,
         miss(params, state, row, slot)
     if params.site[SiteSpec.MONEY] > 0.0 and ints[CohortInt.SCORED]:
         # Whoever is served pays, in time or not; what lateness costs is the penalty of a missed request.
-        paid_usd = count * price_usd(params.cls[cls], cohort[Cohort.PROMPT], output)
-        state.cls[row, cls, Class.REVENUE_USD] += paid_usd
+        prompt = cohort[Cohort.PROMPT]
+        paid_usd = count * price_usd(params.cls[cls], prompt, output)
+        counters = state.cls[row, cls]
+        counters[Class.REVENUE_USD] += paid_usd
+        counters[Class.PAID_PROMPT] += count * prompt
+        counters[Class.PAID_OUTPUT] += count * output
+        prompt_sq = cohort[Cohort.PROMPT_SQ]
+        if params.cache.shape[0] > 0:
+            prompt -= cohort[Cohort.CACHED]
+            prompt_sq -= cohort[Cohort.CACHED_SQ]
+        counters[Class.SERVED_J] += count * reference_energy_j(params.cls[cls], prompt, prompt_sq, output)
         state.site[row, Site.STEP_REVENUE_USD] += paid_usd
     write_log(state, row, slot, cohort[Cohort.FIRST_TOKEN_S] - cohort[Cohort.ARRIVAL_S], tpot_s, met)
     state.pool_int[row, ints[CohortInt.PREFILL_POOL], PoolInt.ASSIGNED] -= 1
