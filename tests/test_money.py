@@ -260,7 +260,8 @@ def test_cost_per_task_and_per_agent_hour(resolution: str) -> None:
     if resolution == "cohort":
         bare = dataclasses.replace(site, pools=EDGE.pools)
         without = play(make(money, bare, scenario="steady", horizon_s=600.0, drain=True))[-1]
-        assert without["class/my_agent/cost_usd"] > 1.1 * mine
+        odds = [last["class/my_agent/cost_usd"] / last["class/chat/cost_usd"] for last in (info, without)]
+        assert odds[1] > 1.1 * odds[0]
 
 
 def test_what_nobody_answered_costs_nothing_per_task() -> None:
