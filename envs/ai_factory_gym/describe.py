@@ -18,9 +18,10 @@ from ai_factory_gym.params import (
     nameplate_it_w,
     served_classes,
     site_pue,
+    waking_step_w,
 )
 from ai_factory_gym.registration import CUSTOM, TASKS
-from ai_factory_gym.sites import SiteConfig, load_site
+from ai_factory_gym.sites import RampConfig, SiteConfig, load_site
 from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.steady_cache import steady_cache
 from ai_factory_gym.validate import daily_demand_rps
@@ -155,6 +156,26 @@ def _cooling(site: SiteConfig) -> list[str]:
     ]
 
 
+def _ramp(site: SiteConfig, ramp: RampConfig) -> list[str]:
+    """Return what limits the ramps of the draw, and what the racks store."""
+    limits = [
+        f"{limit:,.0f} W/s {way} ({60.0 * limit / site.cap_w:.2%} of the cap per minute)".replace("%", " %")
+        for way, limit in (("up", ramp.up_w_per_s), ("down", ramp.down_w_per_s))
+        if limit is not None
+    ]
+    lines = [f"ramp: at most {', '.join(limits)}"]
+    if ramp.up_w_per_s is not None:
+        lines[0] += f"; room for a rack to wake takes up to {waking_step_w(site) / ramp.up_w_per_s / 60.0:,.1f} min"
+    storage = site.rack_storage
+    if storage is not None:
+        held_j = site.rack_storage_gpus * storage.energy_j_per_gpu
+        lines.append(
+            f"rack storage: {site.rack_storage_gpus} GPUs x {storage.energy_j_per_gpu:g} J = {held_j / 1e6:,.3f} MJ, "
+            f"{held_j / site.cap_w * 1e3:,.0f} ms of the cap"
+        )
+    return lines
+
+
 def _parts(site: SiteConfig) -> list[str]:
     """Return what the site has beside racks and a cap, a line each: battery, what varies with time, money, reliability."""
     lines = []
@@ -164,6 +185,8 @@ def _parts(site: SiteConfig) -> list[str]:
             f"battery: {cells.power_w / 1e6:,.3f} MW, {cells.energy_wh / 1e6:,.3f} MWh, {60.0 * cells.energy_wh / cells.power_w:,.1f} min at full "
             f"power, round trip {cells.round_trip_efficiency:.0%}"
         )
+    if site.ramp is not None:
+        lines += _ramp(site, site.ramp)
     if site.series:
         given = (f"{kind} ({what if isinstance(what, str) else what.source})" for kind, what in site.series)
         lines.append(f"varies with time: {', '.join(given)}")

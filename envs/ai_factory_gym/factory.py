@@ -36,7 +36,7 @@ from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
 from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out, site_parts
-from ai_factory_gym.params import at_hottest, build_params, check_cap, reference_batch
+from ai_factory_gym.params import at_hottest, build_params, check_cap, check_ramp, reference_batch
 from ai_factory_gym.reward import TERMS, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
@@ -160,6 +160,7 @@ class Factory:
             "coolant" in site_parts(task.site),
             "peaks" in site_parts(task.site),
             may_fail(task.site, task.scenario),
+            task.site.ramp is not None,
             may_fail_in_part(task.site, task.scenario),
         )
         self._constants = Constants(
@@ -206,7 +207,9 @@ class Factory:
                 raise ConfigError(
                     f"scenario {chosen.name!r}: maintenance: racks: {maintenance.racks:g} is not allowed; site {site.name!r} has {racks}."
                 )
-        check_cap(at_hottest(site, chosen.temperature_events), site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
+        lowest_cap_w = site.cap_w * chosen.lowest_cap_fraction
+        check_cap(at_hottest(site, chosen.temperature_events), lowest_cap_w, 1.0 + spread)
+        check_ramp(site, lowest_cap_w)
 
     def _mean_rate(self) -> Array:
         """Return mean requests/s per class."""

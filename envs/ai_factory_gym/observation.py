@@ -37,6 +37,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.ledger import held_at_most_s
 from ai_factory_gym.engine.racks import racks_staying
+from ai_factory_gym.engine.smoothing import highest_w, lowest_w
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
@@ -154,10 +155,17 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "2",
         "1 when a rack is to be taken out for maintenance within a day; time until then / 2 h",
     ),
+    (
+        "ramp",
+        "ramp",
+        "4",
+        "highest and lowest draw from the grid that the ramp limits allow at the end of the next step, at most the cap / base cap; charge of "
+        "the racks' storage / what it holds; ballast of the last segment / base cap",
+    ),
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_CACHE, _COOLANT, _PEAKS, _FAULTS = 0, 1, 2, 3
+_CACHE, _COOLANT, _PEAKS, _FAULTS, _RAMP = 0, 1, 2, 3, 4
 """Places in ``PART_BLOCKS``."""
 
 
@@ -168,6 +176,7 @@ def site_parts(site: SiteConfig, faults: bool = False) -> tuple[str, ...]:
         "coolant": site.cooling.coolant_limit_c is not None,
         "peaks": site.money is not None and site.money.coincident_usd_per_kw_year > 0.0,
         "faults": faults,
+        "ramp": site.ramp is not None,
     }
     return tuple(part for part, has in there.items() if has)
 
@@ -439,6 +448,17 @@ def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Arr
         out[at + 3] = min(LIMIT, left_s / DURATION_SCALE_S)
     if begins[_FAULTS] >= 0:
         _next_maintenance(state, row, state.site[row, Site.TIME_S], out, begins[_FAULTS])
+    if begins[_RAMP] >= 0:
+        at = begins[_RAMP]
+        spec = params.site
+        # The means of the last segment and of a whole step are half their lengths away from now.
+        ahead_s = 2.0 * spec[SiteSpec.CONTROL_INTERVAL_S]
+        cap_w = state.site[row, Site.CAP_W]
+        out[at] = min(LIMIT, min(cap_w, highest_w(params, state, row, ahead_s)) / base_cap_w)
+        out[at + 1] = min(LIMIT, min(cap_w, lowest_w(params, state, row, ahead_s)) / base_cap_w)
+        holds_j = spec[SiteSpec.STORAGE_J]
+        out[at + 2] = state.site[row, Site.STORAGE_CHARGE_J] / holds_j if holds_j > 0.0 else 0.0
+        out[at + 3] = min(LIMIT, state.site[row, Site.BALLAST_W] / base_cap_w)
 
 
 @inlined_kernel

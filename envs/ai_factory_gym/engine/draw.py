@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.decode import nearly_full
+from ai_factory_gym.engine.decode import PACE_S, nearly_full
 from ai_factory_gym.engine.health import gpus_out, units_per_rack, working_share
 from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w, warm_coolant
 from ai_factory_gym.engine.layout import (
@@ -25,7 +25,9 @@ from ai_factory_gym.engine.layout import (
     SiteSpec,
     State,
 )
+from ai_factory_gym.engine.prefill import server_seconds, uncached_work_s
 from ai_factory_gym.engine.racks import next_rack_change_s
+from ai_factory_gym.engine.smoothing import smooth_draw
 from ai_factory_gym.engine.supply import (
     JOULES_PER_KWH,
     JOULES_PER_MWH,
@@ -38,6 +40,7 @@ from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
+    PREFILL_STREAM_PER_TOKEN_S,
     compute_rate,
     decode_iteration_s,
 )
@@ -670,13 +673,16 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         awake_sum += awake
         it_w += watts
     facility_w = facility_power_w(params, state, row, it_w)
+    site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     grid_w = facility_w
-    if spec[SiteSpec.BATTERY_W] > 0.0:
+    if spec[SiteSpec.RAMP] > 0.0:
+        grid_w = smooth_draw(params, state, row, facility_w, elapsed)
+        facility_w += site[Site.BALLAST_W]
+    elif spec[SiteSpec.BATTERY_W] > 0.0:
         grid_w -= use_battery(params, state, row, facility_w, elapsed)
     over_w = max(0.0, grid_w - site[Site.CAP_W])
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w
-    site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     site[Site.STEP_S] += elapsed
     site[Site.STEP_ENERGY_J] += facility_w * elapsed
     site[Site.STEP_IT_ENERGY_J] += it_w * elapsed
@@ -721,3 +727,114 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         site[Site.OVERDRAW_S] = 0.0
     if spec[SiteSpec.HEAT_W_PER_K] > 0.0:
         warm_coolant(params, state, row, it_w, elapsed)
+
+
+@kernel
+def note_arrivals(params: Params, state: State, row: int, end_s: float, slice_end_s: float) -> None:
+    """Note what comes after ``end_s`` and before the end of the slice: it is not part of what a segment that ends then can draw."""
+    _note_later(params, state, row, end_s, slice_end_s)
+
+
+@kernel
+def surely_below(
+    params: Params, state: State, row: int, begin_s: float, end_s: float, slice_end_s: float, limit_w: float
+) -> bool:
+    """Tell whether facility draw is sure to stay at or below ``limit_w`` from ``begin_s`` to ``end_s``, only the operator's throttles in force.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        begin_s: From when on, s.
+        end_s: Until when, s.
+        slice_end_s: End of the present slice of the tick, s.
+        limit_w: Limit, W.
+    """
+    _note_later(params, state, row, end_s, slice_end_s)
+    return bool(_stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w))
+
+
+@kernel
+def _fluid_power_w(
+    params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float
+) -> float:
+    """Return a prefill pool's mean power over the next ``seconds`` at cohort resolution, W; less comes of it where requests are turned away.
+
+    It goes through the cohorts that arrive meanwhile as ``advance_prefill_fluid`` will, and takes of their effects on the mix of work those
+    that raise the draw.
+    """
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING])
+    rate = compute_rate(clock)
+    capacity = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool) * rate * duty
+    if capacity <= 0.0:
+        return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
+    busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
+    busy *= ints[PoolInt.ACTIVE] / present
+    compute = numbers[Pool.SHARE_COMPUTE]
+    memory = numbers[Pool.SHARE_MEMORY]
+    perf = state.perf[row, pool]
+    slot = ints[PoolInt.INBOX_HEAD]
+    while slot != NOBODY and state.cohort[row, slot, Cohort.KEY] < numbers[Pool.TIME_S] + seconds:
+        cohort = state.cohort[row, slot]
+        own = server_seconds(perf, cohort, rate)
+        scaling, _ = uncached_work_s(perf, cohort)
+        streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * (cohort[Cohort.PROMPT] - cohort[Cohort.CACHED]) * rate
+        work = cohort[Cohort.COUNT] * own
+        part = work / max(work, numbers[Pool.INFLOW] * params.site[SiteSpec.TICK_S])
+        compute += part * max(0.0, scaling / own - compute)
+        memory += part * max(0.0, streaming / own - memory)
+        slot = state.link[row, slot]
+    return pool_power_w(params, state, row, pool, clock, busy, busy * compute, busy * memory)
+
+
+@kernel
+def planned_draw_w(
+    params: Params,
+    state: State,
+    row: int,
+    seconds: float,
+    clock_limit: float,
+    prefill_duty: float,
+    decode_duty: float,
+) -> float:
+    """Return an upper bound of the mean facility power of a segment that has been planned, W, its clocks and duties lowered to those given.
+
+    Up to ``PACE_S`` long it is close at cohort resolution: iterations are timed by a batch that is known beforehand, and what flows into
+    prefill is known too.
+
+    Args:
+        params: Site parameters.
+        state: Engine state; ``plan_segment`` has set clocks and duties, and noted what comes later.
+        row: Row.
+        seconds: Length of the segment, s.
+        clock_limit: Highest clock.
+        prefill_duty: Largest share of time prefill may run.
+        decode_duty: Largest share of time iterations may run.
+    """
+    it_w = 0.0
+    paced = seconds <= PACE_S + _SHORTEST_S and params.site[SiteSpec.RESOLUTION] == COHORT
+    for pool in range(params.pool.shape[0]):
+        numbers = state.pool[row, pool]
+        prefill = params.pool[pool, PoolSpec.PHASE] == PREFILL
+        clock = min(clock_limit, numbers[Pool.CLOCK])
+        duty = min(prefill_duty if prefill else decode_duty, numbers[Pool.DUTY])
+        if params.pool[pool, PoolSpec.COUPLING] != SEPARATE:
+            if prefill:
+                partner = state.pool[row, int(params.pool[pool, PoolSpec.PARTNER])]
+                both = min(clock_limit, max(numbers[Pool.CLOCK], partner[Pool.CLOCK]))
+                other = min(decode_duty, partner[Pool.DUTY])
+                it_w += _most_pair_w(params, state, row, pool, seconds, both, duty, other)
+            continue
+        watts = 0.0
+        batch = numbers[Pool.PACED_IN_FLIGHT]
+        running = not prefill and numbers[Pool.IN_FLIGHT] > 0.0 and batch > 0.0
+        if running:
+            watts = _decode_power_w(params, state, row, pool, clock, duty, batch, numbers[Pool.PACED_CONTEXT] / batch)
+        if prefill and paced:
+            watts = _fluid_power_w(params, state, row, pool, seconds, clock, duty)
+        elif not (running and paced):
+            watts = max(watts, _most_power_w(params, state, row, pool, seconds, clock, duty))
+        it_w += watts
+    return float(facility_power_w(params, state, row, it_w))

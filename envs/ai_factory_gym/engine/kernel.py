@@ -41,6 +41,7 @@ from ai_factory_gym.engine.layout import (
     Tier,
 )
 from ai_factory_gym.engine.ledger import held_at_most_s, sweep
+from ai_factory_gym.engine.limiter import limit_ramp, ramp_horizon_s
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
 from ai_factory_gym.engine.supply import look_for_peak, look_outside
@@ -193,6 +194,7 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_PENALTY_USD] = 0.0
     site[Site.STEP_WEAR_USD] = 0.0
     site[Site.STEP_COINCIDENT_USD] = 0.0
+    site[Site.STEP_BALLAST_J] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -263,9 +265,15 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     if state.site[row, Site.FAULTS] > 0.0:
         strike_and_repair(params, state, row, begin_s)
     advance_racks(params, state, row, begin_s)
+    slice_end_s = end_s
+    ramp = params.site[SiteSpec.RAMP] > 0.0
+    if ramp:
+        end_s = ramp_horizon_s(params, state, row, begin_s, end_s)
     if state.site[row, Site.FAULTS] > 1.0:
         follow_racks(params, state, row)
     end_s = plan_segment(params, state, row, begin_s, end_s)
+    if ramp:
+        limit_ramp(params, state, row, begin_s, end_s, slice_end_s)
     pools = params.pool.shape[0]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     for pool in range(pools):

@@ -118,6 +118,14 @@ class SiteSpec(IntEnum):
     LOOP_S = 38  # time constant of the loop
     COINCIDENT_USD_PER_W = 39  # charge for the mean draw in a quarter of an hour in which the grid has a peak
     FAULTS = 40  # 1 where racks may go out of service, 2 where parts of racks may, by the task; what happens in an episode is in State.site
+    RAMP = 41  # 1 where the draw from the grid has a ramp limit
+    RAMP_UP_W_PER_S = 42  # how fast it may rise; inf without a limit
+    RAMP_DOWN_W_PER_S = 43  # how fast it may fall; inf without a limit
+    BALLAST_W = 44  # largest power of the dummy load
+    STORAGE_W = 45  # largest power of the racks' energy storage, in and out; 0 where there is none
+    STORAGE_J = 46  # what it holds
+    STORAGE_EFFICIENCY = 47  # of one way
+    STORAGE_REST_J = 48  # charge to which it returns when nothing is asked of it
 
 
 class PoolSpec(IntEnum):
@@ -269,8 +277,24 @@ class Site(IntEnum):
     RESTARTED = 73  # requests that were lost with a rack and started anew
     LOST_TOKENS = 74  # output tokens they had been given
     RACK_DOWN_S = 75  # rack-seconds out of service
-    GROUPS_STRUCK = 76  # parts of racks that have gone out of service
-    GPU_DOWN_S = 77  # GPU-seconds out of service in racks that are not
+    RAMP_ON = 76  # 1 while the ramp limits hold: from the start of the scored window on
+    RAMP_W = 77  # mean draw from the grid in the last segment
+    RAMP_S = 78  # how long that was
+    RAMP_SPARE_W = 79  # what that was above the demand of the site: charged, or burnt
+    RAMP_LIMITS = 80  # 1 while the limiter lowers clocks or duties
+    # Draw above its demand that the site would have now: for a rack that waits to be woken, or for the limiter.
+    RAMP_RESERVE_W = 81
+    RAMP_LIMITED_S = 82  # time under the limiter
+    RAMP_EXCESS_W = 83  # what the draw moved faster than its limits allow, added up
+    BALLAST_W = 84  # of the last segment
+    BALLAST_J = 85
+    STEP_BALLAST_J = 86
+    STORAGE_CHARGE_J = 87
+    STORAGE_IN_J = 88  # drawn to charge the racks' storage
+    STORAGE_OUT_J = 89  # given by it
+    HELD_RACK_S = 90  # rack-seconds in which racks that were ordered awake waited for the ramp
+    GROUPS_STRUCK = 91  # parts of racks that have gone out of service
+    GPU_DOWN_S = 92  # GPU-seconds out of service in racks that are not
 
 
 class SiteInt(IntEnum):
@@ -348,7 +372,7 @@ class Pool(IntEnum):
     OUT_SHARE = (
         56  # share of the replicas of its awake racks that is out of service; 0 without faults of parts of racks
     )
-    OUT_REPLICAS = 57  # replicas out of service in racks that are not, awake or resting
+    OUT_REPLICAS = 56  # replicas out of service in racks that are not, awake or resting
 
 
 class PoolInt(IntEnum):
@@ -371,7 +395,8 @@ class PoolInt(IntEnum):
     ASSIGNED = 14  # cohorts anywhere in the site that are bound for this pool
     CLOSED = 15  # 1 while the pool takes no new requests because its last rack is to sleep
     MOVING = 16  # of the draining racks, those that go to the sibling when they are done
-    AWAKE_SEEN = 17  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
+    HELD = 17  # of the sleeping racks, those that are to wake as soon as the ramp limit has room for it
+    AWAKE_SEEN = 18  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
 
 
 class Class(IntEnum):
@@ -504,7 +529,7 @@ class Fault(IntEnum):
     REPLICAS = (
         11  # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
     )
-    AWAKE = 12  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
+    AWAKE = 11  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
 
 
 class CapStep(IntEnum):

@@ -201,6 +201,7 @@ class Engine:
         site[Site.CAP_W] = episode.cap_steps[0, CapStep.CAP_W]
         site[list(_OUTSIDE)] = episode.world[0, list(_OUTSIDE.values())]
         site[Site.BATTERY_CHARGE_J] = params.site[SiteSpec.BATTERY_INITIAL_J]
+        site[Site.STORAGE_CHARGE_J] = params.site[SiteSpec.STORAGE_REST_J]
         site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
         if episode.faults is not None and len(episode.faults):
             state.fault[row, : len(episode.faults)] = episode.faults
@@ -349,6 +350,9 @@ class Engine:
             Site.PEAK_LEFT_S,
             Site.FAULTS,
             Site.NEXT_FAULT_S,
+            Site.RAMP_W,
+            Site.RAMP_S,
+            Site.STORAGE_CHARGE_J,
         ]
         kept = {column: site[column] for column in keep}
         if self.params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
@@ -357,6 +361,7 @@ class Engine:
         for column, value in kept.items():
             site[column] = value
         site[Site.SCORING] = 1.0
+        site[Site.RAMP_ON] = self.params.site[SiteSpec.RAMP]
         history = (
             Class.RATE,
             Class.RATE_LAG1,
