@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ai_factory_gym import remarks
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
 from ai_factory_gym.params import (
@@ -226,7 +227,7 @@ def _caches(site: SiteConfig) -> Iterator[str]:
 
 
 def findings(site: SiteConfig) -> list[str]:
-    """Return what would surprise in a site, in the order power, heat, ramp, demand, pools, classes, caches; empty when nothing does.
+    """Return what would surprise in a site, in the order power, heat, ramp, demand, pools, classes, caches, single settings; empty when nothing does.
 
     Raises:
         ConfigError: When the site cannot be simulated at all.
@@ -245,6 +246,7 @@ def findings(site: SiteConfig) -> list[str]:
         *_balance(steady, saturation),
         *_classes(site, steady),
         *_caches(site),
+        *remarks.settings(site, steady.classes, steady.params),
     ]
 
 
