@@ -13,7 +13,8 @@ from ai_factory_gym.sites import BatteryConfig, CacheConfig, PoolConfig, SiteCon
 from ai_factory_gym.sites.money import MoneyConfig, Tariff
 from ai_factory_gym.sites.reliability import ReliabilityConfig
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples" / "sites").glob("*.toml"))
+SITES = Path(__file__).parents[1] / "examples" / "sites"
+EXAMPLES = [path for path in sorted(SITES.glob("*.toml")) if "cap_w" in path.read_text(encoding="utf-8")]
 EDGE = load_site("edge")
 CHAT = EDGE.known_classes["chat"]
 

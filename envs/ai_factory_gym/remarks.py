@@ -125,8 +125,8 @@ def _of_parts(site: SiteConfig) -> Iterator[str]:
         )
         if all(tariff == Tariff() for tariff in tariffs) and not any(charges):
             yield (
-                "money: the table prices nothing: revenue, penalties, charges and capital will be 0, and the cost per token that of energy alone; give "
-                "it token prices, a demand charge or rack_usd_per_hour."
+                "money: the table prices nothing: revenue, penalties, charges and capital will be 0, and the cost per token that of energy "
+                "alone; give it token prices, a demand charge or rack_usd_per_hour."
             )
 
 
