@@ -122,6 +122,40 @@ def test_budgets_are_metered_and_warned_of() -> None:
     assert infos[-1]["budget_alerts"] == float(used[-1] > 0.8)
 
 
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+def test_a_budget_that_is_a_cap_ends_there(resolution: str) -> None:
+    scale = 0.01 if resolution == "request" else 1.0
+    settings = {"resolution": resolution, "demand_scale": scale, "scenario": "steady", "horizon_s": 900.0}
+    plain = play(make(MoneyConfig(Tariff(0.5, 2.0)), **settings))[-1]
+    budget = 0.5 * plain["class/chat/revenue_usd"]
+    money = MoneyConfig(Tariff(0.5, 2.0), (("chat", Tariff(0.5, 2.0, budget, budget_cap=True)),))
+    infos = play(make(money, **settings))
+    last = infos[-1]
+    # Nothing differs until it is spent; then nobody comes in, and what is being served ends.
+    spent = [info["class/chat/over_budget"] > 0.0 for info in infos]
+    first = spent.index(True)
+    assert 2 < first < 12 and all(spent[first:])
+    arrived = [info["class/chat/arrived"] for info in infos]
+    assert arrived[first] < arrived[first + 1] + 1e-9 and arrived[first + 1] == arrived[-1]
+    assert budget <= last["class/chat/revenue_usd"] < 1.5 * budget
+    assert last["class/chat/arrived"] + last["class/chat/over_budget"] == pytest.approx(plain["class/chat/arrived"])
+    assert last["class/chat/missed"] <= plain["class/chat/missed"] + 1.0
+    assert last["requests_rejected"] == plain["requests_rejected"] == 0.0
+    assert last["class/coding/over_budget"] == 0.0 and last["class/coding/arrived"] == plain["class/coding/arrived"]
+    assert last["budget_alerts"] == 1.0
+
+
+def test_a_budget_that_is_a_cap_needs_one() -> None:
+    with pytest.raises(ConfigError, match="budget_cap: True is not allowed without a budget"):
+        Tariff(budget_cap=True)
+    with pytest.raises(ConfigError, match="money.budget_cap"):
+        money_from_table("money", {"budget_usd_per_day": 1.0, "budget_cap": 1.0}, ["chat"], [])
+    # A class with prices of its own has a budget of its own, or none.
+    table = {"budget_usd_per_day": 9.0, "budget_cap": True, "classes": {"chat": {"input_usd_per_mtok": 1.0}}}
+    money = money_from_table("money", table, ["chat"], [])
+    assert money.of("chat") == Tariff(1.0) and money.of("coding").budget_cap
+
+
 def test_profit_counts_dollars() -> None:
     env = make(reward="profit")
     env.reset(seed=1)

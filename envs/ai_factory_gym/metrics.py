@@ -94,10 +94,11 @@ PART_FAULT_KEYS = ("groups_struck", "gpu_down_s")
 """Keys that are there, behind those, where faults may take parts of racks, in total: parts that went out of service, and GPU-seconds out of
 service in racks that were not."""
 
-CLASS_MONEY_KEYS = ("revenue_usd", "budget_used", "cost_usd", "paid_prompt_tokens", "paid_output_tokens")
+CLASS_MONEY_KEYS = ("revenue_usd", "budget_used", "cost_usd", "paid_prompt_tokens", "paid_output_tokens", "over_budget")
 """Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget); its part
 of the costs that ``usd_per_mtok`` counts (0.0 while nobody was answered); and the tokens it paid for. Costs are split in proportion to the
-energy that the answered requests of each class take at the task's reference point, prompt tokens that a cache had left out."""
+energy that the answered requests of each class take at the task's reference point, prompt tokens that a cache had left out. Last, requests that
+were turned away because a budget that is a cap was spent; they are in no other count."""
 
 TASK_MONEY_KEYS = ("usd_per_task", "usd_per_agent_hour")
 """Keys of each class with sessions then, behind ``TASK_KEYS``: its ``cost_usd`` per completed task and per agent hour; 0.0 while there are none."""
@@ -211,6 +212,7 @@ def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, e
         out[mine + 1] = used
         out[mine + 3] = cls[index, Class.PAID_PROMPT]
         out[mine + 4] = cls[index, Class.PAID_OUTPUT]
+        out[mine + 5] = cls[index, Class.OVER_BUDGET]
         served_j += cls[index, Class.SERVED_J]
         mine += len(CLASS_MONEY_KEYS)
     demand = params.site[SiteSpec.DEMAND_USD_PER_W] * site[Site.PEAK_QUARTER_W] * site[Site.SCORED_S]
