@@ -83,11 +83,20 @@ def _cooling(site: Table, rng: np.random.Generator) -> Table:
 
 
 def _reliability(site: Table, rng: np.random.Generator) -> Table:
+    parts = {}
+    if rng.random() < 0.5:
+        share = float(rng.uniform(0.0, 1.0))
+        parts = {
+            "gpu_group_share": share,
+            "nvlink_domain_share": 0.9 * (1.0 - share),
+            "gpu_group_repair_s": float(10.0 ** rng.uniform(2.0, 4.5)),
+        }
     return {
         "reliability": {
             "gpu_faults_per_hour": float(10.0 ** rng.uniform(-5.0, -2.5)),
             "hardware_share": float(rng.uniform(0.0, 1.0)),
             "repair_s": float(10.0 ** rng.uniform(2.0, 4.5)),
+            **parts,
         }
     }
 

@@ -95,8 +95,14 @@ PART_FAULT_KEYS = ("groups_struck", "gpu_down_s")
 """Keys that are there, behind those, where faults may take parts of racks, in total: parts that went out of service, and GPU-seconds out of
 service in racks that were not."""
 
-CLASS_MONEY_KEYS = ("revenue_usd", "budget_used")
-"""Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget)."""
+CLASS_MONEY_KEYS = ("revenue_usd", "budget_used", "cost_usd", "paid_prompt_tokens", "paid_output_tokens", "over_budget")
+"""Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget); its part
+of the costs that ``usd_per_mtok`` counts (0.0 while nobody was answered); and the tokens it paid for. Costs are split in proportion to the
+energy that the answered requests of each class take at the task's reference point, prompt tokens that a cache had left out. Last, requests that
+were turned away because a budget that is a cap was spent; they are in no other count."""
+
+TASK_MONEY_KEYS = ("usd_per_task", "usd_per_agent_hour")
+"""Keys of each class with sessions then, behind ``TASK_KEYS``: its ``cost_usd`` per completed task and per agent hour; 0.0 while there are none."""
 
 BUDGET_ALERT = 0.8
 
@@ -191,7 +197,8 @@ def info_keys(
     parts += (*(FAULT_KEYS if faults else ()), *(PART_FAULT_KEYS if in_part else ()))
     parts += (*TRAINING_KEYS, *(TRAINING_MONEY_KEYS if money else ())) if training else ()
     parts += CACHE_KEYS if cached else ()
-    parts += tuple(f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
+    of_tasks = (*TASK_KEYS, *(TASK_MONEY_KEYS if money else ()))
+    parts += tuple(f"class/{name}/{key}" for name in sessions for key in of_tasks)
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
 
 
@@ -209,12 +216,17 @@ def attainment(met: float, missed: float) -> float:
 
 
 @kernel
-def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, energy_usd: float) -> None:
-    """Write ``MONEY_KEYS`` and ``CLASS_MONEY_KEYS`` from position ``at`` on; ``energy_usd`` is the cost of energy and wear."""
+def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, energy_usd: float) -> float:
+    """Write ``MONEY_KEYS`` and ``CLASS_MONEY_KEYS`` from position ``at`` on; ``energy_usd`` is the cost of energy and wear.
+
+    Returns:
+        Costs per joule of the answered requests at the reference point, USD; 0 while nobody was answered.
+    """
     elapsed_s = max(site[Site.SCORED_S], 1e-9)
     revenue = 0.0
     penalty = 0.0
     alerts = 0.0
+    served_j = 0.0
     mine = at + len(MONEY_KEYS)
     for index in range(cls.shape[0]):
         paid = cls[index, Class.REVENUE_USD]
@@ -225,6 +237,10 @@ def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, e
         alerts += 1.0 if used > BUDGET_ALERT else 0.0
         out[mine] = paid
         out[mine + 1] = used
+        out[mine + 3] = cls[index, Class.PAID_PROMPT]
+        out[mine + 4] = cls[index, Class.PAID_OUTPUT]
+        out[mine + 5] = cls[index, Class.OVER_BUDGET]
+        served_j += cls[index, Class.SERVED_J]
         mine += len(CLASS_MONEY_KEYS)
     demand = params.site[SiteSpec.DEMAND_USD_PER_W] * site[Site.PEAK_QUARTER_W] * site[Site.SCORED_S]
     capital = params.site[SiteSpec.CAPITAL_USD_PER_S] * site[Site.SCORED_S]
@@ -240,6 +256,10 @@ def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, e
     out[at + 5] = revenue + trained - penalty - costs
     out[at + 6] = costs / site[Site.GOOD_TOKENS] * 1e6 if site[Site.GOOD_TOKENS] > 0.0 else 0.0
     out[at + 7] = alerts
+    usd_per_j = costs / served_j if served_j > 0.0 else 0.0
+    for index in range(cls.shape[0]):
+        out[at + len(MONEY_KEYS) + index * len(CLASS_MONEY_KEYS) + 2] = usd_per_j * cls[index, Class.SERVED_J]
+    return float(usd_per_j)
 
 
 @kernel
@@ -264,8 +284,8 @@ def _write_training(params: Params, site: Array, out: Array, at: int) -> int:
 
 
 @kernel
-def _write_sessions(params: Params, cls: Array, cache: Array, out: Array, at: int) -> None:
-    """Write ``CACHE_KEYS`` where there is a prefix cache, and ``TASK_KEYS`` of each class with sessions, from position ``at`` on."""
+def _write_sessions(params: Params, cls: Array, cache: Array, out: Array, at: int, usd_per_j: float) -> None:
+    """Write ``CACHE_KEYS`` where there is a prefix cache, and the keys of each class with sessions, from position ``at`` on."""
     if cache.shape[0] > 0:
         for column in range(len(CACHE_KEYS)):
             out[at + column] = 0.0
@@ -284,6 +304,12 @@ def _write_sessions(params: Params, cls: Array, cache: Array, out: Array, at: in
             between_s = counters[Class.ANSWERED] * think_s - counters[Class.BUSY_S]
             out[at + 2] = max(0.0, params.session[index, SessionSpec.FOLLOWING] * between_s) / 3600.0
             at += len(TASK_KEYS)
+            if params.site[SiteSpec.MONEY] > 0.0:
+                cost_usd = usd_per_j * counters[Class.SERVED_J]
+                hours = counters[Class.BUSY_S] / 3600.0
+                out[at] = cost_usd / counters[Class.TASKS] if counters[Class.TASKS] > 0.0 else 0.0
+                out[at + 1] = cost_usd / hours if hours > 0.0 else 0.0
+                at += len(TASK_MONEY_KEYS)
 
 
 @inlined_kernel
@@ -391,8 +417,9 @@ def write_info(
         out[at + 5] = site[Site.STORAGE_IN_J]
         out[at + 6] = site[Site.STORAGE_OUT_J]
         at += len(RAMP_KEYS)
+    usd_per_j = 0.0
     if params.site[SiteSpec.MONEY] > 0.0:
-        _write_money(params, site, cls, out, at, out[21] + wear_usd)
+        usd_per_j = _write_money(params, site, cls, out, at, out[21] + wear_usd)
         at += len(MONEY_KEYS) + classes * len(CLASS_MONEY_KEYS)
     if params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
         out[at] = site[Site.COOLANT_C]
@@ -417,4 +444,4 @@ def write_info(
         out[16] = tokens_per_joule(site[Site.GOOD_TOKENS], energy_j - site[Site.TRAIN_CREDIT_J])
         at += _write_training(params, site, out, at)
     if params.session.shape[0] > 0:
-        _write_sessions(params, cls, cache, out, at)
+        _write_sessions(params, cls, cache, out, at, usd_per_j)

@@ -596,6 +596,7 @@ def _enter_money(
         row[ClassSpec.INPUT_USD] = tariff.input_usd_per_mtok / TOKENS_PER_MTOK
         row[ClassSpec.OUTPUT_USD] = tariff.output_usd_per_mtok / TOKENS_PER_MTOK
         row[ClassSpec.BUDGET_USD_PER_S] = tariff.budget_usd_per_day / 86400.0
+        row[ClassSpec.BUDGET_CAPPED] = float(tariff.budget_cap)
 
 
 def _class_row(cls: RequestClass, which: int, joules: Array, deferrable: bool) -> list[float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ai_factory_gym import remarks
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec, SiteSpec
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
 from ai_factory_gym.params import (
@@ -249,7 +250,7 @@ def _training(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
 
 
 def findings(site: SiteConfig) -> list[str]:
-    """Return what would surprise in a site, in the order power, heat, ramp, demand, pools, classes, caches, training; empty when nothing does.
+    """Return what would surprise in a site: power, heat, ramp, demand, pools, classes, caches, training, single settings; empty when nothing does.
 
     Raises:
         ConfigError: When the site cannot be simulated at all.
@@ -269,6 +270,7 @@ def findings(site: SiteConfig) -> list[str]:
         *_classes(site, steady),
         *_caches(site),
         *_training(site, steady),
+        *remarks.settings(site, steady.classes, steady.params),
     ]
 
 

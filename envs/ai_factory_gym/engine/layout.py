@@ -201,6 +201,7 @@ class ClassSpec(IntEnum):
     OUTPUT_USD = 22  # and an output token
     BUDGET_USD_PER_S = 23  # what customers mean to spend; 0 where they have not said
     MODEL = 24  # place of the model that serves it among those of the site
+    BUDGET_CAPPED = 25  # 1 where requests are turned away once the day's budget is spent
 
 
 class Cell(IntEnum):
@@ -480,6 +481,10 @@ class Class(IntEnum):
     BUSY_S = 29  # classes with sessions: time in the system of the requests that were answered, summed
     ANSWERED = 30  # classes with sessions: requests that were answered
     DELAY_S = 31  # time that new requests wait at the gate
+    SERVED_J = 32  # where tokens are paid for: reference joules of the requests that were answered, without what a cache had for them
+    PAID_PROMPT = 33  # and the prompt tokens they paid for
+    PAID_OUTPUT = 34  # and the output tokens
+    OVER_BUDGET = 35  # requests turned away because their customers' budget of the day was spent
 
 
 COHORT_COLUMNS = 16
