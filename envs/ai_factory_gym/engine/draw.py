@@ -48,7 +48,7 @@ from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, 
 _BISECTIONS = 24
 _LOWEST_CLOCK = 0.2
 
-_SURE = 0.99
+SURE = 0.99
 """Share of the cap up to which a predicted draw is trusted for a whole segment. The bound takes the mix of contexts in a decode batch
 as it is, and arrivals of a tick as even; a test looks for segments that were trusted and drew more than the cap."""
 
@@ -552,15 +552,15 @@ def _sure_until_s(
 ) -> float:
     """Return until when the brake need not look at the draw: until ``end_s``, for some seconds, or no longer than it takes to react."""
     spec = params.site
-    heat_w *= _SURE
-    limit_w = min(heat_w, _SURE * cap_w + battery_help_w(params, state, row, end_s - begin_s))
+    heat_w *= SURE
+    limit_w = min(heat_w, SURE * cap_w + battery_help_w(params, state, row, end_s - begin_s))
     _note_later(params, state, row, end_s, slice_end_s)
     if _stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w):
         return end_s
     soon_s = begin_s + _FIT_S
     if soon_s < end_s:
         _note_later(params, state, row, soon_s, slice_end_s)
-        limit_w = min(heat_w, _SURE * cap_w + battery_help_w(params, state, row, _FIT_S))
+        limit_w = min(heat_w, SURE * cap_w + battery_help_w(params, state, row, _FIT_S))
         if _stays_below(params, state, row, _FIT_S, 1.0, 1.0, 1.0, limit_w):
             return soon_s
     # Stop exactly when the brake would have to act.
@@ -748,29 +748,34 @@ def surely_below(
     return bool(_stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w))
 
 
+@inlined_kernel
+def _fluid_busy(params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float) -> float:
+    """Return the share of the next ``seconds`` in which a prefill pool runs at cohort resolution; less where requests are turned away."""
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    capacity = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK] * compute_rate(clock) * duty
+    if capacity <= 0.0:
+        return 0.0
+    busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
+    return float(busy * ints[PoolInt.ACTIVE] / (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]))
+
+
 @kernel
 def _fluid_power_w(
-    params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float
+    params: Params, state: State, row: int, pool: int, seconds: float, clock: float, busy: float
 ) -> float:
-    """Return a prefill pool's mean power over the next ``seconds`` at cohort resolution, W; less comes of it where requests are turned away.
+    """Return a prefill pool's mean power over the next ``seconds`` at cohort resolution, W, when it runs a share ``busy`` of them.
 
     It goes through the cohorts that arrive meanwhile as ``advance_prefill_fluid`` will, and takes of their effects on the mix of work those
     that raise the draw.
     """
     numbers = state.pool[row, pool]
-    ints = state.pool_int[row, pool]
-    present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING])
     rate = compute_rate(clock)
-    capacity = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK] * rate * duty
-    if capacity <= 0.0:
-        return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
-    busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
-    busy *= ints[PoolInt.ACTIVE] / present
     compute = numbers[Pool.SHARE_COMPUTE]
     memory = numbers[Pool.SHARE_MEMORY]
     perf = state.perf[row, pool]
-    slot = ints[PoolInt.INBOX_HEAD]
-    while slot != NOBODY and state.cohort[row, slot, Cohort.KEY] < numbers[Pool.TIME_S] + seconds:
+    slot = state.pool_int[row, pool, PoolInt.INBOX_HEAD]
+    while busy > 0.0 and slot != NOBODY and state.cohort[row, slot, Cohort.KEY] < numbers[Pool.TIME_S] + seconds:
         cohort = state.cohort[row, slot]
         own = server_seconds(perf, cohort, rate)
         scaling, _ = uncached_work_s(perf, cohort)
@@ -781,6 +786,20 @@ def _fluid_power_w(
         memory += part * max(0.0, streaming / own - memory)
         slot = state.link[row, slot]
     return pool_power_w(params, state, row, pool, clock, busy, busy * compute, busy * memory)
+
+
+@inlined_kernel
+def _paced_power_w(params: Params, state: State, row: int, pool: int, clock: float, duty: float) -> float:
+    """Return a decode pool's power at the batch by which its iterations are timed, W; idle where none is."""
+    batch = state.pool[row, pool, Pool.PACED_IN_FLIGHT]
+    context = state.pool[row, pool, Pool.PACED_CONTEXT] / batch if batch > 0.0 else 1.0
+    return _decode_power_w(params, state, row, pool, clock, duty, batch, context)
+
+
+@inlined_kernel
+def _running(state: State, row: int, pool: int) -> bool:
+    """Tell whether a decode pool has a batch by which its iterations are timed already."""
+    return bool(state.pool[row, pool, Pool.IN_FLIGHT] > 0.0 and state.pool[row, pool, Pool.PACED_IN_FLIGHT] > 0.0)
 
 
 @kernel
@@ -808,27 +827,64 @@ def planned_draw_w(
         decode_duty: Largest share of time iterations may run.
     """
     it_w = 0.0
-    paced = seconds <= PACE_S + _SHORTEST_S and params.site[SiteSpec.RESOLUTION] == COHORT
+    close = seconds <= PACE_S + _SHORTEST_S and params.site[SiteSpec.RESOLUTION] == COHORT
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         prefill = params.pool[pool, PoolSpec.PHASE] == PREFILL
         clock = min(clock_limit, numbers[Pool.CLOCK])
         duty = min(prefill_duty if prefill else decode_duty, numbers[Pool.DUTY])
-        if params.pool[pool, PoolSpec.COUPLING] != SEPARATE:
+        if params.pool[pool, PoolSpec.COUPLING] == SHARED_GPUS:
             if prefill:
-                partner = state.pool[row, int(params.pool[pool, PoolSpec.PARTNER])]
-                both = min(clock_limit, max(numbers[Pool.CLOCK], partner[Pool.CLOCK]))
-                other = min(decode_duty, partner[Pool.DUTY])
-                it_w += _most_pair_w(params, state, row, pool, seconds, both, duty, other)
+                it_w += _shared_power_w(params, state, row, pool, seconds, clock, duty, decode_duty, close)
+            continue
+        if close and prefill:
+            busy = _fluid_busy(params, state, row, pool, seconds, clock, duty)
+            it_w += _fluid_power_w(params, state, row, pool, seconds, clock, busy)
             continue
         watts = 0.0
-        batch = numbers[Pool.PACED_IN_FLIGHT]
-        running = not prefill and numbers[Pool.IN_FLIGHT] > 0.0 and batch > 0.0
-        if running:
-            watts = _decode_power_w(params, state, row, pool, clock, duty, batch, numbers[Pool.PACED_CONTEXT] / batch)
-        if prefill and paced:
-            watts = _fluid_power_w(params, state, row, pool, seconds, clock, duty)
-        elif not (running and paced):
+        if not prefill and _running(state, row, pool):
+            watts = _paced_power_w(params, state, row, pool, clock, duty)
+        if not (close and watts > 0.0):
             watts = max(watts, _most_power_w(params, state, row, pool, seconds, clock, duty))
         it_w += watts
     return float(facility_power_w(params, state, row, it_w))
+
+
+@kernel
+def _shared_power_w(
+    params: Params,
+    state: State,
+    row: int,
+    pool: int,
+    seconds: float,
+    clock: float,
+    prefill_duty: float,
+    decode_duty: float,
+    close: bool,
+) -> float:
+    """Return an upper bound of what two pools on the same GPUs draw in a segment that has been planned, W.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        pool: The prefill pool of the two.
+        seconds: Length of the segment, s.
+        clock: Clock of both.
+        prefill_duty: Share of time prefill may run.
+        decode_duty: Largest share of time iterations may run.
+        close: Whether it is short enough for what happens to be known.
+    """
+    partner = int(params.pool[pool, PoolSpec.PARTNER])
+    duty = min(decode_duty, state.pool[row, partner, Pool.DUTY])
+    if not (close and _running(state, row, partner)):
+        return _most_pair_w(params, state, row, pool, seconds, clock, prefill_duty, duty)
+    # Iterations run in the time that prefill leaves. The draw is linear in it: highest with the most of prefill, or with none.
+    most = _fluid_busy(params, state, row, pool, seconds, clock, prefill_duty)
+    watts = 0.0
+    for busy in (0.0, most):
+        left = 1.0 - busy * params.pool[pool, PoolSpec.PREFILL_LIMIT]
+        both_w = _fluid_power_w(params, state, row, pool, seconds, clock, busy)
+        both_w += _paced_power_w(params, state, row, partner, clock, duty * left)
+        watts = max(watts, both_w)
+    return float(watts)

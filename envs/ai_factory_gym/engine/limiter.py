@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.decode import PACE_S
-from ai_factory_gym.engine.draw import note_arrivals, planned_draw_w, surely_below
+from ai_factory_gym.engine.draw import SURE, next_cap_change_s, note_arrivals, planned_draw_w, surely_below
 from ai_factory_gym.engine.layout import (
     DECODE,
     PREFILL,
@@ -24,7 +24,7 @@ from ai_factory_gym.engine.layout import (
     SiteSpec,
     State,
 )
-from ai_factory_gym.engine.racks import switching_w, wake_racks, waking_w
+from ai_factory_gym.engine.racks import next_rack_change_s, switching_w, wake_racks, waking_w
 from ai_factory_gym.engine.smoothing import allowed_w
 from ai_factory_gym.engine.supply import battery_help_w
 from ai_factory_gym.jit import kernel
@@ -61,13 +61,15 @@ def ramp_horizon_s(params: Params, state: State, row: int, begin_s: float, end_s
         return end_s
     _start_racks(params, state, row, begin_s)
     slice_end_s = end_s
+    end_s = min(end_s, next_cap_change_s(state, row, begin_s), next_rack_change_s(state, row, begin_s))
     if site[Site.RAMP_RESERVE_W] > 0.0:
         end_s = min(end_s, begin_s + _SOON_S)
-    if surely_below(params, state, row, begin_s, end_s, slice_end_s, allowed_w(params, state, row, end_s - begin_s)):
+    limit_w = SURE * allowed_w(params, state, row, end_s - begin_s)
+    if surely_below(params, state, row, begin_s, end_s, slice_end_s, limit_w):
         return end_s
     soon_s = begin_s + _SOON_S
     if soon_s < end_s:
-        limit_w = allowed_w(params, state, row, _SOON_S)
+        limit_w = SURE * allowed_w(params, state, row, _SOON_S)
         if surely_below(params, state, row, begin_s, soon_s, slice_end_s, limit_w):
             return soon_s
     return min(end_s, begin_s + PACE_S)
