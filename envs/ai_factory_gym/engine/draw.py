@@ -39,6 +39,7 @@ from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
+    DECODE_KV_REQUEST_TOKENS,
     PREFILL_STREAM_PER_TOKEN_S,
     compute_rate,
     decode_iteration_s,
@@ -797,9 +798,18 @@ def _paced_power_w(params: Params, state: State, row: int, pool: int, clock: flo
 
 
 @inlined_kernel
-def _running(state: State, row: int, pool: int) -> bool:
-    """Tell whether a decode pool has a batch by which its iterations are timed already."""
-    return bool(state.pool[row, pool, Pool.IN_FLIGHT] > 0.0 and state.pool[row, pool, Pool.PACED_IN_FLIGHT] > 0.0)
+def _goes_on(params: Params, state: State, row: int, pool: int, seconds: float) -> bool:
+    """Tell whether a decode pool has a batch by which iterations are timed, and is sure not to finish all of it in ``seconds``.
+
+    A batch that begins anew is timed anew. Tokens that are promised and not yet generated, over the requests, are what the mean request has
+    left: more than can be generated in twice that time, and not all of them finish.
+    """
+    numbers = state.pool[row, pool]
+    in_flight = numbers[Pool.IN_FLIGHT]
+    if in_flight <= 0.0 or numbers[Pool.PACED_IN_FLIGHT] <= 0.0 or numbers[Pool.TPOT_S] <= 0.0:
+        return False
+    left = numbers[Pool.RESERVED] - numbers[Pool.CONTEXT] - in_flight * state.perf[row, pool, DECODE_KV_REQUEST_TOKENS]
+    return bool(left > 2.0 * in_flight * seconds / numbers[Pool.TPOT_S])
 
 
 @kernel
@@ -841,11 +851,12 @@ def planned_draw_w(
             busy = _fluid_busy(params, state, row, pool, seconds, clock, duty)
             it_w += _fluid_power_w(params, state, row, pool, seconds, clock, busy)
             continue
-        watts = 0.0
-        if not prefill and _running(state, row, pool):
-            watts = _paced_power_w(params, state, row, pool, clock, duty)
-        if not (close and watts > 0.0):
-            watts = max(watts, _most_power_w(params, state, row, pool, seconds, clock, duty))
+        if close and _goes_on(params, state, row, pool, seconds):
+            it_w += _paced_power_w(params, state, row, pool, clock, duty)
+            continue
+        watts = _most_power_w(params, state, row, pool, seconds, clock, duty)
+        if not prefill:
+            watts = max(watts, _paced_power_w(params, state, row, pool, clock, duty))
         it_w += watts
     return float(facility_power_w(params, state, row, it_w))
 
@@ -877,7 +888,7 @@ def _shared_power_w(
     """
     partner = int(params.pool[pool, PoolSpec.PARTNER])
     duty = min(decode_duty, state.pool[row, partner, Pool.DUTY])
-    if not (close and _running(state, row, partner)):
+    if not (close and _goes_on(params, state, row, partner, seconds)):
         return _most_pair_w(params, state, row, pool, seconds, clock, prefill_duty, duty)
     # Iterations run in the time that prefill leaves. The draw is linear in it: highest with the most of prefill, or with none.
     most = _fluid_busy(params, state, row, pool, seconds, clock, prefill_duty)
