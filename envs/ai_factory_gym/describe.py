@@ -22,6 +22,7 @@ from ai_factory_gym.params import (
 )
 from ai_factory_gym.registration import CUSTOM, TASKS
 from ai_factory_gym.sites import RampConfig, SiteConfig, load_site
+from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.steady_cache import steady_cache
 from ai_factory_gym.validate import daily_demand_rps
 from ai_factory_gym.workload.traces import load_trace, superposition_report
@@ -204,9 +205,25 @@ def _parts(site: SiteConfig) -> list[str]:
         gpus = sum(pool.racks * pool.gpus_per_rack for pool in own)
         lines.append(
             f"reliability: {24.0 * gpus * site.reliability.gpu_faults_per_hour:.2f} faults a day among {racks} racks, repairs of "
-            f"{site.reliability.repair_s / 3600.0:.3g} h"
+            f"{site.reliability.repair_s / 3600.0:.3g} h" + _in_part(site.reliability)
         )
     return lines
+
+
+def _in_part(spec: ReliabilityConfig) -> str:
+    """Return which shares of faults take parts of racks, where any do."""
+    if not spec.in_part:
+        return ""
+    kinds = (
+        ("GPU groups", spec.gpu_group_share, spec.gpu_group_repair_s),
+        ("NVLink domains", spec.nvlink_domain_share, spec.nvlink_domain_repair_s),
+    )
+    texts = [
+        f"{share:.1%} take {kind}" + (f" (repairs of {repair_s / 3600.0:.3g} h)" if repair_s else "")
+        for kind, share, repair_s in kinds
+        if share > 0.0
+    ]
+    return f"; {', '.join(texts)}"
 
 
 def _what(binding: str) -> str:

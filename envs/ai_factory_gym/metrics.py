@@ -90,6 +90,10 @@ FAULT_KEYS = ("racks_struck", "rack_down_s", "requests_restarted", "lost_tokens"
 together; rack-seconds out of service; requests that were lost with a rack and started anew; output tokens they had been given. ``output_tokens``
 counts those, ``good_tokens`` never does: their difference is what late and lost work cost."""
 
+PART_FAULT_KEYS = ("groups_struck", "gpu_down_s")
+"""Keys that are there, behind those, where faults may take parts of racks, in total: parts that went out of service, and GPU-seconds out of
+service in racks that were not."""
+
 CLASS_MONEY_KEYS = ("revenue_usd", "budget_used")
 """Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget)."""
 
@@ -131,6 +135,7 @@ def info_keys(
     peaks: bool = False,
     faults: bool = False,
     ramp: bool = False,
+    in_part: bool = False,
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
 
@@ -145,6 +150,7 @@ def info_keys(
         peaks: Whether coincident peaks are charged for.
         faults: Whether racks may go out of service.
         ramp: Whether the draw from the grid has ramp limits.
+        in_part: Whether parts of racks may.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
     parts = (
@@ -156,7 +162,7 @@ def info_keys(
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
     parts += (*(COOLANT_KEYS if coolant else ()), *(PEAK_KEYS if peaks else ()))
-    parts += FAULT_KEYS if faults else ()
+    parts += (*(FAULT_KEYS if faults else ()), *(PART_FAULT_KEYS if in_part else ()))
     parts += CACHE_KEYS if cached else ()
     parts += tuple(f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
@@ -354,5 +360,9 @@ def write_info(
         out[at + 2] = site[Site.RESTARTED]
         out[at + 3] = site[Site.LOST_TOKENS]
         at += len(FAULT_KEYS)
+        if params.site[SiteSpec.FAULTS] > 1.0:
+            out[at] = site[Site.GROUPS_STRUCK]
+            out[at + 1] = site[Site.GPU_DOWN_S]
+            at += len(PART_FAULT_KEYS)
     if params.session.shape[0] > 0:
         _write_sessions(params, cls, cache, out, at)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ai_factory_gym.engine.draw import facility_power_w
+from ai_factory_gym.engine.health import units_per_rack, working_share
 from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
@@ -80,7 +81,7 @@ BLOCKS: tuple[tuple[str, str, str], ...] = (
     ("pool_wake_time", "pools", "time until the next waking rack is active / wake time"),
     ("pool_draining", "pools", "racks draining / racks as built"),
     ("pool_asleep", "pools", "racks asleep / racks as built"),
-    ("pool_failed", "pools", "racks failed / racks as built"),
+    ("pool_failed", "pools", "racks failed, parts of racks as parts / racks as built"),
     ("class_rate", "classes", "arrivals per second over the last step / mean demand of the class"),
     ("class_rate_lag1", "classes", "the same one step earlier"),
     ("class_rate_lag2", "classes", "the same two steps earlier"),
@@ -289,19 +290,20 @@ def _pool_blocks(
         ints = state.pool_int[row, pool]
         spec = params.pool[pool]
         racks = spec[PoolSpec.RACKS]
-        replicas = max(1.0, (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.REPLICAS_PER_RACK])
+        working = spec[PoolSpec.REPLICAS_PER_RACK] * working_share(state, row, pool)
+        replicas = max(1.0, (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * working)
         kv = 0.0
         transfer = 0.0
         tpot = 0.0
         wait_s = numbers[Pool.WAIT_S]
         if spec[PoolSpec.PHASE] == PREFILL:
-            servers = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
+            servers = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
             load = numbers[Pool.QUEUED] / max(1.0, float(ints[PoolInt.ACTIVE])) / 100.0
             wait_s = numbers[Pool.QUEUED_WORK] / max(1.0, servers * numbers[Pool.CLOCK])
         else:
             load = numbers[Pool.IN_FLIGHT] / replicas / batch[pool]
             room = (
-                max(1.0, ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK])
+                max(1.0, ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool))
                 * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
             )
             kv = (numbers[Pool.RESERVED] + numbers[Pool.HELD]) / room
@@ -326,7 +328,8 @@ def _pool_blocks(
         out[at + 10 * pools + pool] = wake_s
         out[at + 11 * pools + pool] = ints[PoolInt.DRAINING] / racks
         out[at + 12 * pools + pool] = ints[PoolInt.ASLEEP] / racks
-        out[at + 13 * pools + pool] = ints[PoolInt.FAILED] / racks
+        out_of_service = ints[PoolInt.FAILED] + numbers[Pool.OUT_REPLICAS] / spec[PoolSpec.REPLICAS_PER_RACK]
+        out[at + 13 * pools + pool] = out_of_service / racks
 
 
 @kernel

@@ -56,6 +56,7 @@ from ai_factory_gym.physics.power import (
 )
 from ai_factory_gym.sites import PoolConfig, RampConfig, SiteConfig
 from ai_factory_gym.sites.money import TOKENS_PER_MTOK, MoneyConfig
+from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.strata import build_strata, output_slices
 from ai_factory_gym.workload.traces import Reuse, Trace, reuse
@@ -243,6 +244,7 @@ def pool_specs(site: SiteConfig, perf: Array) -> Array:
         perf: Performance coefficients of its pools.
     """
     pools = np.zeros((len(site.pools), len(PoolSpec)))
+    reliability = site.reliability or ReliabilityConfig()
     for index, pool in enumerate(site.pools):
         partner = site.partner(pool)
         lanes = perf[index, PREFILL_SERVERS_PER_REPLICA] if pool.phase == "prefill" else 1.0
@@ -265,6 +267,11 @@ def pool_specs(site: SiteConfig, perf: Array) -> Array:
         )
         pools[index, PoolSpec.PREFILL_LIMIT] = prefill_limit(pool) if pool.aggregated else 1.0
         pools[index, PoolSpec.HOLD_SHARE] = pool.hold_share
+        for column, gpus in (
+            (PoolSpec.GROUP_REPLICAS, reliability.gpus_per_group),
+            (PoolSpec.DOMAIN_REPLICAS, pool.group.link_domain_gpus),
+        ):
+            pools[index, column] = min(pool.replicas_per_rack, math.ceil(gpus / pool.gpus_per_replica))
         pools[index, PoolSpec.RACK_LIMIT_W] = math.inf if pool.rack_limit_w is None else pool.rack_limit_w
         pools[index, PoolSpec.SIBLING] = -1.0
         pools[index, PoolSpec.SWITCH_S] = site.switch_s
@@ -801,7 +808,7 @@ def build_params(
     thin_fraction: float = 1.0,
     effort: bool = False,
     gate: bool = False,
-    faults: bool = False,
+    faults: float = 0.0,
 ) -> Params:
     """Build the engine's constant arrays.
 
@@ -816,7 +823,7 @@ def build_params(
         thin_fraction: Share of the last superposed copy of the trace that is kept.
         effort: Whether the operator may shorten answers.
         gate: Whether the operator may hold requests back at the gate.
-        faults: Whether racks may go out of service.
+        faults: 1 where racks may go out of service, 2 where parts of racks may; 0 where neither.
 
     Returns:
         The parameters.
@@ -885,7 +892,7 @@ def build_params(
     site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
     site_row[SiteSpec.EFFORT] = float(effort)
     site_row[SiteSpec.GATE] = float(gate)
-    site_row[SiteSpec.FAULTS] = float(faults)
+    site_row[SiteSpec.FAULTS] = faults
     cls_rows = np.array([_class_row(cls, k, joules[k], deferrable) for cls, k in zip(classes, of_class, strict=True)])
     if site.money is not None:
         _enter_money(site, site.money, classes, site_row, cls_rows)

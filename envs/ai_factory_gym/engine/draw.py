@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.decode import PACE_S, nearly_full
+from ai_factory_gym.engine.health import gpus_out, units_per_rack, working_share
 from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w, warm_coolant
 from ai_factory_gym.engine.layout import (
     COHORT,
@@ -112,7 +113,9 @@ def pool_power_w(
     ints = state.pool_int[row, pool]
     share_compute = compute / busy if busy > 0.0 else 0.0
     share_memory = memory / busy if busy > 0.0 else 0.0
-    rack_w = rack_power_w(power, gpu_power_w(power, clock, busy, share_compute, share_memory))
+    # GPUs that are out of service draw nothing; switches, fans and pumps of their racks go on.
+    gpu_w = gpu_power_w(power, clock, busy, share_compute, share_memory) * working_share(state, row, pool)
+    rack_w = rack_power_w(power, gpu_w)
     return (
         (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * rack_w
         + ints[PoolInt.WAKING] * power[POWER_WAKE_RACK_W]
@@ -133,7 +136,7 @@ def _decode_power_w(
 ) -> float:
     """Return a decode pool's power with ``in_flight`` requests of ``context`` KV tokens each on average, W."""
     ints = state.pool_int[row, pool]
-    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     if in_flight <= 0.0 or replicas <= 0.0 or duty <= 0.0:
         return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
     iteration, compute_s, memory_s = decode_iteration_s(
@@ -178,7 +181,7 @@ def _most_busy(params: Params, state: State, row: int, pool: int, seconds: float
     """Return an upper bound of the share of the next ``seconds`` in which a prefill pool's racks run."""
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
-    servers = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    servers = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     if servers <= 0.0 or duty <= 0.0:
         return 0.0
     if params.site[SiteSpec.RESOLUTION] == COHORT:
@@ -217,7 +220,7 @@ def _most_power_w(
     in_flight = numbers[Pool.IN_FLIGHT]
     waiting = numbers[Pool.WAITING] - numbers[Pool.LATER]
     bound_for = in_flight + max(0.0, waiting)
-    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
+    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     if bound_for <= 0.0:
         return _decode_power_w(params, state, row, pool, clock, duty, 0.0, 1.0)
     # Contexts grow while requests are decoded: from what the batch holds now to all that is promised to it.
@@ -452,7 +455,8 @@ def _limited_clock(params: Params, state: State, row: int, pool: int) -> float:
         return float(ceiling)
     others_w = pool_power_w(params, state, row, pool, ceiling, 0.0, 0.0, 0.0)
     power = state.power[row, pool]
-    others_w -= awake * rack_power_w(power, gpu_power_w(power, ceiling, 0.0, 0.0, 0.0))
+    idle_w = gpu_power_w(power, ceiling, 0.0, 0.0, 0.0) * working_share(state, row, pool)
+    others_w -= awake * rack_power_w(power, idle_w)
     if _active_rack_w(params, state, row, pool, ceiling, others_w, awake) <= limit_w:
         return float(ceiling)
     low = min(_LOWEST_CLOCK, ceiling)
@@ -665,7 +669,7 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         numbers[Pool.STEP_BUSY_S] += numbers[Pool.BUSY_S]
         numbers[Pool.STEP_CLOCK_S] += clock * elapsed
         awake = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
-        numbers[Pool.STEP_UNIT_S] += awake * params.pool[pool, PoolSpec.UNITS_PER_RACK] * elapsed
+        numbers[Pool.STEP_UNIT_S] += awake * units_per_rack(params, state, row, pool) * elapsed
         clock_sum += awake * clock
         awake_sum += awake
         it_w += watts
@@ -701,6 +705,8 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
             for pool in range(params.pool.shape[0]):
                 if params.pool[pool, PoolSpec.COUPLING] == SEPARATE or params.pool[pool, PoolSpec.PHASE] == PREFILL:
                     site[Site.RACK_DOWN_S] += state.pool_int[row, pool, PoolInt.FAILED] * elapsed
+            if site[Site.FAULTS] > 1.0:
+                site[Site.GPU_DOWN_S] += gpus_out(params, state, row) * elapsed
         meter_quarter(site, grid_w, elapsed)
         if spec[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
             meter_peak(params, site, grid_w, elapsed)
@@ -754,7 +760,7 @@ def _fluid_busy(params: Params, state: State, row: int, pool: int, seconds: floa
     """Return the share of the next ``seconds`` in which a prefill pool runs at cohort resolution; less where requests are turned away."""
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
-    capacity = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK] * compute_rate(clock) * duty
+    capacity = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool) * compute_rate(clock) * duty
     if capacity <= 0.0:
         return 0.0
     busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty

@@ -21,6 +21,7 @@ from ai_factory_gym.engine.coupled import (
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
 from ai_factory_gym.engine.draw import meter_segment, plan_segment
 from ai_factory_gym.engine.faults import slots_for_faults, strike_and_repair
+from ai_factory_gym.engine.health import follow_racks, working_share
 from ai_factory_gym.engine.layout import (
     DECODE,
     PREFILL,
@@ -80,7 +81,7 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
             continue
         ints = state.pool_int[row, pool]
         if ints[PoolInt.ACTIVE] > 0 and not ints[PoolInt.CLOSED]:
-            capacity = ints[PoolInt.ACTIVE] * params.capacity[phase, group, pool]
+            capacity = ints[PoolInt.ACTIVE] * params.capacity[phase, group, pool] * working_share(state, row, pool)
             if phase == PREFILL:
                 capacity *= compute_rate(state.pool[row, pool, Pool.CLOCK_CEILING])
             shares[pool] = capacity * bias[pool]
@@ -268,6 +269,8 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     ramp = params.site[SiteSpec.RAMP] > 0.0
     if ramp:
         end_s = ramp_horizon_s(params, state, row, begin_s, end_s)
+    if state.site[row, Site.FAULTS] > 1.0:
+        follow_racks(params, state, row)
     end_s = plan_segment(params, state, row, begin_s, end_s)
     if ramp:
         limit_ramp(params, state, row, begin_s, end_s, slice_end_s)

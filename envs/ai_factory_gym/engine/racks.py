@@ -338,7 +338,10 @@ def _fits_without_draining(params: Params, state: State, row: int, pool: int) ->
     """Tell whether the active racks alone can carry what the pool is serving."""
     ints = state.pool_int[row, pool]
     spec = params.pool[pool]
+    # All that is out of service may be in the racks that stay.
+    awake = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
     units = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
+    units -= awake * spec[PoolSpec.UNITS_PER_RACK] * state.pool[row, pool, Pool.OUT_SHARE]
     if spec[PoolSpec.PHASE] == PREFILL:
         return bool(ints[PoolInt.BUSY] <= math.ceil(units - 1e-9))
     numbers = state.pool[row, pool]

@@ -12,6 +12,7 @@ from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     CHANCE,
     PREFILL,
+    RACK,
     REQUEST,
     Array,
     CapStep,
@@ -204,7 +205,7 @@ class Engine:
         site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
         if episode.faults is not None and len(episode.faults):
             state.fault[row, : len(episode.faults)] = episode.faults
-            site[Site.FAULTS] = 1.0
+            site[Site.FAULTS] = 2.0 if np.any(episode.faults[:, Fault.DOMAIN] != RACK) else 1.0
             site[Site.NEXT_FAULT_S] = episode.faults[0, Fault.TIME_S]
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
