@@ -16,6 +16,7 @@ from ai_factory_gym.params import idle_facility_w, waking_step_w
 from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.sites import (
     BatteryConfig,
+    PoolConfig,
     RampConfig,
     ReliabilityConfig,
     SiteConfig,
@@ -97,6 +98,13 @@ def balance(env: AIFactoryEnv, info: dict[str, Any], before: tuple[float, float]
 
 # ----------------------------------------------------------------------------------------------------- the limits hold
 
+SHARED = (
+    PoolConfig("gb300_nvl72", "both", 5, dp=8, mtp=True),
+    PoolConfig("vera_rubin_nvl144_cpx", "prefill", 3, pp=8, rack_limit_w=2.8e5),
+    PoolConfig("vera_rubin_nvl144_cpx", "decode", 3, dp=8, mtp=True, rack_limit_w=2.8e5),
+)
+"""Pools that share GPUs, and pools that share racks."""
+
 CASES = {
     "1 %": (limited(0.01, 0.01), {}),
     "1 %, racks": (limited(0.01, 0.01, storage=True), {"levers": RACKS}),
@@ -109,6 +117,7 @@ CASES = {
         {"levers": (*RACKS, "battery")},
     ),
     "roles": (limited(0.05, 0.05), {"levers": (*RACKS, "role"), "demand_scale": 0.5}),
+    "shared racks": (limited(0.05, 0.05, pools=SHARED), {"levers": RACKS, "demand_scale": 0.5}),
     "faults": (
         limited(0.05, 0.05, storage=True, reliability=ReliabilityConfig(gpu_faults_per_hour=0.02)),
         {"levers": RACKS, "demand_scale": 0.6},

@@ -63,6 +63,9 @@ _SHORTEST_S = 1e-6
 _FIT_S = 5.0
 """Segment that is tried where draw may exceed the cap by the end of a longer one, s; the longest one where a rack's limit binds."""
 
+EVENTS_S = 0.1
+"""Segment at request resolution in which few requests join a batch, s (status: design choice)."""
+
 _MOMENT_S = 1e-3
 """A time in which any backlog keeps all servers busy, s."""
 
@@ -796,6 +799,18 @@ def _fluid_power_w(
 
 
 @inlined_kernel
+def _present_power_w(params: Params, state: State, row: int, pool: int, clock: float, busy: float) -> float:
+    """Return a prefill pool's power at request resolution with the mix of work that is in service, W, when it runs a share ``busy`` of time."""
+    numbers = state.pool[row, pool]
+    serving = state.pool_int[row, pool, PoolInt.BUSY]
+    if serving == 0:
+        return pool_power_w(params, state, row, pool, clock, busy, busy, 0.0)
+    compute = busy * min(1.0, numbers[Pool.SHARE_COMPUTE] / serving)
+    memory = busy * min(1.0, numbers[Pool.SHARE_MEMORY] / serving)
+    return pool_power_w(params, state, row, pool, clock, busy, compute, memory)
+
+
+@inlined_kernel
 def _paced_power_w(params: Params, state: State, row: int, pool: int, clock: float, duty: float) -> float:
     """Return a decode pool's power at the batch by which its iterations are timed, W; idle where none is."""
     batch = state.pool[row, pool, Pool.PACED_IN_FLIGHT]
@@ -828,10 +843,11 @@ def planned_draw_w(
     prefill_duty: float,
     decode_duty: float,
 ) -> float:
-    """Return an upper bound of the mean facility power of a segment that has been planned, W, its clocks and duties lowered to those given.
+    """Return the mean facility power of a segment that has been planned, W, its clocks and duties lowered to those given.
 
-    Up to ``PACE_S`` long it is close at cohort resolution: iterations are timed by a batch that is known beforehand, and what flows into
-    prefill is known too.
+    It is an upper bound, and at cohort resolution close where the segment is at most ``PACE_S`` long: iterations are timed by a batch that is
+    known beforehand, and what flows into prefill is known too. At request resolution a segment of at most ``EVENTS_S`` is predicted from
+    what runs now, and more may come of it: ``decode_may_draw_w`` bounds that, once prefill has been advanced.
 
     Args:
         params: Site parameters.
@@ -843,7 +859,8 @@ def planned_draw_w(
         decode_duty: Largest share of time iterations may run.
     """
     it_w = 0.0
-    close = seconds <= PACE_S + _SHORTEST_S and params.site[SiteSpec.RESOLUTION] == COHORT
+    cohorts = params.site[SiteSpec.RESOLUTION] == COHORT
+    close = seconds <= (PACE_S if cohorts else EVENTS_S) + _SHORTEST_S
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         prefill = params.pool[pool, PoolSpec.PHASE] == PREFILL
@@ -852,6 +869,13 @@ def planned_draw_w(
         if params.pool[pool, PoolSpec.COUPLING] == SHARED_GPUS:
             if prefill:
                 it_w += _shared_power_w(params, state, row, pool, seconds, clock, duty, decode_duty, close)
+            continue
+        if close and not cohorts:
+            if prefill:
+                busy = _most_busy(params, state, row, pool, seconds, clock, duty)
+                it_w += _present_power_w(params, state, row, pool, clock, busy)
+            else:
+                it_w += _paced_power_w(params, state, row, pool, clock, duty)
             continue
         if close and prefill:
             busy = _fluid_busy(params, state, row, pool, seconds, clock, duty)
@@ -894,6 +918,11 @@ def _shared_power_w(
     """
     partner = int(params.pool[pool, PoolSpec.PARTNER])
     duty = min(decode_duty, state.pool[row, partner, Pool.DUTY])
+    if close and params.site[SiteSpec.RESOLUTION] == REQUEST:
+        most = _most_busy(params, state, row, pool, seconds, clock, prefill_duty)
+        left = 1.0 - most * params.pool[pool, PoolSpec.PREFILL_LIMIT]
+        both_w = _present_power_w(params, state, row, pool, clock, most)
+        return float(both_w + _paced_power_w(params, state, row, partner, clock, duty * left))
     if not (close and _goes_on(params, state, row, partner, seconds)):
         return _most_pair_w(params, state, row, pool, seconds, clock, prefill_duty, duty)
     # Iterations run in the time that prefill leaves. The draw is linear in it: highest with the most of prefill, or with none.
@@ -905,3 +934,68 @@ def _shared_power_w(
         both_w += _paced_power_w(params, state, row, partner, clock, duty * left)
         watts = max(watts, both_w)
     return float(watts)
+
+
+@kernel
+def decode_may_draw_w(
+    params: Params, state: State, row: int, begin_s: float, end_s: float, clock_limit: float, decode_duty: float
+) -> float:
+    """Return an upper bound of the mean facility power of a segment at request resolution whose prefill has been advanced, W.
+
+    What prefill draws is known then, and so is every request that may join a batch.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        begin_s: Start of the segment, s.
+        end_s: Its end, s.
+        clock_limit: Highest clock of decode.
+        decode_duty: Largest share of time iterations may run.
+    """
+    it_w = 0.0
+    elapsed = end_s - begin_s
+    for pool in range(params.pool.shape[0]):
+        numbers = state.pool[row, pool]
+        spec = params.pool[pool]
+        if spec[PoolSpec.PHASE] == PREFILL:
+            busy = min(1.0, numbers[Pool.BUSY_S] / elapsed)
+            compute, memory = numbers[Pool.COMPUTE_S] / elapsed, numbers[Pool.MEMORY_S] / elapsed
+            it_w += pool_power_w(params, state, row, pool, numbers[Pool.CLOCK], busy, compute, memory)
+            continue
+        clock = min(clock_limit, numbers[Pool.CLOCK])
+        duty = min(decode_duty, numbers[Pool.DUTY])
+        if spec[PoolSpec.COUPLING] == SHARED_GPUS:
+            partner = int(spec[PoolSpec.PARTNER])
+            busy = min(1.0, state.pool[row, partner, Pool.BUSY_S] / elapsed)
+            duty *= 1.0 - busy * params.pool[partner, PoolSpec.PREFILL_LIMIT]
+        it_w += _joined_power_w(params, state, row, pool, end_s, elapsed, clock, duty)
+    return float(facility_power_w(params, state, row, it_w))
+
+
+@kernel
+def _joined_power_w(
+    params: Params, state: State, row: int, pool: int, end_s: float, elapsed: float, clock: float, duty: float
+) -> float:
+    """Return an upper bound of a decode pool's power until ``end_s``, W: all join that are ready by then, and none finishes."""
+    numbers = state.pool[row, pool]
+    joining = 0.0
+    tokens = 0.0
+    for entry in range(state.pool_int[row, pool, PoolInt.READY]):
+        if state.heap_key[row, pool, 0, entry] <= end_s:
+            cohort = state.cohort[row, state.heap_slot[row, pool, 0, entry]]
+            joining += cohort[Cohort.COUNT]
+            tokens += cohort[Cohort.COUNT] * cohort[Cohort.PROMPT]
+    in_flight = numbers[Pool.IN_FLIGHT]
+    most = in_flight + joining
+    if most <= 0.0:
+        return _decode_power_w(params, state, row, pool, clock, duty, 0.0, 1.0)
+    # Each request's context grows by a token at a time; twice the pace of the last segment is more than it comes to.
+    grown = 2.0 * elapsed / numbers[Pool.TPOT_S] if numbers[Pool.TPOT_S] > 0.0 else 0.0
+    mixed = (numbers[Pool.CONTEXT] + tokens) / most + grown
+    present = numbers[Pool.CONTEXT] / in_flight + grown if in_flight > 0.0 else mixed
+    watts = _paced_power_w(params, state, row, pool, clock, duty)
+    for batch in (max(1.0, in_flight), most):
+        for context in (present, mixed):
+            watts = max(watts, _decode_power_w(params, state, row, pool, clock, duty, batch, context))
+    return watts
