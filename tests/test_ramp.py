@@ -122,6 +122,10 @@ CASES = {
         limited(0.05, 0.05, storage=True, reliability=ReliabilityConfig(gpu_faults_per_hour=0.02)),
         {"levers": RACKS, "demand_scale": 0.6},
     ),
+    "requests, shared racks": (
+        limited(0.05, 0.05, pools=SHARED),
+        {"resolution": "request", "demand_scale": 0.02, "levers": RACKS},
+    ),
     "requests": (limited(0.05, 0.05), {"resolution": "request", "demand_scale": 0.02, "levers": RACKS}),
 }
 
@@ -130,7 +134,7 @@ CASES = {
 def test_the_limits_hold_whatever_the_operator_does(name: str) -> None:
     site, settings = CASES[name]
     assert site.ramp is not None
-    steps = 6 if name == "requests" else 44
+    steps = 6 if name.startswith("requests") else 44
     env = make(site, **settings)
     env.reset(seed=1)
     state = env.factory.engine.state.site[0]

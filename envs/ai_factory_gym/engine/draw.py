@@ -799,10 +799,21 @@ def _fluid_power_w(
 
 
 @inlined_kernel
-def _present_power_w(params: Params, state: State, row: int, pool: int, clock: float, busy: float) -> float:
-    """Return a prefill pool's power at request resolution with the mix of work that is in service, W, when it runs a share ``busy`` of time."""
+def _present_busy(params: Params, state: State, row: int, pool: int, duty: float) -> float:
+    """Return the share of its servers that a prefill pool keeps busy with what it has now, at request resolution."""
+    ints = state.pool_int[row, pool]
+    servers = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
+    if servers <= 0.0:
+        return 0.0
+    return float(min(1.0, (ints[PoolInt.BUSY] + state.pool[row, pool, Pool.QUEUED]) / servers) * duty)
+
+
+@inlined_kernel
+def _present_power_w(params: Params, state: State, row: int, pool: int, clock: float, duty: float) -> float:
+    """Return a prefill pool's power at request resolution as it serves now, W."""
     numbers = state.pool[row, pool]
     serving = state.pool_int[row, pool, PoolInt.BUSY]
+    busy = _present_busy(params, state, row, pool, duty)
     if serving == 0:
         return pool_power_w(params, state, row, pool, clock, busy, busy, 0.0)
     compute = busy * min(1.0, numbers[Pool.SHARE_COMPUTE] / serving)
@@ -859,6 +870,7 @@ def planned_draw_w(
         decode_duty: Largest share of time iterations may run.
     """
     it_w = 0.0
+    least_w = 0.0
     cohorts = params.site[SiteSpec.RESOLUTION] == COHORT
     close = seconds <= (PACE_S if cohorts else EVENTS_S) + _SHORTEST_S
     for pool in range(params.pool.shape[0]):
@@ -866,16 +878,23 @@ def planned_draw_w(
         prefill = params.pool[pool, PoolSpec.PHASE] == PREFILL
         clock = min(clock_limit, numbers[Pool.CLOCK])
         duty = min(prefill_duty if prefill else decode_duty, numbers[Pool.DUTY])
-        if params.pool[pool, PoolSpec.COUPLING] == SHARED_GPUS:
+        if params.pool[pool, PoolSpec.COUPLING] == SHARED_GPUS and (cohorts or not close):
             if prefill:
                 it_w += _shared_power_w(params, state, row, pool, seconds, clock, duty, decode_duty, close)
             continue
         if close and not cohorts:
             if prefill:
-                busy = _most_busy(params, state, row, pool, seconds, clock, duty)
-                it_w += _present_power_w(params, state, row, pool, clock, busy)
+                it_w += _present_power_w(params, state, row, pool, clock, duty)
+                least_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
             else:
+                if params.pool[pool, PoolSpec.COUPLING] == SHARED_GPUS:
+                    partner = int(params.pool[pool, PoolSpec.PARTNER])
+                    taken = _present_busy(
+                        params, state, row, partner, min(prefill_duty, state.pool[row, partner, Pool.DUTY])
+                    )
+                    duty *= 1.0 - taken * params.pool[partner, PoolSpec.PREFILL_LIMIT]
                 it_w += _paced_power_w(params, state, row, pool, clock, duty)
+                least_w += pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
             continue
         if close and prefill:
             busy = _fluid_busy(params, state, row, pool, seconds, clock, duty)
@@ -888,7 +907,8 @@ def planned_draw_w(
         if not prefill:
             watts = max(watts, _paced_power_w(params, state, row, pool, clock, duty))
         it_w += watts
-    return float(facility_power_w(params, state, row, it_w))
+    # What prefill may come to must leave something to take from decode.
+    return float(facility_power_w(params, state, row, max(it_w, least_w)))
 
 
 @kernel
@@ -918,11 +938,6 @@ def _shared_power_w(
     """
     partner = int(params.pool[pool, PoolSpec.PARTNER])
     duty = min(decode_duty, state.pool[row, partner, Pool.DUTY])
-    if close and params.site[SiteSpec.RESOLUTION] == REQUEST:
-        most = _most_busy(params, state, row, pool, seconds, clock, prefill_duty)
-        left = 1.0 - most * params.pool[pool, PoolSpec.PREFILL_LIMIT]
-        both_w = _present_power_w(params, state, row, pool, clock, most)
-        return float(both_w + _paced_power_w(params, state, row, partner, clock, duty * left))
     if not (close and _goes_on(params, state, row, partner, seconds)):
         return _most_pair_w(params, state, row, pool, seconds, clock, prefill_duty, duty)
     # Iterations run in the time that prefill leaves. The draw is linear in it: highest with the most of prefill, or with none.
