@@ -41,7 +41,7 @@ from ai_factory_gym.engine.layout import (
     Tier,
 )
 from ai_factory_gym.engine.ledger import held_at_most_s, sweep
-from ai_factory_gym.engine.limiter import limit_ramp, ramp_horizon_s
+from ai_factory_gym.engine.limiter import limit_decode, limit_ramp, ramp_horizon_s
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
 from ai_factory_gym.engine.supply import look_for_peak, look_outside
@@ -285,6 +285,8 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == PREFILL:
             advance_prefill(params, state, row, pool, end_s)
+    if ramp:
+        limit_decode(params, state, row, begin_s, end_s)
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == DECODE:
             if coupled:
