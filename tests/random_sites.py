@@ -23,7 +23,8 @@ from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.operating_point import SteadySite
 from ai_factory_gym.params import build_params, idle_facility_w, resolution, served_classes
 from ai_factory_gym.scenarios import scenario_names
-from ai_factory_gym.sites import CacheConfig, SiteConfig, StoreConfig, load_site
+from ai_factory_gym.sites import BatteryConfig, CacheConfig, SiteConfig, StoreConfig, load_site
+from ai_factory_gym.sites.generation import KINDS, GridConfig, unit
 from ai_factory_gym.workload.classes import Session, load_classes
 
 Table = dict[str, Any]
@@ -161,6 +162,33 @@ def with_caches(site: SiteConfig, rng: np.random.Generator) -> SiteConfig:
     return dataclasses.replace(site, pools=tuple(pools), kv_store=store, own_classes=own)
 
 
+def with_units(site: SiteConfig, rng: np.random.Generator) -> SiteConfig:
+    """Return a site, half of the time with units of its own in place of some or all of its connection, and with what goes with them."""
+    if rng.random() < 0.5:
+        return site
+    made_w = site.cap_w * rng.choice([rng.uniform(0.1, 0.9), 1.0], p=[0.7, 0.3])
+    shares = rng.dirichlet(np.ones(rng.integers(1, 4)))
+    alone = made_w == site.cap_w
+    units = [
+        unit(
+            str(rng.choice(list(KINDS))),
+            float(share * made_w),
+            name=f"unit {index}",
+            **({"min_load": float(rng.random())} if rng.random() < 0.5 else {}),
+            **({"start_s": float(rng.choice([0.0, 7.0, 600.0]))} if rng.random() < 0.5 else {}),
+            **({"min_run_s": 300.0, "min_down_s": 200.0} if rng.random() < 0.3 else {}),
+            **({"must_run": True} if alone else {}),
+            **({"fuel_usd_per_mwh": float(rng.uniform(0.0, 200.0))} if rng.random() < 0.5 else {}),
+        )
+        for index, share in enumerate(shares)
+    ]
+    sells = not alone and rng.random() < 0.5
+    grid = GridConfig(float(rng.uniform(0.0, site.cap_w)), float(rng.uniform(0.0, 100.0))) if sells else None
+    cells = BatteryConfig(float(0.2 * site.cap_w), float(0.1 * site.cap_w)) if rng.random() < 0.4 else None
+    cap_w = 0.0 if alone else max(1e4, site.cap_w - made_w)
+    return dataclasses.replace(site, cap_w=cap_w, generation=tuple(units), grid=grid, battery=cells)
+
+
 def settings(rng: np.random.Generator) -> Table:
     """Return arguments of an environment beside the site: levers, scenario, times."""
     scenarios = rng.choice(scenario_names(), rng.integers(1, 4), replace=False)
@@ -208,6 +236,10 @@ def check_episode(env: AIFactoryEnv, rng: np.random.Generator) -> None:
         assert 0.0 <= info["sla_attainment"] <= 1.0
         if "cached_tokens" in info:
             assert 0.0 <= info["held_tokens"] <= info["cached_tokens"] * (1.0 + 1e-9) < info["prompt_tokens"] + 1e-6
+        if "generation_j" in info:
+            taken = info["energy_j"] + info["export_j"] + info["spilled_j"] + info.get("battery_in_j", 0.0)
+            given = info["grid_energy_j"] + info["generation_j"] + info.get("battery_out_j", 0.0)
+            assert abs(taken - given) <= 1e-9 * taken + 1e-3, (taken, given)
         if truncated or step == 60:
             break
 
@@ -219,6 +251,7 @@ def run_valid(seed: int) -> str:
     chosen = settings(rng)
     try:
         site = with_caches(fitted(table, rng), np.random.default_rng([seed, 1]))
+        site = with_units(site, np.random.default_rng([seed, 2]))
         env = make(site, chosen)
     except ConfigError as error:
         text = str(error)
@@ -296,6 +329,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     _set("pools.0.cache", 5, {}, {"hbm_gb": -1.0}, {"hbm": 3}, {"host_gb": 5.0}, {"hbm_gb": 1e6}),
     _set("pools.1.hold_share", -0.1, 1.0, "half", math.nan),
     _set("kv_store", 3, {"gb": 1.0}, {"gb": -1.0, "gb_s": 1.0}),
+    _set("generation", 3, [], [{"kind": "engine"}], [{"kind": "engines", "power_w": 1e6}], [{"power_w": 1e6}]),
+    _set("generation", [{"kind": "engine", "power_w": -1.0}], [{"kind": "smr", "power_w": 1e6, "min_load": 2.0}]),
+    _set("grid", 3, {"export_w": -1.0}, {"export": 1.0}, {"export_w": 1e5}),
     _set("pools.0.rack_limit_w", -1.0, 0.0, math.nan, "low"),
     _set("pools.0.max_batch", 8, "big", 0),
     _set("pools.1.max_batch", 0, -1, 3.5, "big"),

@@ -18,6 +18,8 @@ from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     MAINTENANCE,
     PREFILL,
+    RUNNING,
+    STARTING,
     Array,
     CapStep,
     Cell,
@@ -33,6 +35,8 @@ from ai_factory_gym.engine.layout import (
     State,
     Tier,
     Transition,
+    Unit,
+    UnitSpec,
 )
 from ai_factory_gym.engine.ledger import held_at_most_s
 from ai_factory_gym.engine.racks import racks_staying
@@ -153,10 +157,20 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "2",
         "1 when a rack is to be taken out for maintenance within a day; time until then / 2 h",
     ),
+    (
+        "generation",
+        "supply",
+        "2",
+        "power of the units at the site that run / base cap; of those that run or start / base cap",
+    ),
+    ("generation", "unit_running", "units", "1 while the unit runs"),
+    ("generation", "unit_start", "units", "time until the unit that is starting runs / its start time; 0 otherwise"),
+    ("generation", "unit_output", "units", "output over the last segment / its power"),
+    ("generation", "unit_held", "units", "time for which the unit may not be stopped, or started, yet / 1 h"),
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_CACHE, _COOLANT, _PEAKS, _FAULTS = 0, 1, 2, 3
+_CACHE, _COOLANT, _PEAKS, _FAULTS, _SUPPLY = 0, 1, 2, 3, 4
 """Places in ``PART_BLOCKS``."""
 
 
@@ -167,6 +181,7 @@ def site_parts(site: SiteConfig, faults: bool = False) -> tuple[str, ...]:
         "coolant": site.cooling.coolant_limit_c is not None,
         "peaks": site.money is not None and site.money.coincident_usd_per_kw_year > 0.0,
         "faults": faults,
+        "generation": bool(site.generation),
     }
     return tuple(part for part, has in there.items() if has)
 
@@ -182,7 +197,7 @@ class ObservationLayout:
         pool_nameplate_w: IT power of the pool's racks at their limit, float64[pools].
         class_rate: Mean demand, requests/s, float64[classes].
         class_ttft_s: TTFT limit of an average prompt, float64[classes].
-        base_cap_w: Cap of the site.
+        base_cap_w: Cap of the site; where it makes power itself, with the power of its units.
         tpot_s: Tightest TPOT limit.
         pool_rack_w: Largest draw of a rack, W, float64[pools].
     """
@@ -231,12 +246,12 @@ class ObservationLayout:
 
 
 def lay_out(
-    pools: int, classes: int, actions: int, levers: Sequence[str] = (), parts: Sequence[str] = ()
+    pools: int, classes: int, actions: int, levers: Sequence[str] = (), parts: Sequence[str] = (), units: int = 0
 ) -> tuple[dict[str, slice], int]:
     """Return the slices of all blocks and the length of the observation, those of levers in use and of the site's parts among them."""
     blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
     blocks += [(name, length, text) for part, name, length, text in PART_BLOCKS if part in parts]
-    lengths = {"pools": pools, "classes": classes, "actions": actions}
+    lengths = {"pools": pools, "classes": classes, "actions": actions, "units": units}
     slices = {}
     begin = 0
     for name, length, _ in blocks:
@@ -410,6 +425,32 @@ def _lever_blocks(
             out[begins[4] + cls] = state.cls[row, cls, Class.EFFORT]
 
 
+@kernel
+def _supply_blocks(params: Params, state: State, row: int, out: Array, at: int, base_cap_w: float) -> None:
+    """Write the blocks of the units that make power at the site, from position ``at`` on."""
+    now_s = state.site[row, Site.TIME_S]
+    units = params.unit.shape[0]
+    running_w = 0.0
+    coming_w = 0.0
+    for unit in range(units):
+        spec = params.unit[unit]
+        mine = state.unit[row, unit]
+        runs = mine[Unit.MODE] == RUNNING
+        starts = mine[Unit.MODE] == STARTING
+        if runs:
+            running_w += spec[UnitSpec.POWER_W]
+        elif starts:
+            coming_w += spec[UnitSpec.POWER_W]
+        left_s = max(0.0, mine[Unit.READY_S] - now_s) if starts else 0.0
+        held_s = 0.0 if starts else max(0.0, mine[Unit.HOLD_S] - now_s)
+        out[at + 2 + unit] = 1.0 if runs else 0.0
+        out[at + 2 + units + unit] = left_s / max(spec[UnitSpec.START_S], 1.0)
+        out[at + 2 + 2 * units + unit] = mine[Unit.OUTPUT_W] / spec[UnitSpec.POWER_W]
+        out[at + 2 + 3 * units + unit] = min(LIMIT, held_s / 3600.0)
+    out[at] = running_w / base_cap_w
+    out[at + 1] = (running_w + coming_w) / base_cap_w
+
+
 @inlined_kernel
 def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Array, base_cap_w: float) -> None:
     """Write the blocks of ``PART_BLOCKS`` that are there."""
@@ -436,6 +477,8 @@ def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Arr
         out[at + 3] = min(LIMIT, left_s / DURATION_SCALE_S)
     if begins[_FAULTS] >= 0:
         _next_maintenance(state, row, state.site[row, Site.TIME_S], out, begins[_FAULTS])
+    if begins[_SUPPLY] >= 0:
+        _supply_blocks(params, state, row, out, begins[_SUPPLY], base_cap_w)
 
 
 @inlined_kernel

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.decode import nearly_full
+from ai_factory_gym.engine.generation import commit_units, use_units
 from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w, warm_coolant
 from ai_factory_gym.engine.layout import (
     COHORT,
@@ -590,6 +591,10 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         heat_w = _heat_limit_w(params, state, row)
     slice_end_s = end_s
     end_s = min(end_s, next_cap_change_s(state, row, begin_s), next_rack_change_s(state, row, begin_s))
+    if spec[SiteSpec.GENERATION_W] > 0.0:
+        # What runs at the site is as good as cap.
+        cap_w += commit_units(params, state, row, begin_s, cap_w)
+        end_s = min(end_s, site[Site.NEXT_UNIT_S])
     clock_limit = 1.0
     prefill_duty = 1.0
     decode_duty = 1.0
@@ -667,6 +672,8 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     grid_w = facility_w
     if spec[SiteSpec.BATTERY_W] > 0.0:
         grid_w -= use_battery(params, state, row, facility_w, elapsed)
+    if spec[SiteSpec.GENERATION_W] > 0.0:
+        grid_w = use_units(params, state, row, facility_w, grid_w, elapsed)
     over_w = max(0.0, grid_w - site[Site.CAP_W])
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w

@@ -21,8 +21,10 @@ from ai_factory_gym.engine.coupled import (
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
 from ai_factory_gym.engine.draw import meter_segment, plan_segment
 from ai_factory_gym.engine.faults import slots_for_faults, strike_and_repair
+from ai_factory_gym.engine.generation import set_orders
 from ai_factory_gym.engine.layout import (
     DECODE,
+    FIRST_UNIT,
     PREFILL,
     Array,
     Class,
@@ -143,12 +145,14 @@ def apply_action(
         racks: int64[pools] racks wanted awake.
         most_batch: float64[pools] requests per decode replica, at most the pool's own.
         gate: float64[classes, Gate].
-        order: float64[Order].
+        order: float64[Order, and behind it the units that the operator decides about].
         own: int64[pools] racks wanted in a pool, awake or not; the others of the two go to its sibling.
     """
     now_s = state.site[row, Site.TIME_S]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     state.site[row, Site.BATTERY_ORDER] = order[Order.BATTERY]
+    if params.site[SiteSpec.GENERATION_W] > 0.0:
+        set_orders(params, state, row, order[FIRST_UNIT:])
     for pool in range(params.pool.shape[0]):
         if params.pool[pool, PoolSpec.PHASE] == PREFILL and params.pool[pool, PoolSpec.SIBLING] >= 0.0:
             order_role(params, state, row, pool, own[pool], now_s)
@@ -192,6 +196,7 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_PENALTY_USD] = 0.0
     site[Site.STEP_WEAR_USD] = 0.0
     site[Site.STEP_COINCIDENT_USD] = 0.0
+    site[Site.STEP_GENERATION_J] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -378,7 +383,7 @@ def act_rows(
         racks: int64[n, pools].
         most_batch: float64[n, pools].
         gate: float64[n, classes, Gate].
-        order: float64[n, Order].
+        order: float64[n, Order and units].
         own: int64[n, pools].
     """
     params = Params(*params_arrays)

@@ -115,6 +115,41 @@ class SiteSpec(IntEnum):
     LOOP_S = 38  # time constant of the loop
     COINCIDENT_USD_PER_W = 39  # charge for the mean draw in a quarter of an hour in which the grid has a peak
     FAULTS = 40  # 1 where racks may go out of service, by the task; whether they do in an episode is in State.site
+    GENERATION_W = 41  # power of all units at the site; 0 where there are none
+    EXPORT_W = 42  # most the site may feed into the grid
+    EXPORT_USD_PER_MWH = 43
+
+
+class UnitSpec(IntEnum):
+    """Columns of ``Params.unit``, one line per unit that makes power at the site."""
+
+    POWER_W = 0
+    LEAST_W = 1  # least output while it runs
+    START_S = 2
+    MIN_RUN_S = 3
+    MIN_DOWN_S = 4
+    FUEL_USD_PER_MWH = 5
+    START_USD = 6
+    G_PER_KWH = 7
+    MUST_RUN = 8
+    LEVER = 9  # its place among those the operator decides about, -1 for none
+    MERIT = 10  # of the line, not of its unit: number of the unit with the n-th lowest cost of a MWh
+
+
+OFF, STARTING, RUNNING = 0, 1, 2
+
+
+class Unit(IntEnum):
+    """Columns of ``State.unit``, one line per unit that makes power at the site."""
+
+    MODE = 0  # OFF, STARTING or RUNNING
+    READY_S = 1  # starting: when it will run
+    HOLD_S = 2  # until when it may not be stopped (running) or started (off)
+    ORDER = 3  # what the operator wants: see lever ``generation``
+    OUTPUT_W = 4  # of the last segment
+    ENERGY_J = 5
+    RUN_S = 6
+    STARTS = 7
 
 
 class PoolSpec(IntEnum):
@@ -264,6 +299,16 @@ class Site(IntEnum):
     RESTARTED = 73  # requests that were lost with a rack and started anew
     LOST_TOKENS = 74  # output tokens they had been given
     RACK_DOWN_S = 75  # rack-seconds out of service
+    RUNNING_W = 76  # power of the units at the site that run: what they can give; 0 without any
+    NEXT_UNIT_S = 77  # when the next unit that is starting will run
+    DRAW_W = 78  # facility power by which units are started and stopped: smoothed
+    GENERATION_J = 79  # made by the site's own units
+    EXPORT_J = 80  # of that, fed into the grid
+    SPILLED_J = 81  # of that, of no use to anybody: units that could not go lower
+    FUEL_USD = 82
+    START_USD = 83
+    EXPORT_USD = 84
+    STEP_GENERATION_J = 85
 
 
 class SiteInt(IntEnum):
@@ -594,9 +639,13 @@ class Found(IntEnum):
 
 
 class Order(IntEnum):
-    """Columns of a decision for the site as a whole."""
+    """Columns of a decision for the site as a whole; behind them one for each unit that the operator decides about."""
 
     BATTERY = 0
+
+
+FIRST_UNIT = len(Order)
+"""Column of a decision for the site that is the first unit's."""
 
 
 class Params(NamedTuple):
@@ -620,6 +669,7 @@ class Params(NamedTuple):
     )
     seen_begin: Array  # int64[requests + 1] which lines of ``seen`` are a request's; empty without a prefix cache
     seen: Array  # float64[segments, Seen], in the order of the prompt
+    unit: Array  # float64[units, UnitSpec]; no lines on a site that makes no power
 
 
 class State(NamedTuple):
@@ -662,6 +712,7 @@ class State(NamedTuple):
     context: Array  # float64[rows, classes, pools, Context]; no pools there
     found: Array  # float64[rows, cells, pools, Found]; no cells without a trace
     fault: Array  # float64[rows, events, Fault], padded with inf
+    unit: Array  # float64[rows, units, Unit]; no units on a site that makes no power
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -686,6 +737,7 @@ def allocate(
     coefficients: tuple[int, int],
     cached: bool = False,
     faults: int = 0,
+    units: int = 0,
 ) -> State:
     """Return zeroed state arrays of the given sizes, every slot free.
 
@@ -728,6 +780,7 @@ def allocate(
         context=np.zeros((rows, classes, caches, len(Context))),
         found=np.zeros((rows, cells if trace_requests else 0, caches, len(Found))),
         fault=np.full((rows, faults, len(Fault)), np.inf),
+        unit=np.zeros((rows, units, len(Unit))),
     )
     for row in range(rows):
         clear_row(state, row)

@@ -34,7 +34,9 @@ def use_battery(params: Params, state: State, row: int, facility_w: float, elaps
     spec = params.site
     efficiency = spec[SiteSpec.BATTERY_EFFICIENCY]
     order = site[Site.BATTERY_ORDER]
-    wanted_w = max(order * spec[SiteSpec.BATTERY_W], facility_w - site[Site.CAP_W])
+    # What units at the site can give is as good as cap.
+    limit_w = site[Site.CAP_W] + site[Site.RUNNING_W]
+    wanted_w = max(order * spec[SiteSpec.BATTERY_W], facility_w - limit_w)
     out_w = 0.0
     if wanted_w > 0.0:
         out_w = min(wanted_w, facility_w, battery_help_w(params, state, row, elapsed))
@@ -46,7 +48,7 @@ def use_battery(params: Params, state: State, row: int, facility_w: float, elaps
         site[Site.STEP_WEAR_USD] += site[Site.SCORING] * wear_usd
     else:
         room_w = (spec[SiteSpec.BATTERY_J] - site[Site.BATTERY_CHARGE_J]) / (efficiency * elapsed)
-        in_w = max(0.0, min(-order * spec[SiteSpec.BATTERY_W], site[Site.CAP_W] - facility_w, room_w))
+        in_w = max(0.0, min(-order * spec[SiteSpec.BATTERY_W], limit_w - facility_w, room_w))
         stored_j = in_w * elapsed * efficiency
         site[Site.BATTERY_CHARGE_J] = min(spec[SiteSpec.BATTERY_J], site[Site.BATTERY_CHARGE_J] + stored_j)
         loss_j = in_w * elapsed - stored_j
