@@ -58,6 +58,12 @@ def _lowest_known_cap_w(state: State, row: int, now_s: float, until_s: float, ca
 
 
 @inlined_kernel
+def _held_by_cap(site: Array) -> bool:
+    """Tell whether the brake is on, and not for the sake of the coolant: what it holds back is not seen in the draw."""
+    return bool(site[Site.BRAKED] > 0.0 and site[Site.HEAT_BINDS] == 0.0 and site[Site.HEAT_OVER_S] == 0.0)
+
+
+@inlined_kernel
 def _ordered_on(spec: Array, order: float) -> bool:
     """Tell whether the operator wants a unit to run: to give no less than its least output."""
     return order > 0.0 and order * spec[UnitSpec.POWER_W] >= spec[UnitSpec.LEAST_W] - _SLACK_W
@@ -103,8 +109,9 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
     """Start and stop units for the segment that begins, and return what those that run can give, W.
 
     A unit is started, cheapest first, when the operator orders it, when the site draws more than ``START_SHARE`` of what there is (by the
-    lowest cap that is known for the time it takes to start), or when its MWh, its start included, costs less than one from the grid, or than
-    one fed into it pays. It is stopped, dearest first, when none of these holds any more; ordered off, as soon as the site does without it.
+    lowest cap that is known for the time it takes to start) or is under the brake for it, or when its MWh, its start included, costs less
+    than one from the grid, or than one fed into it pays. It is stopped, dearest first, when none of these holds any more; ordered off, as
+    soon as the site does without it.
 
     Args:
         params: Site parameters.
@@ -118,9 +125,13 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
     connected = cap_w > 0.0
     draw_w = site[Site.DRAW_W]
     committed_w = 0.0
+    short = _held_by_cap(site)
     for unit in range(units):
-        if state.unit[row, unit, Unit.MODE] != OFF:
+        mode = state.unit[row, unit, Unit.MODE]
+        if mode != OFF:
             committed_w += params.unit[unit, UnitSpec.POWER_W]
+        # One after the other: how much is missing shows when the brake has let go.
+        short = short and mode != STARTING
     for place in range(units):
         unit = int(params.unit[place, UnitSpec.MERIT])
         spec = params.unit[unit]
@@ -128,7 +139,7 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
         if mine[Unit.MODE] != OFF or now_s < mine[Unit.HOLD_S] or _ordered_off(spec, mine[Unit.ORDER]):
             continue
         lowest_w = _lowest_known_cap_w(state, row, now_s, now_s + spec[UnitSpec.START_S] + LEAD_S, cap_w)
-        wanted = _ordered_on(spec, mine[Unit.ORDER]) or draw_w > START_SHARE * (lowest_w + committed_w)
+        wanted = short or _ordered_on(spec, mine[Unit.ORDER]) or draw_w > START_SHARE * (lowest_w + committed_w)
         if not wanted:
             hours = max(spec[UnitSpec.MIN_RUN_S], STARTS_OVER_S) / 3600.0
             start_usd = spec[UnitSpec.START_USD] / (spec[UnitSpec.POWER_W] / 1e6 * hours)
@@ -141,6 +152,7 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
             site[Site.ENERGY_USD] += site[Site.SCORING] * spec[UnitSpec.START_USD]
             site[Site.STEP_ENERGY_USD] += spec[UnitSpec.START_USD]
             committed_w += spec[UnitSpec.POWER_W]
+            short = False
     running_w = 0.0
     next_s = math.inf
     for unit in range(units):
@@ -180,8 +192,10 @@ def _stop_units(
         if _ordered_off(spec, mine[Unit.ORDER]):
             if max(draw_w, state.site[row, Site.FACILITY_POWER_W]) > params.site[SiteSpec.BRAKE_TARGET] * left_w:
                 continue
-        elif draw_w > STOP_SHARE * left_w or _pays(
-            params, state, row, place, spec[UnitSpec.FUEL_USD_PER_MWH], cap_w > 0.0
+        elif (
+            _held_by_cap(state.site[row])
+            or draw_w > STOP_SHARE * left_w
+            or _pays(params, state, row, place, spec[UnitSpec.FUEL_USD_PER_MWH], cap_w > 0.0)
         ):
             continue
         mine[Unit.MODE] = OFF
