@@ -61,6 +61,43 @@ def test_nothing_is_to_be_remarked_about_shipped_sites(name: str) -> None:
     assert "nothing to remark" in validate(name)
 
 
+def test_a_site_takes_what_it_does_not_have_from_the_one_it_is_based_on(tmp_path: Path) -> None:
+    edge = load_site("edge")
+    mine = load_site({"based_on": "edge", "name": "Mine", "cap_w": 1.9e6})
+    assert mine == dataclasses.replace(edge, name="Mine", cap_w=1.9e6)
+    # A chain of files; names of files are those of the folder they are named in.
+    far = tmp_path / "far"
+    far.mkdir()
+    (far / "prices.csv").write_text("hour,usd_per_mwh\n0,40\n12,80\n", encoding="utf-8")
+    (far / "base.toml").write_text(
+        'based_on = "edge"\nname = "Base"\ncap_w = 1.8e6\n[series]\nelectricity = "prices.csv"\n', encoding="utf-8"
+    )
+    (tmp_path / "mine.toml").write_text('based_on = "far/base.toml"\nname = "Mine"\n', encoding="utf-8")
+    chained = load_site(tmp_path / "mine.toml")
+    assert (chained.name, chained.cap_w, chained.pools) == ("Mine", 1.8e6, edge.pools)
+    assert chained.series == load_site(far / "base.toml").series
+
+
+def test_mistakes_about_what_a_site_is_based_on_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('based_on = "b.toml"\nname = "A"\n', encoding="utf-8")
+    (tmp_path / "b.toml").write_text('based_on = "a.toml"\nname = "B"\n', encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match="based_on: '[ab].toml' is not allowed; sites are based on one another in a circle"
+    ):
+        load_site(tmp_path / "a.toml")
+    for value, message in {
+        "edgy": "based_on: unknown value 'edgy'.*Did you mean 'edge'",
+        "none.toml": "based_on: cannot read 'none.toml'",
+        3: "based_on: 3 is not allowed; must be a shipped site or the path of a TOML file",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            load_site({"based_on": value, "name": "Mine"})
+    with pytest.raises(ConfigError, match="missing key.s. name"):
+        load_site({"based_on": "edge"})
+    with pytest.raises(ConfigError, match="'batery'.*Did you mean 'battery'"):
+        load_site({"based_on": "edge", "name": "Mine", "batery": {}})
+
+
 def test_a_custom_task_needs_a_site() -> None:
     with pytest.raises(ConfigError, match="missing key.s. site"):
         gymnasium.make(CUSTOM)

@@ -223,6 +223,8 @@ def _most_power_w(
     context = numbers[Pool.CONTEXT] / in_flight if in_flight > 0.0 else largest
     most = min(bound_for, replicas * numbers[Pool.MAX_BATCH])
     most = max(in_flight, min(most, replicas * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS] / context))
+    # The pace follows the batch over some seconds: a batch that has just shrunk goes on drawing like the one before.
+    most = max(most, numbers[Pool.PACED_IN_FLIGHT])
     watts = 0.0
     for batch in (in_flight, most):
         for held in (context, largest):

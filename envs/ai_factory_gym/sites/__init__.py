@@ -727,7 +727,8 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
 
     Args:
         table: The table, keys as the fields of SiteConfig (``pools`` is a list of tables). The table ``own`` may name files with
-            ``racks``, ``models`` and request ``classes`` of the user's, in the form of the shipped ones.
+            ``racks``, ``models`` and request ``classes`` of the user's, in the form of the shipped ones. ``based_on`` may name a site, shipped
+            or a TOML file: what the table does not have is taken from it, key by key.
         source: Name used in error messages.
         folder: Where those files are, when their names are relative.
 
@@ -739,13 +740,13 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     """
     names = [f.name for f in fields(SiteConfig)]
     required = ("name", "cap_w", "model", "pools", "demand_rps", "mix")
-    check_keys(
-        source,
-        table,
-        required=required,
-        optional=[*(name for name in names if name not in (*required, "own_classes")), "own"],
-    )
-    values = dict(table)
+    optional = [*(name for name in names if name not in (*required, "own_classes")), "own", "based_on"]
+    if "based_on" in table:
+        # A mistake is named as the site's own, not as that of what it is based on.
+        check_keys(source, table, required=("name",), optional=[*required[1:], *optional])
+        table = _with_base(table, source, Path(folder))
+    check_keys(source, table, required=required, optional=optional)
+    values = {key: value for key, value in table.items() if key != "based_on"}
     own = _own(f"{source}: own", values.pop("own", {}), Path(folder))
     if isinstance(values["model"], str):
         values["model"] = own["models"].get(values["model"], values["model"])
@@ -813,6 +814,66 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     return SiteConfig(**values)
 
 
+_MOST_BASES = 8
+"""Sites based on one another that are followed; more can only be a circle."""
+
+
+def _with_base(table: Mapping[str, Any], source: str, folder: Path) -> dict[str, Any]:
+    """Return a site's table with what it does not have from the site that it is based on.
+
+    Raises:
+        ConfigError: When there is no such site, or sites are based on one another in a circle.
+    """
+    whole = dict(table)
+    bases = 0
+    while "based_on" in whole:
+        given = whole.pop("based_on")
+        if not isinstance(given, str):
+            raise ConfigError(
+                f"{source}: based_on: {given!r} is not allowed; must be a shipped site or the path of a TOML file."
+            )
+        folder, base = _read_site(given, folder, f"{source}: based_on")
+        inherited = {key: _with_folder(key, value, folder) for key, value in base.items() if key not in whole}
+        bases += 1
+        if bases > _MOST_BASES:
+            raise ConfigError(
+                f"{source}: based_on: {given!r} is not allowed; sites are based on one another in a circle."
+            )
+        whole |= inherited
+    return whole
+
+
+def _with_folder(key: str, value: Any, folder: Path) -> Any:
+    """Return the value of a site's key; names of files in it are those of the site's folder."""
+    if key not in ("own", "series") or not isinstance(value, Mapping):
+        return value
+    return {
+        name: str(folder / given) if isinstance(given, str) and given != SYNTHETIC else given
+        for name, given in value.items()
+    }
+
+
+def _read_site(source: str | Path, folder: Path, where: str) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the table of a site's file: a shipped one by name, another by its path.
+
+    Raises:
+        ConfigError: On an unknown name or a file that cannot be read.
+    """
+    name = str(source)
+    path = folder / name if name.endswith(".toml") else SITES_PATH / f"{name}.toml"
+    if not name.endswith(".toml") and name not in site_names():
+        known = (
+            unknown(where, source, site_names()) if isinstance(source, str) else f"{where}: {source!r} is not allowed."
+        )
+        raise ConfigError(f"{known} A site of your own is the path of a TOML file.")
+    try:
+        return path.parent, tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot read {str(path)!r} ({error.strerror or error}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: {str(path)!r} is not valid TOML ({error}).") from None
+
+
 def load_site(source: str | Path | Mapping[str, Any] | SiteConfig) -> SiteConfig:
     """Return a site by shipped name, from a TOML file, from a table, or as it is.
 
@@ -824,20 +885,9 @@ def load_site(source: str | Path | Mapping[str, Any] | SiteConfig) -> SiteConfig
     if isinstance(source, Mapping):
         return site_from_table(source)
     name = str(source)
-    path = Path(name) if name.endswith(".toml") else SITES_PATH / f"{name}.toml"
-    if not name.endswith(".toml") and name not in site_names():
-        known = (
-            unknown("site", source, site_names()) if isinstance(source, str) else f"site: {source!r} is not allowed."
-        )
-        raise ConfigError(f"{known} A site of your own is the path of a TOML file.")
+    folder, table = _read_site(source, Path(), "site")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"site: cannot read {str(path)!r} ({error.strerror or error}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"site: {str(path)!r} is not valid TOML ({error}).") from None
-    try:
-        return site_from_table(table, f"site {name!r}", path.parent)
+        return site_from_table(table, f"site {name!r}", folder)
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(f"site {name!r}") else f"site {name!r}: {text}") from None
