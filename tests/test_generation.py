@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -15,6 +16,7 @@ import ai_factory_baselines as baselines
 from ai_factory_gym import AIFactoryEnv, ConfigError
 from ai_factory_gym.describe import describe_site
 from ai_factory_gym.engine.layout import OFF, RUNNING, STARTING, Site, Unit
+from ai_factory_gym.evaluation import evaluate
 from ai_factory_gym.levers import DEFAULT_LEVERS
 from ai_factory_gym.params import idle_facility_w
 from ai_factory_gym.scenarios import Scenario, scenario
@@ -323,6 +325,46 @@ def test_a_site_without_a_grid_works() -> None:
     assert observation[env.observation_layout["cap"]][0] == 0.0 and np.isfinite(observation).all()
     observation = env.reset(seed=1, options={"scenario": "curtailment"})[0]
     assert observation[env.observation_layout["cap_announced"]][0] == 0.0
+
+
+def test_a_site_under_the_brake_gets_the_next_unit() -> None:
+    # From idle to far above the cap within seconds: the draw of the last minute says nothing, and then the brake holds it down.
+    site = place(
+        *(unit("engine", 3e5, name=f"unit {k}", start_s=120.0, fuel_usd_per_mwh=200.0 + k) for k in range(3)),
+        cap_w=1.3e6,
+    )
+    env = make(site, demand_scale=1.2)
+    env.reset(seed=1)
+    slow, full = (env.action_layout.encode(clock=clock, racks=env.action_layout.racks) for clock in (0.4, 1.0))
+    for _ in range(3):
+        env.step(slow)
+    env.factory.engine.state.unit[0, :, Unit.MODE] = OFF
+    env.factory.engine.state.site[0, Site.DRAW_W] = 1e6
+    seen = []
+    for _ in range(10):
+        info = env.step(full)[4]
+        modes = units(env)[:, Unit.MODE]
+        # One after the other.
+        assert (modes == STARTING).sum() <= 1 or info["brake_s"] == 0.0
+        seen.append(int((modes != OFF).sum()))
+    assert seen[-1] == 3 and seen == sorted(seen)
+    assert info["facility_power_w"] > 1.3e6
+
+
+def test_evaluation_counts_units_as_cap() -> None:
+    site = place(unit("engine", 1.5e6, must_run=True), cap_w=0.0)
+    result = evaluate(
+        functools.partial(baselines.make, "uniform"),
+        "ai_factory/Custom-v0",
+        seeds=[2_000_000],
+        scenario="steady",
+        horizon_s=600.0,
+        env_kwargs={"site": site, "demand_scale": 1.4, "warmup_s": 60.0, "lambda_tokens_per_joule": 3.0},
+    )
+    (row,) = result.episodes
+    assert row["cap_energy_j"] == 0.0
+    assert row["cap_violation_share"] == pytest.approx(row["cap_violation_j"] / (1.5e6 * 600.0))
+    assert "generation_available_w" not in row and row["generation_j"] > 0.0
 
 
 def test_the_brake_protects_a_site_without_a_grid() -> None:
