@@ -91,9 +91,29 @@ def _reliability(site: Table, rng: np.random.Generator) -> Table:
     }
 
 
+def _ramp(site: Table, rng: np.random.Generator) -> Table:
+    slopes = {
+        key: float(site["cap_w"] / 60.0 * 10.0 ** rng.uniform(-2.0, 0.5)) for key in ("up_w_per_s", "down_w_per_s")
+    }
+    ramp = {key: slope for key, slope in slopes.items() if rng.random() < 0.8} or slopes
+    if rng.random() < 0.2:
+        ramp["ballast_w"] = float(site["cap_w"] * rng.uniform(0.0, 0.5))
+    if rng.random() < 0.5:
+        return {"ramp": ramp}
+    storage = {
+        "racks": sorted({entry["rack"] for entry in site["pools"]})[:2],
+        "energy_j_per_gpu": float(10.0 ** rng.uniform(0.0, 5.0)),
+        "power_w_per_gpu": float(10.0 ** rng.uniform(1.0, 4.0)),
+        "round_trip_efficiency": float(rng.uniform(0.3, 1.0)),
+    }
+    return {"ramp": ramp, "rack_storage": storage}
+
+
 def _generation(site: Table, rng: np.random.Generator) -> Table:
     """Units in place of some of the connection, or all of it, or beside it, and sometimes exports."""
     alone = rng.random() < 0.2
+    if "ramp" in site:
+        return {}
     made_w = site["cap_w"] * (1.0 if alone else float(rng.uniform(0.05, 0.8)))
     units: list[Table] = []
     for index, share in enumerate(rng.dirichlet(np.ones(rng.integers(1, 4)))):
@@ -125,6 +145,7 @@ PARTS: dict[str, Callable[[Table, np.random.Generator], Table]] = {
     "money": _money,
     "cooling": _cooling,
     "reliability": _reliability,
+    "ramp": _ramp,
     "generation": _generation,
 }
 """Parts of a site file by name; each returns the tables that it adds."""
@@ -178,6 +199,10 @@ class Books:
         self.spec = env.task.site
         self.names = [served.name for served in env.classes]
         self.charge_j = float(self.site[Site.BATTERY_CHARGE_J])
+        self.stored_j = float(self.site[Site.STORAGE_CHARGE_J])
+        self.grid_w = math.nan
+        self.excess_w = 0.0
+        self.told_w = 0.0
         self.seconds = 0.0
         self.energy_j = 0.0
         self.it_energy_j = 0.0
@@ -196,6 +221,8 @@ class Books:
         self.grid_j += grid_w * seconds
         self.usd += grid_w * seconds / 3.6e9 * self.site[Site.USD_PER_MWH]
         self.kg += grid_w * seconds / 3.6e9 * self.site[Site.G_PER_KWH]
+        if self.spec.ramp is not None:
+            self._ramp(info, grid_w, seconds)
         self.quarter.append(grid_w)
         if len(self.quarter) * seconds >= QUARTER_S:
             self.peak_w = max(self.peak_w, sum(self.quarter) / len(self.quarter))
@@ -215,8 +242,18 @@ class Books:
         same("energy_cost_usd", info["energy_cost_usd"], self.usd + own_usd, scale=self.usd)
         same("carbon_kg", info["carbon_kg"], self.kg + own_kg)
         self._requests(info)
+        if self.spec.battery is not None or self.spec.ramp is not None or self.spec.generation:
+            same("grid_energy_j", info["grid_energy_j"], self.grid_j, scale=info["energy_j"])
+            given, taken = (
+                ("battery_out_j", "storage_out_j", "generation_j"),
+                ("battery_in_j", "storage_in_j", "export_j", "spilled_j"),
+            )
+            given_j, taken_j = (sum(info.get(key, 0.0) for key in keys) for keys in (given, taken))
+            same("grid and stores", info["grid_energy_j"] + given_j, info["energy_j"] + taken_j)
         if self.spec.battery is not None:
             self._battery(info)
+        if self.spec.rack_storage is not None:
+            self._storage(info)
         if self.spec.money is not None:
             self._money(info)
 
@@ -233,10 +270,6 @@ class Books:
     def _battery(self, info: dict[str, Any]) -> None:
         battery = self.spec.battery
         assert battery is not None
-        same("grid_energy_j", info["grid_energy_j"], self.grid_j)
-        given_j = info["grid_energy_j"] + info["battery_out_j"] + info.get("generation_j", 0.0)
-        taken_j = info["energy_j"] + info["battery_in_j"] + info.get("export_j", 0.0) + info.get("spilled_j", 0.0)
-        same("grid and battery", given_j, taken_j)
         one_way = math.sqrt(battery.round_trip_efficiency)
         stored_j = self.charge_j + info["battery_in_j"] * one_way - info["battery_out_j"] / one_way
         same("battery_charge_j", info["battery_charge_j"], stored_j, scale=3600.0 * battery.energy_wh)
@@ -244,9 +277,32 @@ class Books:
         held_j = self.charge_j * one_way + info["battery_in_j"] * battery.round_trip_efficiency
         assert info["battery_out_j"] <= held_j * (1.0 + CLOSE) + 1e-3, "battery"
 
+    def _storage(self, info: dict[str, Any]) -> None:
+        storage = self.spec.rack_storage
+        assert storage is not None
+        one_way = math.sqrt(storage.round_trip_efficiency)
+        stored_j = self.stored_j + info["storage_in_j"] * one_way - info["storage_out_j"] / one_way
+        same("storage_charge_j", info["storage_charge_j"], stored_j, scale=info["storage_in_j"] + info["storage_out_j"])
+        assert 0.0 <= info["storage_charge_j"] <= storage.energy_j_per_gpu * self.spec.rack_storage_gpus * (1.0 + CLOSE)
+
+    def _ramp(self, info: dict[str, Any], grid_w: float, seconds: float) -> None:
+        """Check that the draw has moved no faster than its limits, but for what is told."""
+        ramp = self.spec.ramp
+        assert ramp is not None
+        told_w = info["ramp_excess_w"] - self.excess_w
+        rounding_w = CLOSE * self.spec.cap_w
+        if ramp.up_w_per_s is not None and not math.isnan(self.grid_w):
+            risen_w = grid_w - self.grid_w - ramp.up_w_per_s * seconds
+            assert risen_w <= rounding_w, f"rises by {risen_w} W more than it may"
+        if ramp.down_w_per_s is not None and not math.isnan(self.grid_w):
+            fallen_w = self.grid_w - grid_w - ramp.down_w_per_s * seconds
+            assert fallen_w <= told_w + self.told_w + rounding_w, (
+                f"falls by {fallen_w} W more than it may, {told_w} W told"
+            )
+        self.grid_w, self.excess_w, self.told_w = grid_w, info["ramp_excess_w"], told_w
+
     def _units(self, info: dict[str, Any]) -> tuple[float, float]:
         """Return what the site's units cost, less exports, and what they emit, from what each of them made."""
-        same("grid_energy_j", info["grid_energy_j"], self.grid_j, scale=info["energy_j"])
         usd, kg, made_j, starts_usd = 0.0, 0.0, 0.0, 0.0
         for unit in self.spec.generation:
             joules, run_s, starts = (info[f"generation/{unit.name}/{key}"] for key in ("energy_j", "run_s", "starts"))
@@ -268,9 +324,6 @@ class Books:
         )
         assert info["export_j"] <= most_w * self.seconds * (1.0 + CLOSE) and info["spilled_j"] >= 0.0
         same("export_revenue_usd", info["export_revenue_usd"], info["export_j"] / 3.6e9 * paid)
-        if self.spec.battery is None:
-            taken_j = info["energy_j"] + info["export_j"] + info["spilled_j"]
-            same("grid and units", info["grid_energy_j"] + info["generation_j"], taken_j)
         return usd + starts_usd - info["export_revenue_usd"], kg
 
     def _money(self, info: dict[str, Any]) -> None:

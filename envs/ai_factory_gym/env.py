@@ -102,6 +102,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``coolant`` ** | 3 | temperature / limit; facility power that heat allows now, and for good, / base cap |
     | ``peak_window`` ** | 4 | coincident peak: announced, time until its window / 2 h; in force, time left / 4 h |
     | ``maintenance`` ** | 2 | 1 when a rack is to be taken out within a day; time until then / 2 h |
+    | ``ramp`` ** | 4 | highest and lowest draw allowed at the end of the next step, charge of the racks' storage, ballast |
     | ``supply`` ** | 2 | power of the site's own units that run / base cap; of those that run or start / base cap |
     | ``unit_running`` ** | units | 1 while the unit runs |
     | ``unit_start`` ** | units | time until a unit that is starting runs / its start time |
