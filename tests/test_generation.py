@@ -20,7 +20,7 @@ from ai_factory_gym.evaluation import evaluate
 from ai_factory_gym.levers import DEFAULT_LEVERS
 from ai_factory_gym.params import idle_facility_w
 from ai_factory_gym.scenarios import Scenario, scenario
-from ai_factory_gym.sites import BatteryConfig, SiteConfig, load_site, site_from_table
+from ai_factory_gym.sites import BatteryConfig, RampConfig, SiteConfig, load_site, site_from_table
 from ai_factory_gym.sites.generation import GenerationConfig, GridConfig, unit
 from ai_factory_gym.sites.money import MoneyConfig, Tariff
 from ai_factory_gym.validate import findings
@@ -376,6 +376,39 @@ def test_the_brake_protects_a_site_without_a_grid() -> None:
     assert max(info["facility_power_w"] for info in infos[4:]) <= 1.6e6
 
 
+@pytest.mark.parametrize("battery", [None, BatteryConfig(power_w=1e5, energy_wh=2e4)])
+def test_with_ramp_limits_units_take_load_and_give_it_up_as_the_limits_let(battery: BatteryConfig | None) -> None:
+    slope = 5e3
+    site = place(unit("engine", 7e5, start_s=60.0, **DEAR), cap_w=2.6e6, ramp=RampConfig(slope, slope), battery=battery)
+    env = make(site, demand_scale=0.7)
+    env.reset(seed=1)
+    outputs, grid = [], []
+    for order in (-1.0,) * 5 + (1.0,) * 7 + (-1.0,) * 7:
+        info = env.step(env.action_layout.encode(clock=0.7, racks=env.action_layout.racks, generation=order))[4]
+        outputs.append(units(env)[0, Unit.OUTPUT_W])
+        grid.append(info["grid_power_w"])
+        assert abs(balance(info)) < 1e-9
+    assert outputs[4] == 0.0 and outputs[11] == pytest.approx(7e5) and outputs[-1] == 0.0
+    # Two minutes and a third each way; nothing is burnt for it.
+    assert 0.0 < outputs[6] < 7e5 and 0.0 < outputs[12] < 7e5
+    assert np.abs(np.diff(grid)).max() <= slope * 60.0 * (1.0 + 1e-9)
+    assert info["ramp_excess_w"] == 0.0 and info["ballast_j"] < 1e-3 * info["energy_j"]
+    assert info["ramp_limited_s"] == 0.0 and info["generation/engine/starts"] == 1.0
+
+
+def test_units_that_run_make_room_for_a_steep_rise() -> None:
+    ramp = RampConfig(up_w_per_s=1e3)
+    limited = []
+    for units_ in ((), (unit("engine", 1.5e6, must_run=True, min_load=0.05, **DEAR),)):
+        env = make(place(*units_, cap_w=2.6e6, ramp=ramp), levers=("clock", "active_racks"))
+        env.reset(seed=1)
+        for clock in (0.4, 0.4, 0.4, 1.0, 1.0, 1.0):
+            info = env.step(env.action_layout.encode(clock=clock, racks=env.action_layout.racks))[4]
+        assert info["ramp_excess_w"] == 0.0
+        limited.append((info["ramp_limited_s"], info["good_tokens"]))
+    assert limited[1][0] < 0.5 * limited[0][0] and limited[1][1] >= limited[0][1]
+
+
 # ------------------------------------------------------------------------------------- what others make of it, bad input
 
 
@@ -456,6 +489,11 @@ ENGINE = {"kind": "engine", "power_w": 1e6}
             {"grid": {"export_w": 1e5}, "cap_w": 0.0, "generation": [ENGINE]},
             "without a grid connection .* cannot export",
         ),
+        (
+            {"grid": {"export_w": 1e5}, "ramp": {"up_w_per_s": 1e3}, "generation": [ENGINE]},
+            "grid.export_w: is not possible with ramp limits",
+        ),
+        ({"cap_w": 0.0, "ramp": {"up_w_per_s": 1e3}, "generation": [ENGINE]}, "ramp: a site without a grid connection"),
         ({"grid": {"export_usd_per_mwh": 1.0}, "generation": [ENGINE]}, "is not allowed without export_w"),
         ({"grid": {"exports_w": 1.0}}, "unknown value 'exports_w'.*Did you mean 'export_w'"),
     ],

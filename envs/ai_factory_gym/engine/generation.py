@@ -2,6 +2,10 @@
 
 Order of supply behind the facility: the battery, the site's own units, the grid. What runs is as good as cap: the brake and the planner of
 segments count it, and nothing that is still starting.
+
+Where the draw from the grid has ramp limits the units come first, and storage and battery smooth what is left. Units that run follow the
+load, and so keep what is left within the limits as far as they can; one that has been started takes load, and one that is to be stopped gives it
+up, as fast as the limits let: only then it is below its least output.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from ai_factory_gym.engine.layout import (
     OFF,
     RUNNING,
     STARTING,
+    STOPPING,
     Array,
     CapStep,
     Params,
@@ -21,6 +26,7 @@ from ai_factory_gym.engine.layout import (
     Unit,
     UnitSpec,
 )
+from ai_factory_gym.engine.smoothing import highest_w, lowest_w
 from ai_factory_gym.engine.supply import JOULES_PER_KWH, JOULES_PER_MWH
 from ai_factory_gym.jit import inlined_kernel, kernel
 
@@ -91,7 +97,8 @@ def _pays(params: Params, state: State, row: int, place: int, cost_usd: float, c
     before_w = 0.0
     for other in range(params.unit.shape[0]):
         index = int(params.unit[other, UnitSpec.MERIT])
-        if other != place and state.unit[row, index, Unit.MODE] != OFF:
+        mode = state.unit[row, index, Unit.MODE]
+        if other != place and (mode == STARTING or mode == RUNNING):
             if other < place:
                 before_w += params.unit[index, UnitSpec.POWER_W]
             else:
@@ -128,7 +135,7 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
     short = _held_by_cap(site)
     for unit in range(units):
         mode = state.unit[row, unit, Unit.MODE]
-        if mode != OFF:
+        if mode == STARTING or mode == RUNNING:
             committed_w += params.unit[unit, UnitSpec.POWER_W]
         # One after the other: how much is missing shows when the brake has let go.
         short = short and mode != STARTING
@@ -157,9 +164,13 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
     next_s = math.inf
     for unit in range(units):
         mine = state.unit[row, unit]
+        if mine[Unit.MODE] == STOPPING and mine[Unit.OUTPUT_W] <= _SLACK_W:
+            mine[Unit.MODE] = OFF
+            mine[Unit.HOLD_S] = now_s + params.unit[unit, UnitSpec.MIN_DOWN_S]
         if mine[Unit.MODE] == STARTING:
             if mine[Unit.READY_S] <= now_s + 1e-6:
                 mine[Unit.MODE] = RUNNING
+                mine[Unit.LOADED] = 1.0 - site[Site.RAMP_ON]
                 mine[Unit.HOLD_S] = now_s + params.unit[unit, UnitSpec.MIN_RUN_S]
             else:
                 next_s = min(next_s, mine[Unit.READY_S])
@@ -199,6 +210,9 @@ def _stop_units(
         ):
             continue
         mine[Unit.MODE] = OFF
+        if state.site[row, Site.RAMP_ON] > 0.0:
+            mine[Unit.MODE] = STOPPING
+            state.site[row, Site.STOPPING_W] += mine[Unit.OUTPUT_W]
         mine[Unit.HOLD_S] = now_s + spec[UnitSpec.MIN_DOWN_S]
         running_w -= spec[UnitSpec.POWER_W]
     return running_w
@@ -216,23 +230,45 @@ def _raise(params: Params, state: State, row: int, unit: int, to_w: float, wante
 
 
 @kernel
-def _dispatch(params: Params, state: State, row: int, load_w: float) -> float:
-    """Set what each running unit gives for a load behind the battery, and return it for all of them, W.
+def _dispatch(params: Params, state: State, row: int, load_w: float, most_w: float, least_w: float) -> float:
+    """Set what each unit gives for a load, and return it for all of them, W.
 
-    First what the cap asks for, then what the operator orders, then what is cheaper than the grid, then what is worth being sold; each
-    cheapest first. A lever below zero holds a unit down in the last two, not in the first.
+    First what the cap (or a ramp limit) asks for, then what the operator orders, then what is cheaper than the grid, then what is worth being
+    sold; each cheapest first. A lever below zero holds a unit down in the last two, not in the first.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        load_w: Load, W.
+        most_w: Most the grid may give, W.
+        least_w: Least it is to give, W; the least output of units comes before it.
     """
     site = state.site[row]
     units = params.unit.shape[0]
     total_w = 0.0
+    stopping_w = 0.0
     for unit in range(units):
         mine = state.unit[row, unit]
-        mine[Unit.OUTPUT_W] = params.unit[unit, UnitSpec.LEAST_W] if mine[Unit.MODE] == RUNNING else 0.0
-        total_w += mine[Unit.OUTPUT_W]
+        if mine[Unit.MODE] == STOPPING:
+            stopping_w += mine[Unit.OUTPUT_W]
+        else:
+            loaded = mine[Unit.MODE] == RUNNING and mine[Unit.LOADED] > 0.0
+            mine[Unit.OUTPUT_W] = params.unit[unit, UnitSpec.LEAST_W] if loaded else 0.0
+            total_w += mine[Unit.OUTPUT_W]
+    if stopping_w > 0.0:
+        total_w += _unload(params, state, row, load_w - most_w - total_w)
     sold_w = params.site[SiteSpec.EXPORT_W]
     for place in range(units):
         unit = int(params.unit[place, UnitSpec.MERIT])
-        total_w += _raise(params, state, row, unit, math.inf, load_w - site[Site.CAP_W] - total_w)
+        total_w += _raise(params, state, row, unit, math.inf, load_w - most_w - total_w)
+    load_w -= least_w
+    for unit in range(units):
+        if state.unit[row, unit, Unit.LOADED] == 0.0:
+            to_w = params.unit[unit, UnitSpec.LEAST_W]
+            total_w += _raise(params, state, row, unit, to_w, load_w - total_w)
+            if state.unit[row, unit, Unit.OUTPUT_W] >= to_w - _SLACK_W and state.unit[row, unit, Unit.MODE] == RUNNING:
+                state.unit[row, unit, Unit.LOADED] = 1.0
     for place in range(units):
         unit = int(params.unit[place, UnitSpec.MERIT])
         order_w = state.unit[row, unit, Unit.ORDER] * params.unit[unit, UnitSpec.POWER_W]
@@ -240,35 +276,53 @@ def _dispatch(params: Params, state: State, row: int, load_w: float) -> float:
             total_w += _raise(params, state, row, unit, order_w, load_w + sold_w - total_w)
     for place in range(units):
         unit = int(params.unit[place, UnitSpec.MERIT])
-        most_w = min(1.0, 1.0 + state.unit[row, unit, Unit.ORDER]) * params.unit[unit, UnitSpec.POWER_W]
+        to_w = min(1.0, 1.0 + state.unit[row, unit, Unit.ORDER]) * params.unit[unit, UnitSpec.POWER_W]
         cost_usd = params.unit[unit, UnitSpec.FUEL_USD_PER_MWH]
         if cost_usd < site[Site.USD_PER_MWH]:
-            total_w += _raise(params, state, row, unit, most_w, load_w - total_w)
+            total_w += _raise(params, state, row, unit, to_w, load_w - total_w)
         if cost_usd < params.site[SiteSpec.EXPORT_USD_PER_MWH]:
-            total_w += _raise(params, state, row, unit, most_w, load_w + sold_w - total_w)
+            total_w += _raise(params, state, row, unit, to_w, load_w + sold_w - total_w)
+    return total_w
+
+
+@kernel
+def _unload(params: Params, state: State, row: int, wanted_w: float) -> float:
+    """Let the units that are being stopped give what is still wanted of them, no more than before, and return it, W."""
+    total_w = 0.0
+    for unit in range(params.unit.shape[0]):
+        mine = state.unit[row, unit]
+        if mine[Unit.MODE] == STOPPING:
+            mine[Unit.OUTPUT_W] = max(0.0, min(mine[Unit.OUTPUT_W], wanted_w - total_w))
+            total_w += mine[Unit.OUTPUT_W]
     return total_w
 
 
 @kernel
 def use_units(params: Params, state: State, row: int, facility_w: float, load_w: float, elapsed: float) -> float:
-    """Book what the site's units did in a segment and return what the grid gives, W.
+    """Book what the site's units did in a segment and return what is left for the grid to give, W.
 
-    Facility draw and what charges the battery, less what it gives, is the load; load + exported + spilled = grid + made.
+    Facility draw and what charges the battery, less what it gives, is the load; load + exported + spilled = what is left + made. With ramp
+    limits the battery comes behind the units: the load is the facility's.
 
     Args:
         params: Site parameters.
         state: Engine state.
         row: Row.
         facility_w: Facility draw, W.
-        load_w: Load behind the battery, W.
+        load_w: Load, W.
         elapsed: Length of the segment, s.
     """
     site = state.site[row]
-    made_w = _dispatch(params, state, row, load_w)
+    most_w = site[Site.CAP_W]
+    least_w = 0.0
+    if site[Site.RAMP_ON] > 0.0:
+        most_w = min(most_w, highest_w(params, state, row, elapsed))
+        least_w = min(most_w, lowest_w(params, state, row, elapsed))
+    made_w = _dispatch(params, state, row, load_w, most_w, least_w)
     grid_w = max(0.0, load_w - made_w)
-    if abs(grid_w - site[Site.CAP_W]) <= _SLACK_W + 1e-12 * load_w:
+    if abs(grid_w - most_w) <= _SLACK_W + 1e-12 * load_w:
         # What rounding leaves above the cap is no excess.
-        grid_w = site[Site.CAP_W]
+        grid_w = most_w
         made_w = max(made_w, load_w) if grid_w <= 0.0 else load_w - grid_w
     surplus_w = max(0.0, made_w - load_w)
     sold_w = min(surplus_w, params.site[SiteSpec.EXPORT_W])
@@ -278,9 +332,13 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
     fuel_usd = 0.0
     carbon_kg = 0.0
     scoring = site[Site.SCORING]
+    site[Site.MADE_W] = made_w
+    site[Site.STOPPING_W] = 0.0
     for unit in range(params.unit.shape[0]):
         mine = state.unit[row, unit]
-        if mine[Unit.MODE] == RUNNING:
+        if mine[Unit.MODE] == STOPPING:
+            site[Site.STOPPING_W] += mine[Unit.OUTPUT_W]
+        if mine[Unit.MODE] == RUNNING or mine[Unit.MODE] == STOPPING:
             spec = params.unit[unit]
             joules = mine[Unit.OUTPUT_W] * elapsed
             fuel_usd += joules / JOULES_PER_MWH * spec[UnitSpec.FUEL_USD_PER_MWH]
@@ -313,6 +371,7 @@ def begin_units(params: Params, state: State, row: int) -> None:
     """Let every unit run from the start of a row's episode on."""
     if len(params.unit):
         state.unit[row, :, Unit.MODE] = RUNNING
+        state.unit[row, :, Unit.LOADED] = 1.0
         state.unit[row, :, Unit.READY_S] = state.unit[row, :, Unit.HOLD_S] = -math.inf
         state.site[row, Site.RUNNING_W] = params.unit[:, UnitSpec.POWER_W].sum()
         state.site[row, Site.NEXT_UNIT_S] = math.inf

@@ -19,9 +19,9 @@ from ai_factory_gym.engine.coupled import (
     wanted_racks,
 )
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
-from ai_factory_gym.engine.draw import meter_segment, plan_segment
+from ai_factory_gym.engine.draw import cap_now_w, meter_segment, plan_segment
 from ai_factory_gym.engine.faults import slots_for_faults, strike_and_repair
-from ai_factory_gym.engine.generation import set_orders
+from ai_factory_gym.engine.generation import commit_units, set_orders
 from ai_factory_gym.engine.health import follow_racks, working_share
 from ai_factory_gym.engine.layout import (
     DECODE,
@@ -271,6 +271,8 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
         strike_and_repair(params, state, row, begin_s)
     advance_racks(params, state, row, begin_s)
     slice_end_s = end_s
+    if params.site[SiteSpec.GENERATION_W] > 0.0:
+        commit_units(params, state, row, begin_s, cap_now_w(state, row, begin_s))
     ramp = params.site[SiteSpec.RAMP] > 0.0
     if ramp:
         end_s = ramp_horizon_s(params, state, row, begin_s, end_s)

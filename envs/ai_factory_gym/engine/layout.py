@@ -147,13 +147,15 @@ class UnitSpec(IntEnum):
     MERIT = 10  # of the line, not of its unit: number of the unit with the n-th lowest cost of a MWh
 
 
-OFF, STARTING, RUNNING = 0, 1, 2
+OFF, STARTING, RUNNING, STOPPING = 0, 1, 2, 3
 
 
 class Unit(IntEnum):
     """Columns of ``State.unit``, one line per unit that makes power at the site."""
 
-    MODE = 0  # OFF, STARTING or RUNNING
+    MODE = (
+        0  # OFF, STARTING, RUNNING, or STOPPING: taken off load as fast as a ramp limit of the draw from the grid lets
+    )
     READY_S = 1  # starting: when it will run
     HOLD_S = 2  # until when it may not be stopped (running) or started (off)
     ORDER = 3  # what the operator wants: see lever ``generation``
@@ -161,6 +163,7 @@ class Unit(IntEnum):
     ENERGY_J = 5
     RUN_S = 6
     STARTS = 7
+    LOADED = 8  # 1 once it has come to its least output
 
 
 class PoolSpec(IntEnum):
@@ -340,6 +343,8 @@ class Site(IntEnum):
     START_USD = 100
     EXPORT_USD = 101
     STEP_GENERATION_J = 102
+    MADE_W = 103  # by all units in the last segment
+    STOPPING_W = 104  # of that, by units that are being stopped
 
 
 class SiteInt(IntEnum):

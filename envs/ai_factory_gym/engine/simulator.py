@@ -364,6 +364,7 @@ class Engine:
             Site.RAMP_S,
             Site.STORAGE_CHARGE_J,
             Site.RUNNING_W,
+            Site.MADE_W,
             Site.NEXT_UNIT_S,
             Site.DRAW_W,
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ai_factory_gym.engine.layout import RUNNING, STARTING, Class, Pool, PoolInt, Site, Unit
+from ai_factory_gym.engine.layout import STARTING, Class, Pool, PoolInt, Site, Unit
 from ai_factory_gym.factory import Factory
 from ai_factory_gym.metrics import attainment
 
@@ -19,7 +19,13 @@ def _units(factory: Factory, row: int) -> list[str]:
     """Return a line about the units that make power at the site, none where there are none."""
     parts = []
     for unit, mine in zip(factory.task.site.generation, factory.engine.state.unit[row], strict=True):
-        doing = {RUNNING: f"{mine[Unit.OUTPUT_W] / 1e6:.3f} MW", STARTING: "starting"}.get(int(mine[Unit.MODE]), "off")
+        doing = (
+            "starting"
+            if mine[Unit.MODE] == STARTING
+            else f"{mine[Unit.OUTPUT_W] / 1e6:.3f} MW"
+            if mine[Unit.MODE]
+            else "off"
+        )
         parts.append(f"{unit.name} {doing}")
     return [f"on site: {', '.join(parts)}"] if parts else []
 

@@ -523,14 +523,18 @@ class SiteConfig:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"{where}generation: {name!r} is given twice; give each unit a name of its own.")
-        if self.generation and self.ramp is not None:
-            raise ConfigError(f"{where}generation: is not possible with ramp limits (ramp) yet; leave one of them out.")
+        if self.ramp is not None and self.cap_w == 0:
+            raise ConfigError(f"{where}ramp: a site without a grid connection (cap_w 0) has no draw to limit.")
         if self.grid is None or self.grid.export_w == 0.0:
             return
         if not self.generation:
             raise ConfigError(f"{where}grid.export_w: a site without [[generation]] has nothing to export.")
         if self.cap_w == 0:
             raise ConfigError(f"{where}grid.export_w: a site without a grid connection (cap_w 0) cannot export.")
+        if self.ramp is not None:
+            raise ConfigError(
+                f"{where}grid.export_w: is not possible with ramp limits, which are for the draw from the grid; leave one of them out."
+            )
 
     @property
     def supply_w(self) -> float:
