@@ -134,7 +134,7 @@ def _generation(site: Table, rng: np.random.Generator) -> Table:
         table["cap_w"] = site["cap_w"] - 0.9 * made_w
     if rng.random() < 0.5 and "ramp" not in site:
         most_w = float(rng.uniform(0.0, site["cap_w"])) + 1.0
-        table["grid"] = {"export_w": most_w, "export_usd_per_mwh": float(rng.uniform(-10.0, 120.0))}
+        table["grid"] = {"export_w": most_w, "export_usd_per_mwh": float(rng.uniform(0.0, 120.0))}
     return table
 
 

@@ -166,7 +166,7 @@ class GridConfig:
 
     Attributes:
         export_w: Most it may feed in of what its own units make, W; 0 is nothing: surplus of units that cannot go lower is then spilled.
-        export_usd_per_mwh: What it is paid for that.
+        export_usd_per_mwh: What it is paid for that; who would have to pay for it spills instead.
     """
 
     export_w: float = 0.0
@@ -175,7 +175,7 @@ class GridConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
         check_range("grid.export_w", self.export_w, 0.0, 1e11, "W")
-        check_range("grid.export_usd_per_mwh", self.export_usd_per_mwh, -1e4, 1e5, "USD/MWh")
+        check_range("grid.export_usd_per_mwh", self.export_usd_per_mwh, 0.0, 1e5, "USD/MWh")
         if self.export_usd_per_mwh != 0.0 and self.export_w == 0.0:
             raise ConfigError(
                 f"grid.export_usd_per_mwh: {self.export_usd_per_mwh!r} is not allowed without export_w, which says how much may be exported."
