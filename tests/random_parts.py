@@ -136,6 +136,35 @@ def _training(site: Table, rng: np.random.Generator) -> Table:
     return {"training": block | ({"usd_per_rack_hour": 100.0} if rng.random() < 0.5 else {})}
 
 
+def _generation(site: Table, rng: np.random.Generator) -> Table:
+    """Units in place of some of the connection, or all of it, or beside it, and sometimes exports."""
+    # Ramp limits are for the draw from a grid.
+    alone = rng.random() < 0.2 and "ramp" not in site
+    made_w = site["cap_w"] * (1.0 if alone else float(rng.uniform(0.05, 0.8)))
+    units: list[Table] = []
+    for index, share in enumerate(rng.dirichlet(np.ones(rng.integers(1, 4)))):
+        unit: Table = {"kind": str(rng.choice(["engine", "turbine", "smr"])), "power_w": float(share * made_w) + 1.0}
+        unit["name"] = f"unit {index}"
+        if rng.random() < 0.5:
+            unit |= {"min_load": float(rng.uniform(0.0, 1.0)), "start_s": float(rng.choice([0.0, 7.0, 200.0]))}
+        if rng.random() < 0.5:
+            unit |= {"min_run_s": float(rng.choice([0.0, 90.0])), "min_down_s": float(rng.choice([0.0, 90.0]))}
+        if rng.random() < 0.5:
+            unit |= {"fuel_usd_per_mwh": float(rng.uniform(0.0, 120.0)), "start_usd": float(rng.uniform(0.0, 100.0))}
+        if alone or rng.random() < 0.3:
+            unit["must_run"] = True
+        units.append(unit)
+    table: Table = {"generation": units}
+    if alone:
+        return {**table, "cap_w": 0.0}
+    if rng.random() < 0.7:
+        table["cap_w"] = site["cap_w"] - 0.9 * made_w
+    if rng.random() < 0.5 and "ramp" not in site:
+        most_w = float(rng.uniform(0.0, site["cap_w"])) + 1.0
+        table["grid"] = {"export_w": most_w, "export_usd_per_mwh": float(rng.uniform(0.0, 120.0))}
+    return table
+
+
 PARTS: dict[str, Callable[[Table, np.random.Generator], Table]] = {
     "series": _series,
     "battery": _battery,
@@ -144,6 +173,7 @@ PARTS: dict[str, Callable[[Table, np.random.Generator], Table]] = {
     "reliability": _reliability,
     "ramp": _ramp,
     "training": _training,
+    "generation": _generation,
 }
 """Parts of a site file by name; each returns the tables that it adds."""
 
@@ -237,13 +267,17 @@ class Books:
         same("energy of pools and block", pools + self.site[Site.TRAIN_IT_ENERGY_J], info["it_energy_j"])
         if "training_energy_j" in info:
             self._training(info)
-        same("energy_cost_usd", info["energy_cost_usd"], self.usd)
-        same("carbon_kg", info["carbon_kg"], self.kg)
+        own_usd, own_kg = self._units(info) if self.spec.generation else (0.0, 0.0)
+        same("energy_cost_usd", info["energy_cost_usd"], self.usd + own_usd, scale=self.usd)
+        same("carbon_kg", info["carbon_kg"], self.kg + own_kg)
         self._requests(info)
-        if self.spec.battery is not None or self.spec.ramp is not None:
-            same("grid_energy_j", info["grid_energy_j"], self.grid_j)
-            given_j = info.get("battery_out_j", 0.0) + info.get("storage_out_j", 0.0)
-            taken_j = info.get("battery_in_j", 0.0) + info.get("storage_in_j", 0.0)
+        if self.spec.battery is not None or self.spec.ramp is not None or self.spec.generation:
+            same("grid_energy_j", info["grid_energy_j"], self.grid_j, scale=info["energy_j"])
+            given, taken = (
+                ("battery_out_j", "storage_out_j", "generation_j"),
+                ("battery_in_j", "storage_in_j", "export_j", "spilled_j"),
+            )
+            given_j, taken_j = (sum(info.get(key, 0.0) for key in keys) for keys in (given, taken))
             same("grid and stores", info["grid_energy_j"] + given_j, info["energy_j"] + taken_j)
         if self.spec.battery is not None:
             self._battery(info)
@@ -309,6 +343,31 @@ class Books:
                 f"falls by {fallen_w} W more than it may, {told_w} W told"
             )
         self.grid_w, self.excess_w, self.told_w = grid_w, info["ramp_excess_w"], told_w
+
+    def _units(self, info: dict[str, Any]) -> tuple[float, float]:
+        """Return what the site's units cost, less exports, and what they emit, from what each of them made."""
+        usd, kg, made_j, starts_usd = 0.0, 0.0, 0.0, 0.0
+        for unit in self.spec.generation:
+            joules, run_s, starts = (info[f"generation/{unit.name}/{key}"] for key in ("energy_j", "run_s", "starts"))
+            # With ramp limits a unit takes load, and gives it up, as fast as they let.
+            least_j = 0.0 if self.spec.ramp is not None and not unit.must_run else unit.min_load * unit.power_w * run_s
+            assert least_j * (1.0 - CLOSE) <= joules <= unit.power_w * run_s * (1.0 + CLOSE)
+            assert run_s <= self.seconds * (1.0 + CLOSE)
+            if unit.must_run:
+                same(unit.name, run_s, self.seconds)
+            made_j += joules
+            usd += joules / 3.6e9 * unit.fuel_usd_per_mwh
+            kg += joules / 3.6e9 * unit.carbon_g_per_kwh
+            starts_usd += starts * unit.start_usd
+        same("generation_j", info["generation_j"], made_j)
+        same("fuel_cost_usd", info["fuel_cost_usd"], usd)
+        same("start_cost_usd", info["start_cost_usd"], starts_usd)
+        most_w, paid = (
+            (0.0, 0.0) if self.spec.grid is None else (self.spec.grid.export_w, self.spec.grid.export_usd_per_mwh)
+        )
+        assert info["export_j"] <= most_w * self.seconds * (1.0 + CLOSE) and info["spilled_j"] >= 0.0
+        same("export_revenue_usd", info["export_revenue_usd"], info["export_j"] / 3.6e9 * paid)
+        return usd + starts_usd - info["export_revenue_usd"], kg
 
     def _money(self, info: dict[str, Any]) -> None:
         money = self.spec.money

@@ -98,6 +98,7 @@ def _report(
         state.site[row],
         state.cls[row],
         state.cache[row],
+        state.unit[row],
         episodes.terms[row],
         episodes.scored[row],
         outcome.info[row],

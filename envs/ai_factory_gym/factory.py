@@ -148,6 +148,7 @@ class Factory:
             self.action_layout.size,
             task.levers,
             site_parts(self.site, may_fail(task.site, task.scenario)),
+            len(task.site.generation),
         )
         self.observation_layout = ObservationLayout(
             slices=slices,
@@ -156,7 +157,7 @@ class Factory:
             pool_nameplate_w=self.params.pool[:, PoolSpec.RACKS] * self.action_layout.rack_w,
             class_rate=self.mean_rate,
             class_ttft_s=class_limits_s(self.params),
-            base_cap_w=task.site.cap_w,
+            base_cap_w=task.site.supply_w,
             tpot_s=min(cls.tpot_s for cls in self.classes),
             pool_rack_w=self.action_layout.rack_w,
         )
@@ -176,6 +177,7 @@ class Factory:
             task.site.ramp is not None,
             may_fail_in_part(task.site, task.scenario),
             self.site.training is not None,
+            tuple(unit.name for unit in task.site.generation),
         )
         self._constants = Constants(
             clock_min=task.site.clock_min,
@@ -348,8 +350,11 @@ class Factory:
         path_start_s = -task.warmup_s
         minutes = math.ceil((task.warmup_s + horizon_s + DRAIN_LIMIT_S) / 60.0)
         rate, hazard = self._demand(streams[Purpose.RATES], chosen, start_s + path_start_s, minutes, demand)
-        cap = chosen.draw_cap(streams[Purpose.CAP], task.site.cap_w, start_s, horizon_s).breakpoints()
+        cap = chosen.draw_cap(streams[Purpose.CAP], task.site.cap_w or 1.0, start_s, horizon_s).breakpoints()
         cap_steps = np.stack([cap.times_s, cap.cap_w, cap.announced_at_s], axis=1)
+        if task.site.cap_w == 0.0:
+            # Nobody curtails a site that has no connection.
+            cap_steps = np.array([[-math.inf, 0.0, -math.inf]])
         assert cap_steps.shape[1] == len(CapStep)
         plan = self._superposition(streams[Purpose.SHIFTS])
         shift = plan.shift_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, SessionSpec, Site, SiteSpec, Tier
+from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, SessionSpec, Site, SiteSpec, Tier, Unit
 from ai_factory_gym.engine.supply import JOULES_PER_KWH, JOULES_PER_MWH
 from ai_factory_gym.engine.training import progress_share
 from ai_factory_gym.jit import inlined_kernel, kernel
@@ -45,9 +45,9 @@ VALUE_KEYS = ("value_tokens",)
 """Keys that are there, behind the others, where answers may be shortened: good tokens at the value of full effort, in total."""
 
 GRID_KEYS = ("grid_power_w", "grid_energy_j")
-"""Keys that are there where the draw from the grid is not that of the facility, at a site with a battery or ramp limits: its mean over the step,
-and grid energy in total. ``energy_j`` and ``facility_power_w`` stay those of the facility; cap, peak, cost of energy and carbon are those of
-the grid draw."""
+"""Keys that are there where the draw from the grid is not that of the facility, at a site with a battery, units of its own or ramp limits: its
+mean over the step, and grid energy in total. ``energy_j`` and ``facility_power_w`` stay those of the facility; cap, peak, cost of energy
+and carbon are those of the grid draw."""
 
 BATTERY_KEYS = (
     "battery_charge_j",
@@ -71,6 +71,25 @@ limiter lowered clocks or duties; by how much in all the draw moved faster than 
 drops of the cap); what the ballast burnt, part of ``energy_j`` and not of ``it_energy_j``; rack-seconds in which racks that were ordered awake
 waited for the ramp; charge of the racks' storage now, what it took and what it gave."""
 
+GENERATION_KEYS = (
+    "generation_power_w",
+    "generation_available_w",
+    "generation_j",
+    "export_j",
+    "spilled_j",
+    "fuel_cost_usd",
+    "start_cost_usd",
+    "export_revenue_usd",
+)
+"""Keys that are there where the site makes power: what its units gave in the mean of the step; what those that run can give at its end; and
+totals: what they made, what of it was exported, what was spilled; what fuel and starts cost, what exports earned.
+``energy_cost_usd`` is then all that energy costs: the grid, fuel and starts, less exports; ``carbon_kg`` counts what the units emit, that of
+exports included.
+energy_j + battery_in_j + storage_in_j + export_j + spilled_j = grid_energy_j + battery_out_j + storage_out_j + generation_j."""
+
+UNIT_KEYS = ("energy_j", "run_s", "starts")
+"""Keys of each unit, behind ``generation/<name>/``: what it made, how long it ran, how often it was started."""
+
 MONEY_KEYS = (
     "revenue_usd",
     "sla_penalty_usd",
@@ -83,8 +102,8 @@ MONEY_KEYS = (
 )
 """Keys that are there where the site has a table ``[money]``, totals since the start of the episode: what served requests paid, what missed ones
 cost; the demand charge for the time so far, by the highest mean draw of any full quarter of an hour; the cost of owning the racks; revenue
-less penalties, energy, wear of the battery, demand charge and capital; those costs per million good tokens (0.0 while there are none); and
-how many classes have spent more than ``BUDGET_ALERT`` of what their customers meant to spend by now."""
+less penalties, energy (fuel, starts and exports among it), wear of the battery, demand charge and capital; those costs per million good
+tokens (0.0 while there are none); and how many classes have spent more than ``BUDGET_ALERT`` of what their customers meant to spend by now."""
 
 FAULT_KEYS = ("racks_struck", "rack_down_s", "requests_restarted", "lost_tokens")
 """Keys that are there where racks may fail, totals since the start of the episode: racks that went out of service, faults and maintenance
@@ -167,6 +186,7 @@ def info_keys(
     ramp: bool = False,
     in_part: bool = False,
     training: bool = False,
+    units: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
 
@@ -183,14 +203,16 @@ def info_keys(
         ramp: Whether the draw from the grid has ramp limits.
         in_part: Whether parts of racks may.
         training: Whether there is a training block.
+        units: Names of the units that make power at the site.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
-    parts = (
+    parts: tuple[str, ...] = (
         *(VALUE_KEYS if effort else ()),
-        *(GRID_KEYS if battery or ramp else ()),
+        *(GRID_KEYS if battery or ramp or units else ()),
         *(BATTERY_KEYS if battery else ()),
     )
-    parts += (*(RAMP_KEYS if ramp else ()), *(MONEY_KEYS if money else ()))
+    parts += (*(RAMP_KEYS if ramp else ()), *(GENERATION_KEYS if units else ()))
+    parts += (*(f"generation/{name}/{key}" for name in units for key in UNIT_KEYS), *(MONEY_KEYS if money else ()))
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
     parts += (*(COOLANT_KEYS if coolant else ()), *(PEAK_KEYS if peaks else ()))
@@ -263,6 +285,26 @@ def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, e
 
 
 @kernel
+def _write_units(site: Array, unit: Array, elapsed: float, out: Array, at: int) -> int:
+    """Write ``GENERATION_KEYS`` and ``UNIT_KEYS`` from position ``at`` on, and return the place behind them."""
+    out[at] = site[Site.STEP_GENERATION_J] / elapsed
+    out[at + 1] = site[Site.RUNNING_W]
+    out[at + 2] = site[Site.GENERATION_J]
+    out[at + 3] = site[Site.EXPORT_J]
+    out[at + 4] = site[Site.SPILLED_J]
+    out[at + 5] = site[Site.FUEL_USD]
+    out[at + 6] = site[Site.START_USD]
+    out[at + 7] = site[Site.EXPORT_USD]
+    at += len(GENERATION_KEYS)
+    for index in range(unit.shape[0]):
+        out[at] = unit[index, Unit.ENERGY_J]
+        out[at + 1] = unit[index, Unit.RUN_S]
+        out[at + 2] = unit[index, Unit.STARTS]
+        at += len(UNIT_KEYS)
+    return at
+
+
+@kernel
 def _write_training(params: Params, site: Array, out: Array, at: int) -> int:
     """Write ``TRAINING_KEYS`` and ``TRAINING_MONEY_KEYS`` from position ``at`` on; return how many."""
     done_s = site[Site.TRAIN_DONE_S] - site[Site.TRAIN_LOST_S]
@@ -318,6 +360,7 @@ def write_info(
     site: Array,
     cls: Array,
     cache: Array,
+    unit: Array,
     terms: Array,
     scored: bool,
     out: Array,
@@ -329,6 +372,7 @@ def write_info(
         site: float64[Site] of the row.
         cls: float64[classes, Class] of the row.
         cache: float64[pools + 1, Tier] of the row; no lines without a prefix cache.
+        unit: float64[units, Unit] of the row; no lines where the site makes no power.
         terms: This step's reward terms, float64[TERMS].
         scored: Whether the step began before the horizon; later ones cost nothing but what they find missed.
         out: Written: float64[keys], in the order of ``info_keys``.
@@ -384,7 +428,8 @@ def write_info(
     out[20] = site[Site.BRAKE_S]
     out[21] = energy_j / JOULES_PER_MWH * site[Site.USD_PER_MWH]
     out[22] = energy_j / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
-    metered = params.site[SiteSpec.BATTERY_W] > 0.0 or params.site[SiteSpec.RAMP] > 0.0
+    generates = params.site[SiteSpec.GENERATION_W] > 0.0
+    metered = params.site[SiteSpec.BATTERY_W] > 0.0 or params.site[SiteSpec.RAMP] > 0.0 or generates
     if site[Site.VARIES] > 0.0 or metered:
         out[21] = site[Site.ENERGY_USD]
         out[22] = site[Site.CARBON_KG]
@@ -392,7 +437,8 @@ def write_info(
     # and misses beyond what the targets allow as a share of the requests decided.
     out[23] = excess / decided if decided > 0.0 else 0.0
     if scored:
-        out[23] += (site[Site.STEP_CAP_VIOLATION_J] / site[Site.CAP_W] + site[Site.STEP_BRAKE_S]) / elapsed
+        supply_w = site[Site.CAP_W] + site[Site.RUNNING_W]
+        out[23] += (site[Site.STEP_CAP_VIOLATION_J] / supply_w + site[Site.STEP_BRAKE_S]) / elapsed
     at += terms.shape[0]
     wear_usd = site[Site.BATTERY_OUT_J] / JOULES_PER_MWH * params.site[SiteSpec.BATTERY_USD_PER_MWH]
     if params.site[SiteSpec.EFFORT] > 0.0:
@@ -418,6 +464,8 @@ def write_info(
         out[at + 6] = site[Site.STORAGE_OUT_J]
         at += len(RAMP_KEYS)
     usd_per_j = 0.0
+    if generates:
+        at = _write_units(site, unit, elapsed, out, at)
     if params.site[SiteSpec.MONEY] > 0.0:
         usd_per_j = _write_money(params, site, cls, out, at, out[21] + wear_usd)
         at += len(MONEY_KEYS) + classes * len(CLASS_MONEY_KEYS)

@@ -19,6 +19,8 @@ from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     MAINTENANCE,
     PREFILL,
+    RUNNING,
+    STARTING,
     Array,
     CapStep,
     Cell,
@@ -34,6 +36,8 @@ from ai_factory_gym.engine.layout import (
     State,
     Tier,
     Transition,
+    Unit,
+    UnitSpec,
 )
 from ai_factory_gym.engine.ledger import held_at_most_s
 from ai_factory_gym.engine.racks import racks_staying
@@ -41,11 +45,11 @@ from ai_factory_gym.engine.smoothing import highest_w, lowest_w
 from ai_factory_gym.engine.training import (
     LOADING,
     PAUSED,
-    RUNNING,
     WRITING,
     block_reserve_w,
     progress_share,
 )
+from ai_factory_gym.engine.training import RUNNING as TRAINS
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
@@ -179,10 +183,20 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "last segment / base cap, and what it may come to as ordered, bursts included / base cap; time left of writing or loading / 10 min; "
         "time run since the last checkpoint / time between two; progress so far / that of a job left alone, 1 before there is any",
     ),
+    (
+        "generation",
+        "supply",
+        "2",
+        "power of the units at the site that run / base cap; of those that run or start / base cap",
+    ),
+    ("generation", "unit_running", "units", "1 while the unit runs"),
+    ("generation", "unit_start", "units", "time until the unit that is starting runs / its start time; 0 otherwise"),
+    ("generation", "unit_output", "units", "output over the last segment / its power"),
+    ("generation", "unit_held", "units", "time for which the unit may not be stopped, or started, yet / 1 h"),
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_CACHE, _COOLANT, _PEAKS, _FAULTS, _RAMP, _TRAINING = 0, 1, 2, 3, 4, 5
+_CACHE, _COOLANT, _PEAKS, _FAULTS, _RAMP, _TRAINING, _SUPPLY = 0, 1, 2, 3, 4, 5, 6
 """Places in ``PART_BLOCKS``."""
 
 
@@ -195,6 +209,7 @@ def site_parts(site: SiteConfig, faults: bool = False) -> tuple[str, ...]:
         "faults": faults,
         "ramp": site.ramp is not None,
         "training": site.training is not None,
+        "generation": bool(site.generation),
     }
     return tuple(part for part, has in there.items() if has)
 
@@ -210,7 +225,7 @@ class ObservationLayout:
         pool_nameplate_w: IT power of the pool's racks at their limit, float64[pools].
         class_rate: Mean demand, requests/s, float64[classes].
         class_ttft_s: TTFT limit of an average prompt, float64[classes].
-        base_cap_w: Cap of the site.
+        base_cap_w: Cap of the site; where it makes power itself, with the power of its units.
         tpot_s: Tightest TPOT limit.
         pool_rack_w: Largest draw of a rack, W, float64[pools].
     """
@@ -259,12 +274,12 @@ class ObservationLayout:
 
 
 def lay_out(
-    pools: int, classes: int, actions: int, levers: Sequence[str] = (), parts: Sequence[str] = ()
+    pools: int, classes: int, actions: int, levers: Sequence[str] = (), parts: Sequence[str] = (), units: int = 0
 ) -> tuple[dict[str, slice], int]:
     """Return the slices of all blocks and the length of the observation, those of levers in use and of the site's parts among them."""
     blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
     blocks += [(name, length, text) for part, name, length, text in PART_BLOCKS if part in parts]
-    lengths = {"pools": pools, "classes": classes, "actions": actions}
+    lengths = {"pools": pools, "classes": classes, "actions": actions, "units": units}
     slices = {}
     begin = 0
     for name, length, _ in blocks:
@@ -446,7 +461,7 @@ def _training_block(params: Params, state: State, row: int, out: Array, at: int,
     site = state.site[row]
     spec = params.site
     phase = site[Site.TRAIN_PHASE]
-    running = phase == RUNNING and site[Site.TRAIN_STALLED] == 0.0
+    running = phase == TRAINS and site[Site.TRAIN_STALLED] == 0.0
     out[at] = abs(site[Site.JOB])
     out[at + 1] = 1.0 if running else 0.0
     out[at + 2] = 1.0 if phase == PAUSED else 0.0
@@ -458,6 +473,32 @@ def _training_block(params: Params, state: State, row: int, out: Array, at: int,
     out[at + 7] = min(LIMIT, site[Site.TRAIN_RAN_S] / spec[SiteSpec.TRAIN_PERIOD_S])
     done_s = site[Site.TRAIN_DONE_S] - site[Site.TRAIN_LOST_S]
     out[at + 8] = max(-LIMIT, min(LIMIT, progress_share(done_s, site[Site.TRAIN_DUE_S])))
+
+
+@kernel
+def _supply_blocks(params: Params, state: State, row: int, out: Array, at: int, base_cap_w: float) -> None:
+    """Write the blocks of the units that make power at the site, from position ``at`` on."""
+    now_s = state.site[row, Site.TIME_S]
+    units = params.unit.shape[0]
+    running_w = 0.0
+    coming_w = 0.0
+    for unit in range(units):
+        spec = params.unit[unit]
+        mine = state.unit[row, unit]
+        runs = mine[Unit.MODE] == RUNNING
+        starts = mine[Unit.MODE] == STARTING
+        if runs:
+            running_w += spec[UnitSpec.POWER_W]
+        elif starts:
+            coming_w += spec[UnitSpec.POWER_W]
+        left_s = max(0.0, mine[Unit.READY_S] - now_s) if starts else 0.0
+        held_s = 0.0 if starts else max(0.0, mine[Unit.HOLD_S] - now_s)
+        out[at + 2 + unit] = 1.0 if runs else 0.0
+        out[at + 2 + units + unit] = left_s / max(spec[UnitSpec.START_S], 1.0)
+        out[at + 2 + 2 * units + unit] = mine[Unit.OUTPUT_W] / spec[UnitSpec.POWER_W]
+        out[at + 2 + 3 * units + unit] = min(LIMIT, held_s / 3600.0)
+    out[at] = running_w / base_cap_w
+    out[at + 1] = (running_w + coming_w) / base_cap_w
 
 
 @inlined_kernel
@@ -499,6 +540,8 @@ def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Arr
         out[at + 3] = min(LIMIT, state.site[row, Site.BALLAST_W] / base_cap_w)
     if begins[_TRAINING] >= 0:
         _training_block(params, state, row, out, begins[_TRAINING], base_cap_w)
+    if begins[_SUPPLY] >= 0:
+        _supply_blocks(params, state, row, out, begins[_SUPPLY], base_cap_w)
 
 
 @inlined_kernel

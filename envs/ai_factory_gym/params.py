@@ -28,6 +28,7 @@ from ai_factory_gym.engine.layout import (
     PoolSpec,
     SessionSpec,
     SiteSpec,
+    UnitSpec,
 )
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.grid.series import SeriesEventSpec, hottest_c
@@ -927,8 +928,29 @@ def build_params(
         session=sessions,
         seen_begin=repeated.begin,
         seen=np.stack([repeated.tokens, repeated.age_s, repeated.seen_by], axis=1).astype(np.float64),
+        unit=_unit_rows(site),
     )
     return params
+
+
+def _unit_rows(site: SiteConfig) -> Array:
+    """Return ``Params.unit``."""
+    rows = np.zeros((len(site.generation), len(UnitSpec)))
+    decided = 0
+    for row, unit in zip(rows, site.generation, strict=True):
+        row[UnitSpec.POWER_W] = unit.power_w
+        row[UnitSpec.LEAST_W] = unit.min_load * unit.power_w
+        row[UnitSpec.START_S] = unit.start_s
+        row[UnitSpec.MIN_RUN_S] = unit.min_run_s
+        row[UnitSpec.MIN_DOWN_S] = unit.min_down_s
+        row[UnitSpec.FUEL_USD_PER_MWH] = unit.fuel_usd_per_mwh
+        row[UnitSpec.START_USD] = unit.start_usd
+        row[UnitSpec.G_PER_KWH] = unit.carbon_g_per_kwh
+        row[UnitSpec.MUST_RUN] = float(unit.must_run)
+        row[UnitSpec.LEVER] = decided if unit.dispatchable else -1
+        decided += unit.dispatchable
+    rows[:, UnitSpec.MERIT] = np.argsort(rows[:, UnitSpec.FUEL_USD_PER_MWH], kind="stable")
+    return rows
 
 
 def nameplate_it_w(site: SiteConfig, power: Array | None = None) -> float:
@@ -1022,7 +1044,7 @@ def _highest_load(site: SiteConfig, nameplate_w: float) -> float:
     low, high = 0.0, 2.0
     for _ in range(60):
         middle = 0.5 * (low + high)
-        below = middle * nameplate_w * site_pue(site, middle) <= site.cap_w
+        below = middle * nameplate_w * site_pue(site, middle) <= site.supply_w
         low, high = (middle, high) if below else (low, middle)
     return low
 
@@ -1031,6 +1053,11 @@ def at_hottest(site: SiteConfig, events: Sequence[SeriesEventSpec] = ()) -> Site
     """Return a site on the hottest day that its weather and a scenario's temperature events may bring."""
     hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, events)
     return dataclasses.replace(site, cooling=dataclasses.replace(site.cooling, outdoor_c=hottest))
+
+
+def _firm(site: SiteConfig) -> str:
+    """Return what a site can count on beside its cap, in words."""
+    return f" and the {site.firm_w / 1e6:.3f} MW of its units that always run" if site.generation else ""
 
 
 def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -> None:
@@ -1045,11 +1072,12 @@ def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -
         ConfigError: With both figures.
     """
     idle_w = idle_factor * idle_facility_w(site)
-    if idle_w >= lowest_cap_w:
+    if idle_w >= lowest_cap_w + site.firm_w:
         mismatch = f" and a mismatch of {idle_factor:g}" if idle_factor > 1.0 else ""
+        remedy = ", or let units run always (must_run)" if site.generation else ""
         raise ConfigError(
             f"site {site.name!r}: idle draw {idle_w / 1e6:.3f} MW with every rack awake{mismatch} is not below its lowest cap "
-            f"{lowest_cap_w / 1e6:.3f} MW; raise the cap, lower the curtailment or remove racks."
+            f"{lowest_cap_w / 1e6:.3f} MW{_firm(site)}; raise the cap, lower the curtailment or remove racks{remedy}."
         )
     idle_it_w = idle_factor * idle_it_power_w(site)
     up_to_c = coolable_up_to_c(site, idle_it_w)
@@ -1216,6 +1244,10 @@ def _site_row(
         row[SiteSpec.HEAT_W_PER_K] = heat_w_per_kelvin(site)
         row[SiteSpec.COOLANT_LIMIT_C] = site.cooling.coolant_limit_c
         row[SiteSpec.LOOP_S] = site.cooling.loop_time_constant_s
+    row[SiteSpec.GENERATION_W] = sum(unit.power_w for unit in site.generation)
+    if site.grid is not None:
+        row[SiteSpec.EXPORT_W] = site.grid.export_w
+        row[SiteSpec.EXPORT_USD_PER_MWH] = site.grid.export_usd_per_mwh
     if site.battery is not None:
         row[SiteSpec.BATTERY_W] = site.battery.power_w
         row[SiteSpec.BATTERY_J] = 3600.0 * site.battery.energy_wh

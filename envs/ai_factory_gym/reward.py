@@ -102,7 +102,8 @@ def reward_terms(
     terms[4] = 0.0
     if scored:
         terms[1] = -price * (site[Site.STEP_ENERGY_J] + site[Site.STEP_BATTERY_LOSS_J]) / scale_tokens
-        terms[3] = -CAP_WEIGHT * (site[Site.STEP_CAP_VIOLATION_J] / (site[Site.CAP_W] * site[Site.STEP_S]))
+        supply_w = site[Site.CAP_W] + site[Site.RUNNING_W]
+        terms[3] = -CAP_WEIGHT * (site[Site.STEP_CAP_VIOLATION_J] / (supply_w * site[Site.STEP_S]))
         terms[4] = -BRAKE_WEIGHT * site[Site.STEP_BRAKE_S] / site[Site.STEP_S]
         if kind == CARBON:
             terms[1] = -price * joules_per_kg * site[Site.STEP_CARBON_KG] / scale_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.decode import PACE_S, nearly_full
+from ai_factory_gym.engine.generation import use_units
 from ai_factory_gym.engine.health import gpus_out, units_per_rack, working_share
 from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w, warm_coolant
 from ai_factory_gym.engine.layout import (
@@ -621,6 +622,10 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         heat_w = _heat_limit_w(params, state, row)
     slice_end_s = end_s
     end_s = min(end_s, next_cap_change_s(state, row, begin_s), next_rack_change_s(state, row, begin_s))
+    if spec[SiteSpec.GENERATION_W] > 0.0:
+        # What runs at the site is as good as cap.
+        cap_w += site[Site.RUNNING_W]
+        end_s = min(end_s, site[Site.NEXT_UNIT_S])
     clock_limit = 1.0
     prefill_duty = 1.0
     decode_duty = 1.0
@@ -707,11 +712,17 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     facility_w = facility_power_w(params, state, row, it_w)
     site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     grid_w = facility_w
+    generates = spec[SiteSpec.GENERATION_W] > 0.0
     if spec[SiteSpec.RAMP] > 0.0:
-        grid_w = smooth_draw(params, state, row, facility_w, elapsed)
+        if generates:
+            grid_w = use_units(params, state, row, facility_w, facility_w, elapsed)
+        grid_w = smooth_draw(params, state, row, grid_w, elapsed)
         facility_w += site[Site.BALLAST_W]
-    elif spec[SiteSpec.BATTERY_W] > 0.0:
-        grid_w -= use_battery(params, state, row, facility_w, elapsed)
+    else:
+        if spec[SiteSpec.BATTERY_W] > 0.0:
+            grid_w -= use_battery(params, state, row, facility_w, site[Site.CAP_W] + site[Site.RUNNING_W], elapsed)
+        if generates:
+            grid_w = use_units(params, state, row, facility_w, grid_w, elapsed)
     over_w = max(0.0, grid_w - site[Site.CAP_W])
     top_w = grid_w
     if spec[SiteSpec.TRAIN_RACKS] > 0.0:

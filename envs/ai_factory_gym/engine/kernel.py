@@ -19,11 +19,13 @@ from ai_factory_gym.engine.coupled import (
     wanted_racks,
 )
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
-from ai_factory_gym.engine.draw import meter_segment, plan_segment
+from ai_factory_gym.engine.draw import cap_now_w, meter_segment, plan_segment
 from ai_factory_gym.engine.faults import slots_for_faults, strike_and_repair
+from ai_factory_gym.engine.generation import commit_units, set_orders
 from ai_factory_gym.engine.health import follow_racks, working_share
 from ai_factory_gym.engine.layout import (
     DECODE,
+    FIRST_UNIT,
     PREFILL,
     Array,
     Class,
@@ -146,13 +148,15 @@ def apply_action(
         racks: int64[pools] racks wanted awake.
         most_batch: float64[pools] requests per decode replica, at most the pool's own.
         gate: float64[classes, Gate].
-        order: float64[Order].
+        order: float64[Order, and behind it the units that the operator decides about].
         own: int64[pools] racks wanted in a pool, awake or not; the others of the two go to its sibling.
     """
     now_s = state.site[row, Site.TIME_S]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     state.site[row, Site.BATTERY_ORDER] = order[Order.BATTERY]
     state.site[row, Site.TRAIN_HELD] = order[Order.TRAINING]
+    if params.site[SiteSpec.GENERATION_W] > 0.0:
+        set_orders(params, state, row, order[FIRST_UNIT:])
     for pool in range(params.pool.shape[0]):
         if params.pool[pool, PoolSpec.PHASE] == PREFILL and params.pool[pool, PoolSpec.SIBLING] >= 0.0:
             order_role(params, state, row, pool, own[pool], now_s)
@@ -199,6 +203,7 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_BALLAST_J] = 0.0
     site[Site.STEP_TRAIN_CREDIT_J] = 0.0
     site[Site.STEP_TRAIN_S] = 0.0
+    site[Site.STEP_GENERATION_J] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -272,6 +277,8 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
         advance_training(params, state, row)
     slice_end_s = end_s
+    if params.site[SiteSpec.GENERATION_W] > 0.0:
+        commit_units(params, state, row, begin_s, cap_now_w(state, row, begin_s))
     ramp = params.site[SiteSpec.RAMP] > 0.0
     if ramp:
         end_s = ramp_horizon_s(params, state, row, begin_s, end_s)
@@ -399,7 +406,7 @@ def act_rows(
         racks: int64[n, pools].
         most_batch: float64[n, pools].
         gate: float64[n, classes, Gate].
-        order: float64[n, Order].
+        order: float64[n, Order and units].
         own: int64[n, pools].
     """
     params = Params(*params_arrays)

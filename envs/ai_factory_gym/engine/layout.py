@@ -146,6 +146,43 @@ class SiteSpec(IntEnum):
     TRAIN_WORTH = 66  # worth of that energy's work over the energy's price in the reward
     TRAIN_USD_PER_S = 67  # what a job-second pays
     TRAIN_TARGET = 68  # progress asked for, over that of a job left alone
+    GENERATION_W = 69  # power of all units at the site; 0 where there are none
+    EXPORT_W = 70  # most the site may feed into the grid
+    EXPORT_USD_PER_MWH = 71
+
+
+class UnitSpec(IntEnum):
+    """Columns of ``Params.unit``, one line per unit that makes power at the site."""
+
+    POWER_W = 0
+    LEAST_W = 1  # least output while it runs
+    START_S = 2
+    MIN_RUN_S = 3
+    MIN_DOWN_S = 4
+    FUEL_USD_PER_MWH = 5
+    START_USD = 6
+    G_PER_KWH = 7
+    MUST_RUN = 8
+    LEVER = 9  # its place among those the operator decides about, -1 for none
+    MERIT = 10  # of the line, not of its unit: number of the unit with the n-th lowest cost of a MWh
+
+
+OFF, STARTING, RUNNING, STOPPING = 0, 1, 2, 3
+
+
+class Unit(IntEnum):
+    """Columns of ``State.unit``, one line per unit that makes power at the site."""
+
+    # OFF, STARTING, RUNNING, or STOPPING: taken off load as fast as a ramp limit of the draw from the grid lets
+    MODE = 0
+    READY_S = 1  # starting: when it will run
+    HOLD_S = 2  # until when it may not be stopped (running) or started (off)
+    ORDER = 3  # what the operator wants: see lever ``generation``
+    OUTPUT_W = 4  # of the last segment
+    ENERGY_J = 5
+    RUN_S = 6
+    STARTS = 7
+    LOADED = 8  # 1 once it has come to its least output
 
 
 class PoolSpec(IntEnum):
@@ -320,9 +357,8 @@ class Site(IntEnum):
     TRAIN_PHASE = 94  # NO_JOB to LOADING of ``engine.training``
     TRAIN_HELD = 95  # how far the operator holds it back: 0 not at all, up to 1 by its clock, above it is to pause
     TRAIN_CLOCK = 96  # in force
-    TRAIN_STALLED = (
-        97  # BY_BRAKE or BY_LIMITER of ``engine.training`` while one of them keeps its iterations from running
-    )
+    # BY_BRAKE or BY_LIMITER of ``engine.training`` while one of them keeps its iterations from running
+    TRAIN_STALLED = 97
     TRAIN_STALL_S = 98  # for how long it has without a break
     TRAIN_LEFT_S = 99  # time left of writing or loading
     TRAIN_RAN_S = 100  # time it has run since its last checkpoint
@@ -342,6 +378,18 @@ class Site(IntEnum):
     TRAIN_SINCE_J = 114  # reference energy of what was done since the last checkpoint
     TRAIN_IT_ENERGY_J = 115  # IT energy of the block
     TRAIN_BURST_W = 116  # what its bursts added to the mean draw of the last segment
+    RUNNING_W = 117  # power of the units at the site that run: what they can give; 0 without any
+    NEXT_UNIT_S = 118  # when the next unit that is starting will run
+    DRAW_W = 119  # facility power by which units are started and stopped: smoothed
+    GENERATION_J = 120  # made by the site's own units
+    EXPORT_J = 121  # of that, fed into the grid
+    SPILLED_J = 122  # of that, of no use to anybody: units that could not go lower
+    FUEL_USD = 123
+    START_USD = 124
+    EXPORT_USD = 125
+    STEP_GENERATION_J = 126
+    MADE_W = 127  # by all units in the last segment
+    STOPPING_W = 128  # of that, by units that are being stopped
 
 
 class SiteInt(IntEnum):
@@ -416,10 +464,9 @@ class Pool(IntEnum):
     LATER_TOKENS = 53  # their prompt + output tokens
     PREFILL_SHARE = 54  # decode on shared GPUs: share of their time that prefill took in the last segment
     HELD = 55  # KV tokens of sessions between turns; 0 without a prefix cache
-    OUT_SHARE = (
-        56  # share of the replicas of its awake racks that is out of service; 0 without faults of parts of racks
-    )
-    OUT_REPLICAS = 56  # replicas out of service in racks that are not, awake or resting
+    # share of the replicas of its awake racks that is out of service; 0 without faults of parts of racks
+    OUT_SHARE = 56
+    OUT_REPLICAS = 57  # replicas out of service in racks that are not, awake or resting
 
 
 class PoolInt(IntEnum):
@@ -574,10 +621,9 @@ class Fault(IntEnum):
     BACK_S = 8  # when that rack may be woken again, or that part of it serves again; inf while it is not out
     DOMAIN = 9  # RACK, GPU_GROUP or LINK_DOMAIN: what it is to take
     PLACE = 10  # in [0, 1): where in the rack, and which of those in its state
-    REPLICAS = (
-        11  # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
-    )
-    AWAKE = 11  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
+    # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
+    REPLICAS = 11
+    AWAKE = 12  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
 
 
 class CapStep(IntEnum):
@@ -689,10 +735,14 @@ class Found(IntEnum):
 
 
 class Order(IntEnum):
-    """Columns of a decision for the site as a whole."""
+    """Columns of a decision for the site as a whole; behind them one for each unit that the operator decides about."""
 
     BATTERY = 0
     TRAINING = 1  # how far the training job is held back; see Site.TRAIN_HELD
+
+
+FIRST_UNIT = len(Order)
+"""Column of a decision for the site that is the first unit's."""
 
 
 class Params(NamedTuple):
@@ -716,6 +766,7 @@ class Params(NamedTuple):
     )
     seen_begin: Array  # int64[requests + 1] which lines of ``seen`` are a request's; empty without a prefix cache
     seen: Array  # float64[segments, Seen], in the order of the prompt
+    unit: Array  # float64[units, UnitSpec]; no lines on a site that makes no power
 
 
 class State(NamedTuple):
@@ -758,6 +809,7 @@ class State(NamedTuple):
     context: Array  # float64[rows, classes, pools, Context]; no pools there
     found: Array  # float64[rows, cells, pools, Found]; no cells without a trace
     fault: Array  # float64[rows, events, Fault], padded with inf
+    unit: Array  # float64[rows, units, Unit]; no units on a site that makes no power
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -782,6 +834,7 @@ def allocate(
     coefficients: tuple[int, int],
     cached: bool = False,
     faults: int = 0,
+    units: int = 0,
 ) -> State:
     """Return zeroed state arrays of the given sizes, every slot free.
 
@@ -824,6 +877,7 @@ def allocate(
         context=np.zeros((rows, classes, caches, len(Context))),
         found=np.zeros((rows, cells if trace_requests else 0, caches, len(Found))),
         fault=np.full((rows, faults, len(Fault)), np.inf),
+        unit=np.zeros((rows, units, len(Unit))),
     )
     for row in range(rows):
         clear_row(state, row)

@@ -95,7 +95,8 @@ def _start_racks(params: Params, state: State, row: int, now_s: float) -> None:
     """
     site = state.site[row]
     spec = params.site
-    spare_w = site[Site.RAMP_SPARE_W]
+    # What units at the site could give more is there at once.
+    spare_w = site[Site.RAMP_SPARE_W] + max(0.0, site[Site.RUNNING_W] - site[Site.MADE_W])
     for pool in range(params.pool.shape[0]):
         shared = params.pool[pool, PoolSpec.COUPLING] != SEPARATE
         if shared and params.pool[pool, PoolSpec.PHASE] == DECODE:
@@ -122,7 +123,7 @@ def _start_racks(params: Params, state: State, row: int, now_s: float) -> None:
             by_s = now_s + step_w / spec[SiteSpec.RAMP_UP_W_PER_S]
             switch_w = switching_w(params, state, row, pool, by_s) * site[Site.PUE]
             site[Site.RAMP_RESERVE_W] = max(site[Site.RAMP_RESERVE_W], switch_w)
-    site[Site.RAMP_SPARE_W] = max(0.0, spare_w)
+    site[Site.RAMP_SPARE_W] = max(0.0, min(site[Site.RAMP_SPARE_W], spare_w))
 
 
 @kernel

@@ -58,7 +58,7 @@ def _storage_room_w(params: Params, state: State, row: int, seconds: float) -> f
 
 @kernel
 def allowed_w(params: Params, state: State, row: int, seconds: float) -> float:
-    """Return the facility power that keeps the limit up for the next ``seconds``, with what storage and battery can give then, W."""
+    """Return the facility power that keeps the limit up for the next ``seconds``, with what stores and units of the site can give then, W."""
     spec = params.site
     order = state.site[row, Site.BATTERY_ORDER]
     help_w = storage_help_w(params, state, row, seconds)
@@ -67,6 +67,8 @@ def allowed_w(params: Params, state: State, row: int, seconds: float) -> float:
         help_w += battery_w
     elif order > 0.0:
         help_w += min(order * spec[SiteSpec.BATTERY_W], battery_w)
+    # Units at the site follow the load: what they can give, and what those give that are being stopped.
+    help_w += state.site[row, Site.RUNNING_W] + state.site[row, Site.STOPPING_W]
     return float(highest_w(params, state, row, seconds) + help_w)
 
 
@@ -117,7 +119,7 @@ def smooth_draw(params: Params, state: State, row: int, facility_w: float, elaps
         params: Site parameters.
         state: Engine state.
         row: Row.
-        facility_w: Mean power of racks and cooling over the segment, W.
+        facility_w: Mean power of racks and cooling over the segment, less what the site's own units give, W.
         elapsed: Its length, s.
     """
     site = state.site[row]
@@ -125,7 +127,7 @@ def smooth_draw(params: Params, state: State, row: int, facility_w: float, elaps
     if site[Site.RAMP_ON] == 0.0:
         grid_w = facility_w
         if spec[SiteSpec.BATTERY_W] > 0.0:
-            grid_w -= use_battery(params, state, row, facility_w, elapsed)
+            grid_w -= use_battery(params, state, row, facility_w, site[Site.CAP_W], elapsed)
         site[Site.RAMP_W] = grid_w
         site[Site.RAMP_S] = elapsed
         return float(grid_w)
