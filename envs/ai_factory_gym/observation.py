@@ -60,6 +60,7 @@ DAY_S = 86400.0
 NOTICE_SCALE_S = 7200.0
 DURATION_SCALE_S = 14400.0
 TRAINING_SCALE_S = 600.0
+USD_PER_MWH_SCALE = 100.0
 
 BLOCKS: tuple[tuple[str, str, str], ...] = (
     ("time_of_day", "2", "sine and cosine of the local time"),
@@ -579,7 +580,7 @@ def observe_row(
     out[1] = math.cos(angle)
     out[2] = site[Site.CAP_W] / base_cap_w
     _announced(state, row, now_s, base_cap_w, out, 3)
-    out[7] = site[Site.USD_PER_MWH] / 100.0
+    out[7] = site[Site.USD_PER_MWH] / USD_PER_MWH_SCALE
     out[8] = site[Site.G_PER_KWH] / 500.0
     out[9] = site[Site.STEP_ENERGY_J] / elapsed / base_cap_w
     out[10] = site[Site.FACILITY_POWER_W] / base_cap_w
