@@ -21,8 +21,8 @@ TASKS = {
 _DEFAULT_LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 
 TASK_LEVERS = {
-    f"{NAMESPACE}/Sovereign-v1": (*_DEFAULT_LEVERS, "deferral", "training", "generation"),
-    f"{NAMESPACE}/Hyperscale-v1": (*_DEFAULT_LEVERS, "deferral", "battery"),
+    f"{NAMESPACE}/Sovereign-v1": [*_DEFAULT_LEVERS, "deferral", "training", "generation"],
+    f"{NAMESPACE}/Hyperscale-v1": [*_DEFAULT_LEVERS, "deferral", "battery"],
 }
 """Levers of tasks whose sites have more to decide about than the default ones."""
 
