@@ -1215,6 +1215,13 @@ def training_numbers(site: SiteConfig, block: TrainingConfig) -> dict[SiteSpec, 
     by_energy_usd = block.worth * reference_w * site_pue(site, 1.0) * usd_per_j
     by_hour = block.usd_per_rack_hour
     found[SiteSpec.TRAIN_USD_PER_S] = by_energy_usd if by_hour is None else block.racks * by_hour / 3600.0
+    found[SiteSpec.TRAIN_ITERATION_S] = block.iteration_s
+    storage = site.rack_storage
+    if storage is not None and block.rack_type.id in storage.racks:
+        gpus = block.racks * block.group.gpus
+        found[SiteSpec.TRAIN_STORAGE_W] = gpus * storage.power_w_per_gpu
+        found[SiteSpec.TRAIN_STORAGE_J] = gpus * storage.energy_j_per_gpu
+        found[SiteSpec.TRAIN_STORAGE_EFFICIENCY] = math.sqrt(storage.round_trip_efficiency)
     return {column: float(value) for column, value in found.items()}
 
 
