@@ -20,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
-from ai_factory_gym.engine.layout import Pool, Site
+from ai_factory_gym.catalogue import rack, rack_ids
+from ai_factory_gym.engine.layout import Pool, Site, SiteSpec
 from ai_factory_gym.grid.coincident import QUARTER_S
 from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.scenarios import scenario_names
@@ -82,11 +83,20 @@ def _cooling(site: Table, rng: np.random.Generator) -> Table:
 
 
 def _reliability(site: Table, rng: np.random.Generator) -> Table:
+    parts = {}
+    if rng.random() < 0.5:
+        share = float(rng.uniform(0.0, 1.0))
+        parts = {
+            "gpu_group_share": share,
+            "nvlink_domain_share": 0.9 * (1.0 - share),
+            "gpu_group_repair_s": float(10.0 ** rng.uniform(2.0, 4.5)),
+        }
     return {
         "reliability": {
             "gpu_faults_per_hour": float(10.0 ** rng.uniform(-5.0, -2.5)),
             "hardware_share": float(rng.uniform(0.0, 1.0)),
             "repair_s": float(10.0 ** rng.uniform(2.0, 4.5)),
+            **parts,
         }
     }
 
@@ -107,6 +117,23 @@ def _ramp(site: Table, rng: np.random.Generator) -> Table:
         "round_trip_efficiency": float(rng.uniform(0.3, 1.0)),
     }
     return {"ramp": ramp, "rack_storage": storage}
+
+
+def _training(site: Table, rng: np.random.Generator) -> Table:
+    kind = str(rng.choice(sorted(set(rack_ids()) - {"vera_rubin_nvl144_cpx"})))
+    rack_w = rack(kind).groups[0].profile(None).nameplate_w
+    block: Table = {
+        "rack": kind,
+        "racks": max(1, int(site["cap_w"] * rng.uniform(0.01, 0.4) / rack_w)),
+        "clock": float(rng.uniform(0.4, 1.0)),
+        "compute_share": float(rng.uniform(0.3, 1.0)),
+        "checkpoint_period_s": float(10.0 ** rng.uniform(1.0, 4.0)),
+        "checkpoint_s": float(rng.choice([0.0, 7.0, 60.0])),
+        "restore_s": float(rng.choice([0.0, 45.0, 300.0])),
+        "stall_limit_s": float(rng.choice([30.0, 600.0])),
+        "worth": float(rng.uniform(0.0, 2.0)),
+    }
+    return {"training": block | ({"usd_per_rack_hour": 100.0} if rng.random() < 0.5 else {})}
 
 
 def _generation(site: Table, rng: np.random.Generator) -> Table:
@@ -145,6 +172,7 @@ PARTS: dict[str, Callable[[Table, np.random.Generator], Table]] = {
     "cooling": _cooling,
     "reliability": _reliability,
     "ramp": _ramp,
+    "training": _training,
     "generation": _generation,
 }
 """Parts of a site file by name; each returns the tables that it adds."""
@@ -236,7 +264,9 @@ class Books:
         same("energy_j", info["energy_j"], self.energy_j)
         same("it_energy_j", info["it_energy_j"], self.it_energy_j)
         pools = self.env.factory.engine.state.pool[0, :, Pool.ENERGY_J].sum()
-        same("energy of the pools", pools, info["it_energy_j"])
+        same("energy of pools and block", pools + self.site[Site.TRAIN_IT_ENERGY_J], info["it_energy_j"])
+        if "training_energy_j" in info:
+            self._training(info)
         own_usd, own_kg = self._units(info) if self.spec.generation else (0.0, 0.0)
         same("energy_cost_usd", info["energy_cost_usd"], self.usd + own_usd, scale=self.usd)
         same("carbon_kg", info["carbon_kg"], self.kg + own_kg)
@@ -255,6 +285,20 @@ class Books:
             self._storage(info)
         if self.spec.money is not None:
             self._money(info)
+
+    def _training(self, info: dict[str, Any]) -> None:
+        """Job-seconds are done, lost or due; what they are credited with is taken off once; the block draws as it may."""
+        done_s = info["training_progress_s"] + info["training_lost_s"]
+        same("training_progress_s", done_s, self.site[Site.TRAIN_DONE_S])
+        assert -1e-6 <= done_s <= self.seconds * (1.0 + CLOSE) + 1e-6
+        assert info["training_paused_s"] <= self.seconds * (1.0 + CLOSE) + 1e-6
+        credit_j = info["energy_j"] - info["serving_energy_j"]
+        same("serving_energy_j", credit_j, self.site[Site.TRAIN_CREDIT_J], scale=info["energy_j"])
+        numbers = self.env.factory.params.site
+        idle_j = numbers[SiteSpec.TRAIN_IDLE_W] * self.seconds
+        most_j = idle_j + numbers[SiteSpec.TRAIN_MOST_W] * self.seconds
+        assert idle_j * (1.0 - CLOSE) <= self.site[Site.TRAIN_IT_ENERGY_J] <= most_j * (1.0 + CLOSE)
+        assert self.site[Site.TRAIN_SINCE_S] <= self.site[Site.TRAIN_RAN_S] * (1.0 + CLOSE) + 1e-6
 
     def _requests(self, info: dict[str, Any]) -> None:
         keys = {"arrived": "requests_arrived", "met": "requests_met_slo", "missed": "requests_missed_slo"}
@@ -334,7 +378,8 @@ class Books:
         same("demand_charge_usd", info["demand_charge_usd"], demand)
         costs = info["energy_cost_usd"] + info["demand_charge_usd"] + info["capital_usd"] + info["sla_penalty_usd"]
         costs += info.get("battery_wear_usd", 0.0) + info.get("coincident_charge_usd", 0.0)
-        same("profit_usd", info["profit_usd"] + costs, info["revenue_usd"], scale=costs)
+        revenue = info["revenue_usd"] + info.get("training_revenue_usd", 0.0)
+        same("profit_usd", info["profit_usd"] + costs, revenue, scale=costs)
 
 
 def same(name: str, found: float, expected: float, scale: float = 0.0) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ai_factory_gym.engine.kernel import DONE, NEEDS_SLOTS, apply_action, begin_step, close_window, run_step
-from ai_factory_gym.engine.layout import Array, Class, Params, Site, State
+from ai_factory_gym.engine.layout import Array, Class, Params, Site, SiteSpec, State
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.levers import decide_row
 from ai_factory_gym.metrics import write_info
@@ -32,6 +32,7 @@ class Episodes(NamedTuple):
     closed: Array  # bool[rows] whether the scored window has ended
     scored: Array  # bool[rows] whether the last step began inside it
     terms: Array  # float64[rows, TERMS] reward terms of the last step
+    credit: Array  # float64[rows] worth of training work, good tokens per joule of its reference energy
 
 
 class Outcome(NamedTuple):
@@ -203,6 +204,8 @@ def step_rows(
             constants.reward_kind,
             constants.scale_usd,
             constants.joules_per_kg,
+            episodes.credit[row],
+            params.site[SiteSpec.TRAIN_USD_PER_S],
         )
         if scored and site[Site.TIME_S] >= episodes.horizon_s[row] - 1e-6:
             episodes.closed[row] = True
@@ -246,6 +249,7 @@ def new_episodes(rows: int, actions: int, terms: int) -> Episodes:
         closed=np.zeros(rows, dtype=np.bool_),
         scored=np.ones(rows, dtype=np.bool_),
         terms=np.zeros((rows, terms)),
+        credit=np.zeros(rows),
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec, SiteSpec
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.levers import pairs_of
 from ai_factory_gym.operating_point import OperatingPoint, SteadySite, steady_site
@@ -23,6 +23,7 @@ from ai_factory_gym.params import (
 from ai_factory_gym.registration import CUSTOM, TASKS
 from ai_factory_gym.sites import RampConfig, SiteConfig, load_site
 from ai_factory_gym.sites.reliability import ReliabilityConfig
+from ai_factory_gym.sites.training import TrainingConfig
 from ai_factory_gym.steady_cache import steady_cache
 from ai_factory_gym.validate import daily_demand_rps
 from ai_factory_gym.workload.traces import load_trace, superposition_report
@@ -182,7 +183,7 @@ def _ramp(site: SiteConfig, ramp: RampConfig) -> list[str]:
 
 
 def _parts(site: SiteConfig) -> list[str]:
-    """Return what the site has beside racks and a cap, a line each: battery, what varies with time, money, reliability."""
+    """Return what the site has beside racks and a cap, a line each: battery, what varies with time, money, reliability, training."""
     lines = []
     for unit in site.generation:
         lines.append(
@@ -223,6 +224,8 @@ def _parts(site: SiteConfig) -> list[str]:
             f"reliability: {24.0 * gpus * site.reliability.gpu_faults_per_hour:.2f} faults a day among {racks} racks, repairs of "
             f"{site.reliability.repair_s / 3600.0:.3g} h" + _in_part(site.reliability)
         )
+    if site.training is not None:
+        lines.append(_block(site, site.training))
     return lines
 
 
@@ -240,6 +243,19 @@ def _in_part(spec: ReliabilityConfig) -> str:
         if share > 0.0
     ]
     return f"; {', '.join(texts)}"
+
+
+def _block(site: SiteConfig, block: TrainingConfig) -> str:
+    """Return what the site trains with, in a line."""
+    steady = steady_site(site)
+    spec = steady.params.site
+    factor = site_pue(site, 1.0)
+    compute_w = steady.block_w * factor + steady.burst_w
+    return (
+        f"training block: {block.racks} racks of {block.rack_type.id}, {steady.block_w * factor / 1e6:,.3f} MW with cooling while its job runs, in "
+        f"bursts of {compute_w / 1e6:,.3f} MW every {block.iteration_s:g} s; paused {factor * spec[SiteSpec.TRAIN_IDLE_W] / 1e6:,.3f} MW; a "
+        f"checkpoint of {block.checkpoint_s:g} s every {block.checkpoint_period_s / 60.0:g} min, {block.restore_s:g} s to go on"
+    )
 
 
 def _cap(site: SiteConfig) -> str:

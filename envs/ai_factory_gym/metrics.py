@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ai_factory_gym.engine.layout import Array, Class, ClassSpec, Params, SessionSpec, Site, SiteSpec, Tier, Unit
 from ai_factory_gym.engine.supply import JOULES_PER_KWH, JOULES_PER_MWH
+from ai_factory_gym.engine.training import progress_share
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.reward import TERMS
 
@@ -113,8 +114,14 @@ PART_FAULT_KEYS = ("groups_struck", "gpu_down_s")
 """Keys that are there, behind those, where faults may take parts of racks, in total: parts that went out of service, and GPU-seconds out of
 service in racks that were not."""
 
-CLASS_MONEY_KEYS = ("revenue_usd", "budget_used")
-"""Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget)."""
+CLASS_MONEY_KEYS = ("revenue_usd", "budget_used", "cost_usd", "paid_prompt_tokens", "paid_output_tokens", "over_budget")
+"""Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget); its part
+of the costs that ``usd_per_mtok`` counts (0.0 while nobody was answered); and the tokens it paid for. Costs are split in proportion to the
+energy that the answered requests of each class take at the task's reference point, prompt tokens that a cache had left out. Last, requests that
+were turned away because a budget that is a cap was spent; they are in no other count."""
+
+TASK_MONEY_KEYS = ("usd_per_task", "usd_per_agent_hour")
+"""Keys of each class with sessions then, behind ``TASK_KEYS``: its ``cost_usd`` per completed task and per agent hour; 0.0 while there are none."""
 
 BUDGET_ALERT = 0.8
 
@@ -125,6 +132,29 @@ the brake kept that limit rather than the cap (part of ``brake_s``)."""
 PEAK_KEYS = ("coincident_peak_w", "coincident_charge_usd")
 """Keys that are there where coincident peaks are charged for: mean draw in the quarter hours that counted so far (0.0 while there are none),
 and the charge for them, which is part of the costs that ``profit_usd`` and ``usd_per_mtok`` count."""
+
+TRAINING_KEYS = (
+    "training_progress_s",
+    "training_share",
+    "training_lost_s",
+    "training_paused_s",
+    "training_checkpoints",
+    "training_kills",
+    "training_energy_j",
+    "training_power_w",
+    "training_phase",
+    "serving_energy_j",
+    "training_target_share",
+)
+"""Keys that are there where the site has a training block, totals since the start of the episode unless said otherwise: job-seconds done and not
+lost (a job-second is a second of running as the job does by itself; below zero where what was done before the episode was lost in it); that over
+what a job left alone would have done (1.0 while that is nothing); job-seconds lost; time paused; checkpoints written; how often the job died;
+facility energy of the block, its part of cooling included; its facility power in the last segment; what it does now (``engine.training``: 0 no
+job, 1 running, 2 writing, 3 paused, 4 loading); facility energy less the reference energy of what the block has done and not lost, which is what
+``tokens_per_joule`` divides by; and the share that is asked for."""
+
+TRAINING_MONEY_KEYS = ("training_revenue_usd",)
+"""Key behind them where there is a table ``[money]``: what the progress has paid, part of ``profit_usd``."""
 
 CLASS_KEYS = ("arrived", "met", "missed", "attainment")
 """Keys of each class, behind ``class/<name>/``."""
@@ -155,6 +185,7 @@ def info_keys(
     faults: bool = False,
     ramp: bool = False,
     in_part: bool = False,
+    training: bool = False,
     units: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
@@ -171,6 +202,7 @@ def info_keys(
         faults: Whether racks may go out of service.
         ramp: Whether the draw from the grid has ramp limits.
         in_part: Whether parts of racks may.
+        training: Whether there is a training block.
         units: Names of the units that make power at the site.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
@@ -185,8 +217,10 @@ def info_keys(
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
     parts += (*(COOLANT_KEYS if coolant else ()), *(PEAK_KEYS if peaks else ()))
     parts += (*(FAULT_KEYS if faults else ()), *(PART_FAULT_KEYS if in_part else ()))
+    parts += (*TRAINING_KEYS, *(TRAINING_MONEY_KEYS if money else ())) if training else ()
     parts += CACHE_KEYS if cached else ()
-    parts += tuple(f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
+    of_tasks = (*TASK_KEYS, *(TASK_MONEY_KEYS if money else ()))
+    parts += tuple(f"class/{name}/{key}" for name in sessions for key in of_tasks)
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
 
 
@@ -204,12 +238,17 @@ def attainment(met: float, missed: float) -> float:
 
 
 @kernel
-def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, energy_usd: float) -> None:
-    """Write ``MONEY_KEYS`` and ``CLASS_MONEY_KEYS`` from position ``at`` on; ``energy_usd`` is the cost of energy and wear."""
+def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, energy_usd: float) -> float:
+    """Write ``MONEY_KEYS`` and ``CLASS_MONEY_KEYS`` from position ``at`` on; ``energy_usd`` is the cost of energy and wear.
+
+    Returns:
+        Costs per joule of the answered requests at the reference point, USD; 0 while nobody was answered.
+    """
     elapsed_s = max(site[Site.SCORED_S], 1e-9)
     revenue = 0.0
     penalty = 0.0
     alerts = 0.0
+    served_j = 0.0
     mine = at + len(MONEY_KEYS)
     for index in range(cls.shape[0]):
         paid = cls[index, Class.REVENUE_USD]
@@ -220,20 +259,29 @@ def _write_money(params: Params, site: Array, cls: Array, out: Array, at: int, e
         alerts += 1.0 if used > BUDGET_ALERT else 0.0
         out[mine] = paid
         out[mine + 1] = used
+        out[mine + 3] = cls[index, Class.PAID_PROMPT]
+        out[mine + 4] = cls[index, Class.PAID_OUTPUT]
+        out[mine + 5] = cls[index, Class.OVER_BUDGET]
+        served_j += cls[index, Class.SERVED_J]
         mine += len(CLASS_MONEY_KEYS)
     demand = params.site[SiteSpec.DEMAND_USD_PER_W] * site[Site.PEAK_QUARTER_W] * site[Site.SCORED_S]
     capital = params.site[SiteSpec.CAPITAL_USD_PER_S] * site[Site.SCORED_S]
     costs = energy_usd + demand + capital
     if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
         costs += params.site[SiteSpec.COINCIDENT_USD_PER_W] * site[Site.COINCIDENT_SUM_W]
+    trained = (site[Site.TRAIN_DONE_S] - site[Site.TRAIN_LOST_S]) * params.site[SiteSpec.TRAIN_USD_PER_S]
     out[at] = revenue
     out[at + 1] = penalty
     out[at + 2] = demand
     out[at + 3] = site[Site.PEAK_QUARTER_W]
     out[at + 4] = capital
-    out[at + 5] = revenue - penalty - costs
+    out[at + 5] = revenue + trained - penalty - costs
     out[at + 6] = costs / site[Site.GOOD_TOKENS] * 1e6 if site[Site.GOOD_TOKENS] > 0.0 else 0.0
     out[at + 7] = alerts
+    usd_per_j = costs / served_j if served_j > 0.0 else 0.0
+    for index in range(cls.shape[0]):
+        out[at + len(MONEY_KEYS) + index * len(CLASS_MONEY_KEYS) + 2] = usd_per_j * cls[index, Class.SERVED_J]
+    return float(usd_per_j)
 
 
 @kernel
@@ -257,8 +305,29 @@ def _write_units(site: Array, unit: Array, elapsed: float, out: Array, at: int) 
 
 
 @kernel
-def _write_sessions(params: Params, cls: Array, cache: Array, out: Array, at: int) -> None:
-    """Write ``CACHE_KEYS`` where there is a prefix cache, and ``TASK_KEYS`` of each class with sessions, from position ``at`` on."""
+def _write_training(params: Params, site: Array, out: Array, at: int) -> int:
+    """Write ``TRAINING_KEYS`` and ``TRAINING_MONEY_KEYS`` from position ``at`` on; return how many."""
+    done_s = site[Site.TRAIN_DONE_S] - site[Site.TRAIN_LOST_S]
+    out[at] = done_s
+    out[at + 1] = progress_share(done_s, site[Site.TRAIN_DUE_S])
+    out[at + 2] = site[Site.TRAIN_LOST_S]
+    out[at + 3] = site[Site.TRAIN_PAUSED_S]
+    out[at + 4] = site[Site.TRAIN_CHECKPOINTS]
+    out[at + 5] = site[Site.TRAIN_KILLS]
+    out[at + 6] = site[Site.TRAIN_ENERGY_J]
+    out[at + 7] = site[Site.TRAIN_POWER_W]
+    out[at + 8] = site[Site.TRAIN_PHASE]
+    out[at + 9] = site[Site.ENERGY_J] - site[Site.TRAIN_CREDIT_J]
+    out[at + 10] = params.site[SiteSpec.TRAIN_TARGET]
+    if params.site[SiteSpec.MONEY] <= 0.0:
+        return len(TRAINING_KEYS)
+    out[at + 11] = done_s * params.site[SiteSpec.TRAIN_USD_PER_S]
+    return len(TRAINING_KEYS) + len(TRAINING_MONEY_KEYS)
+
+
+@kernel
+def _write_sessions(params: Params, cls: Array, cache: Array, out: Array, at: int, usd_per_j: float) -> None:
+    """Write ``CACHE_KEYS`` where there is a prefix cache, and the keys of each class with sessions, from position ``at`` on."""
     if cache.shape[0] > 0:
         for column in range(len(CACHE_KEYS)):
             out[at + column] = 0.0
@@ -277,6 +346,12 @@ def _write_sessions(params: Params, cls: Array, cache: Array, out: Array, at: in
             between_s = counters[Class.ANSWERED] * think_s - counters[Class.BUSY_S]
             out[at + 2] = max(0.0, params.session[index, SessionSpec.FOLLOWING] * between_s) / 3600.0
             at += len(TASK_KEYS)
+            if params.site[SiteSpec.MONEY] > 0.0:
+                cost_usd = usd_per_j * counters[Class.SERVED_J]
+                hours = counters[Class.BUSY_S] / 3600.0
+                out[at] = cost_usd / counters[Class.TASKS] if counters[Class.TASKS] > 0.0 else 0.0
+                out[at + 1] = cost_usd / hours if hours > 0.0 else 0.0
+                at += len(TASK_MONEY_KEYS)
 
 
 @inlined_kernel
@@ -388,10 +463,11 @@ def write_info(
         out[at + 5] = site[Site.STORAGE_IN_J]
         out[at + 6] = site[Site.STORAGE_OUT_J]
         at += len(RAMP_KEYS)
+    usd_per_j = 0.0
     if generates:
         at = _write_units(site, unit, elapsed, out, at)
     if params.site[SiteSpec.MONEY] > 0.0:
-        _write_money(params, site, cls, out, at, out[21] + wear_usd)
+        usd_per_j = _write_money(params, site, cls, out, at, out[21] + wear_usd)
         at += len(MONEY_KEYS) + classes * len(CLASS_MONEY_KEYS)
     if params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
         out[at] = site[Site.COOLANT_C]
@@ -412,5 +488,8 @@ def write_info(
             out[at] = site[Site.GROUPS_STRUCK]
             out[at + 1] = site[Site.GPU_DOWN_S]
             at += len(PART_FAULT_KEYS)
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        out[16] = tokens_per_joule(site[Site.GOOD_TOKENS], energy_j - site[Site.TRAIN_CREDIT_J])
+        at += _write_training(params, site, out, at)
     if params.session.shape[0] > 0:
-        _write_sessions(params, cls, cache, out, at)
+        _write_sessions(params, cls, cache, out, at, usd_per_j)

@@ -19,7 +19,7 @@ from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     MAINTENANCE,
     PREFILL,
-    RUNNING,
+    RUNS,
     STARTING,
     Array,
     CapStep,
@@ -42,6 +42,14 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.engine.ledger import held_at_most_s
 from ai_factory_gym.engine.racks import racks_staying
 from ai_factory_gym.engine.smoothing import highest_w, lowest_w
+from ai_factory_gym.engine.training import (
+    LOADING,
+    PAUSED,
+    RUNNING,
+    WRITING,
+    block_reserve_w,
+    progress_share,
+)
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
@@ -51,6 +59,7 @@ LIMIT = 10.0
 DAY_S = 86400.0
 NOTICE_SCALE_S = 7200.0
 DURATION_SCALE_S = 14400.0
+TRAINING_SCALE_S = 600.0
 
 BLOCKS: tuple[tuple[str, str, str], ...] = (
     ("time_of_day", "2", "sine and cosine of the local time"),
@@ -167,6 +176,14 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "the racks' storage / what it holds; ballast of the last segment / base cap",
     ),
     (
+        "training",
+        "training",
+        "9",
+        "1 while there is a job; 1 while it runs; 1 while it is paused; its clock, 0 while it does not run; facility power of the block over the "
+        "last segment / base cap, and what it may come to as ordered, bursts included / base cap; time left of writing or loading / 10 min; "
+        "time run since the last checkpoint / time between two; progress so far / that of a job left alone, 1 before there is any",
+    ),
+    (
         "generation",
         "supply",
         "2",
@@ -179,7 +196,7 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_CACHE, _COOLANT, _PEAKS, _FAULTS, _RAMP, _SUPPLY = 0, 1, 2, 3, 4, 5
+_CACHE, _COOLANT, _PEAKS, _FAULTS, _RAMP, _TRAINING, _SUPPLY = 0, 1, 2, 3, 4, 5, 6
 """Places in ``PART_BLOCKS``."""
 
 
@@ -191,6 +208,7 @@ def site_parts(site: SiteConfig, faults: bool = False) -> tuple[str, ...]:
         "peaks": site.money is not None and site.money.coincident_usd_per_kw_year > 0.0,
         "faults": faults,
         "ramp": site.ramp is not None,
+        "training": site.training is not None,
         "generation": bool(site.generation),
     }
     return tuple(part for part, has in there.items() if has)
@@ -438,6 +456,26 @@ def _lever_blocks(
 
 
 @kernel
+def _training_block(params: Params, state: State, row: int, out: Array, at: int, base_cap_w: float) -> None:
+    """Write what the training block does, and what it may come to draw."""
+    site = state.site[row]
+    spec = params.site
+    phase = site[Site.TRAIN_PHASE]
+    running = phase == RUNNING and site[Site.TRAIN_STALLED] == 0.0
+    out[at] = abs(site[Site.JOB])
+    out[at + 1] = 1.0 if running else 0.0
+    out[at + 2] = 1.0 if phase == PAUSED else 0.0
+    out[at + 3] = site[Site.TRAIN_CLOCK] if running else 0.0
+    out[at + 4] = min(LIMIT, site[Site.TRAIN_POWER_W] / base_cap_w)
+    out[at + 5] = min(LIMIT, block_reserve_w(params, state, row) / base_cap_w)
+    waiting = phase == WRITING or phase == LOADING
+    out[at + 6] = min(LIMIT, site[Site.TRAIN_LEFT_S] / TRAINING_SCALE_S) if waiting else 0.0
+    out[at + 7] = min(LIMIT, site[Site.TRAIN_RAN_S] / spec[SiteSpec.TRAIN_PERIOD_S])
+    done_s = site[Site.TRAIN_DONE_S] - site[Site.TRAIN_LOST_S]
+    out[at + 8] = max(-LIMIT, min(LIMIT, progress_share(done_s, site[Site.TRAIN_DUE_S])))
+
+
+@kernel
 def _supply_blocks(params: Params, state: State, row: int, out: Array, at: int, base_cap_w: float) -> None:
     """Write the blocks of the units that make power at the site, from position ``at`` on."""
     now_s = state.site[row, Site.TIME_S]
@@ -447,7 +485,7 @@ def _supply_blocks(params: Params, state: State, row: int, out: Array, at: int, 
     for unit in range(units):
         spec = params.unit[unit]
         mine = state.unit[row, unit]
-        runs = mine[Unit.MODE] == RUNNING
+        runs = mine[Unit.MODE] == RUNS
         starts = mine[Unit.MODE] == STARTING
         if runs:
             running_w += spec[UnitSpec.POWER_W]
@@ -500,6 +538,8 @@ def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Arr
         holds_j = spec[SiteSpec.STORAGE_J]
         out[at + 2] = state.site[row, Site.STORAGE_CHARGE_J] / holds_j if holds_j > 0.0 else 0.0
         out[at + 3] = min(LIMIT, state.site[row, Site.BALLAST_W] / base_cap_w)
+    if begins[_TRAINING] >= 0:
+        _training_block(params, state, row, out, begins[_TRAINING], base_cap_w)
     if begins[_SUPPLY] >= 0:
         _supply_blocks(params, state, row, out, begins[_SUPPLY], base_cap_w)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ai_factory_gym import remarks
 from ai_factory_gym.engine.generation import START_SHARE
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec, SiteSpec
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
 from ai_factory_gym.params import (
     at_hottest,
@@ -249,8 +250,31 @@ def _caches(site: SiteConfig) -> Iterator[str]:
         )
 
 
+def _training(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
+    block = site.training
+    if block is None:
+        return
+    if block.worth < 1.0:
+        yield (
+            f"training.worth: {block.worth:g} says that the job's work is worth less than its energy: pausing it always pays, except where "
+            "target_share forbids it."
+        )
+    hour_usd = steady.params.site[SiteSpec.TRAIN_REFERENCE_W] * site_pue(site, 1.0) * 3600.0 / 3.6e9 / block.racks
+    hour_usd *= site.electricity_usd_per_mwh
+    if block.usd_per_rack_hour is not None and block.usd_per_rack_hour < hour_usd:
+        yield (
+            f"training.usd_per_rack_hour: {block.usd_per_rack_hour:g} is less than the energy of that hour costs ({hour_usd:,.2f} USD): with "
+            "reward='profit' pausing the job always pays."
+        )
+    if block.restore_s + block.checkpoint_s > block.checkpoint_period_s:
+        yield (
+            f"training.checkpoint_period_s: {block.checkpoint_period_s:g} s is shorter than writing and reading a checkpoint "
+            f"({block.restore_s + block.checkpoint_s:g} s)."
+        )
+
+
 def findings(site: SiteConfig) -> list[str]:
-    """Return what would surprise in a site, in the order power, heat, ramp, generation, demand, pools, classes, caches; empty when nothing does.
+    """Return what would surprise in a site: power, heat, ramp, own units, demand, pools, classes, caches, training, single settings; else nothing.
 
     Raises:
         ConfigError: When the site cannot be simulated at all.
@@ -270,6 +294,8 @@ def findings(site: SiteConfig) -> list[str]:
         *_balance(steady, saturation),
         *_classes(site, steady),
         *_caches(site),
+        *_training(site, steady),
+        *remarks.settings(site, steady.classes, steady.params),
     ]
 
 

@@ -14,7 +14,7 @@ import math
 
 from ai_factory_gym.engine.layout import (
     OFF,
-    RUNNING,
+    RUNS,
     STARTING,
     STOPPING,
     Array,
@@ -98,7 +98,7 @@ def _pays(params: Params, state: State, row: int, place: int, cost_usd: float, c
     for other in range(params.unit.shape[0]):
         index = int(params.unit[other, UnitSpec.MERIT])
         mode = state.unit[row, index, Unit.MODE]
-        if other != place and (mode == STARTING or mode == RUNNING):
+        if other != place and (mode == STARTING or mode == RUNS):
             if other < place:
                 before_w += params.unit[index, UnitSpec.POWER_W]
             else:
@@ -135,7 +135,7 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
     short = _held_by_cap(site)
     for unit in range(units):
         mode = state.unit[row, unit, Unit.MODE]
-        if mode == STARTING or mode == RUNNING:
+        if mode == STARTING or mode == RUNS:
             committed_w += params.unit[unit, UnitSpec.POWER_W]
         # One after the other: how much is missing shows when the brake has let go.
         short = short and mode != STARTING
@@ -169,12 +169,12 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
             mine[Unit.HOLD_S] = now_s + params.unit[unit, UnitSpec.MIN_DOWN_S]
         if mine[Unit.MODE] == STARTING:
             if mine[Unit.READY_S] <= now_s + 1e-6:
-                mine[Unit.MODE] = RUNNING
+                mine[Unit.MODE] = RUNS
                 mine[Unit.LOADED] = 1.0 - site[Site.RAMP_ON]
                 mine[Unit.HOLD_S] = now_s + params.unit[unit, UnitSpec.MIN_RUN_S]
             else:
                 next_s = min(next_s, mine[Unit.READY_S])
-        if mine[Unit.MODE] == RUNNING:
+        if mine[Unit.MODE] == RUNS:
             running_w += params.unit[unit, UnitSpec.POWER_W]
     site[Site.NEXT_UNIT_S] = next_s
     # All run through the warm-up, like all racks: what is not needed stops with the start of the episode.
@@ -194,14 +194,15 @@ def _stop_units(
         unit = int(params.unit[place, UnitSpec.MERIT])
         spec = params.unit[unit]
         mine = state.unit[row, unit]
-        if mine[Unit.MODE] != RUNNING or now_s < mine[Unit.HOLD_S] or spec[UnitSpec.MUST_RUN] > 0.0:
+        if mine[Unit.MODE] != RUNS or now_s < mine[Unit.HOLD_S] or spec[UnitSpec.MUST_RUN] > 0.0:
             continue
         if _ordered_on(spec, mine[Unit.ORDER]):
             continue
         lowest_w = _lowest_known_cap_w(state, row, now_s, now_s + spec[UnitSpec.START_S] + LEAD_S, cap_w)
         left_w = lowest_w + running_w - spec[UnitSpec.POWER_W]
         if _ordered_off(spec, mine[Unit.ORDER]):
-            if max(draw_w, state.site[row, Site.FACILITY_POWER_W]) > params.site[SiteSpec.BRAKE_TARGET] * left_w:
+            last_w = state.site[row, Site.FACILITY_POWER_W] + state.site[row, Site.TRAIN_BURST_W]
+            if max(draw_w, last_w) > params.site[SiteSpec.BRAKE_TARGET] * left_w:
                 continue
         elif (
             _held_by_cap(state.site[row])
@@ -222,7 +223,7 @@ def _stop_units(
 def _raise(params: Params, state: State, row: int, unit: int, to_w: float, wanted_w: float) -> float:
     """Raise the output of a running unit up to ``to_w``, by no more than ``wanted_w``, and return by how much, W."""
     mine = state.unit[row, unit]
-    if mine[Unit.MODE] != RUNNING:
+    if mine[Unit.MODE] != RUNS:
         return 0.0
     more_w = max(0.0, min(wanted_w, min(to_w, params.unit[unit, UnitSpec.POWER_W]) - mine[Unit.OUTPUT_W]))
     mine[Unit.OUTPUT_W] += more_w
@@ -253,7 +254,7 @@ def _dispatch(params: Params, state: State, row: int, load_w: float, most_w: flo
         if mine[Unit.MODE] == STOPPING:
             stopping_w += mine[Unit.OUTPUT_W]
         else:
-            loaded = mine[Unit.MODE] == RUNNING and mine[Unit.LOADED] > 0.0
+            loaded = mine[Unit.MODE] == RUNS and mine[Unit.LOADED] > 0.0
             mine[Unit.OUTPUT_W] = params.unit[unit, UnitSpec.LEAST_W] if loaded else 0.0
             total_w += mine[Unit.OUTPUT_W]
     if stopping_w > 0.0:
@@ -267,7 +268,7 @@ def _dispatch(params: Params, state: State, row: int, load_w: float, most_w: flo
         if state.unit[row, unit, Unit.LOADED] == 0.0:
             to_w = params.unit[unit, UnitSpec.LEAST_W]
             total_w += _raise(params, state, row, unit, to_w, load_w - total_w)
-            if state.unit[row, unit, Unit.OUTPUT_W] >= to_w - _SLACK_W and state.unit[row, unit, Unit.MODE] == RUNNING:
+            if state.unit[row, unit, Unit.OUTPUT_W] >= to_w - _SLACK_W and state.unit[row, unit, Unit.MODE] == RUNS:
                 state.unit[row, unit, Unit.LOADED] = 1.0
     for place in range(units):
         unit = int(params.unit[place, UnitSpec.MERIT])
@@ -313,7 +314,9 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         elapsed: Length of the segment, s.
     """
     site = state.site[row]
-    most_w = site[Site.CAP_W]
+    # Bursts of a training block come on top of the mean: within the cap where there is one, else from units that have room.
+    burst_w = site[Site.TRAIN_BURST_W]
+    most_w = max(0.0, site[Site.CAP_W] - burst_w)
     least_w = 0.0
     if site[Site.RAMP_ON] > 0.0:
         most_w = min(most_w, highest_w(params, state, row, elapsed))
@@ -326,9 +329,11 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         made_w = max(made_w, load_w) if grid_w <= 0.0 else load_w - grid_w
     surplus_w = max(0.0, made_w - load_w)
     sold_w = min(surplus_w, params.site[SiteSpec.EXPORT_W])
+    if site[Site.CAP_W] <= 0.0:
+        site[Site.TRAIN_BURST_W] = max(0.0, burst_w - max(0.0, site[Site.RUNNING_W] - made_w))
     if site[Site.DRAW_W] <= 0.0:
-        site[Site.DRAW_W] = facility_w
-    site[Site.DRAW_W] += (facility_w - site[Site.DRAW_W]) * (1.0 - math.exp(-elapsed / SMOOTHED_S))
+        site[Site.DRAW_W] = facility_w + burst_w
+    site[Site.DRAW_W] += (facility_w + burst_w - site[Site.DRAW_W]) * (1.0 - math.exp(-elapsed / SMOOTHED_S))
     fuel_usd = 0.0
     carbon_kg = 0.0
     scoring = site[Site.SCORING]
@@ -338,7 +343,7 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         mine = state.unit[row, unit]
         if mine[Unit.MODE] == STOPPING:
             site[Site.STOPPING_W] += mine[Unit.OUTPUT_W]
-        if mine[Unit.MODE] == RUNNING or mine[Unit.MODE] == STOPPING:
+        if mine[Unit.MODE] == RUNS or mine[Unit.MODE] == STOPPING:
             spec = params.unit[unit]
             joules = mine[Unit.OUTPUT_W] * elapsed
             fuel_usd += joules / JOULES_PER_MWH * spec[UnitSpec.FUEL_USD_PER_MWH]
@@ -370,7 +375,7 @@ def set_orders(params: Params, state: State, row: int, orders: Array) -> None:
 def begin_units(params: Params, state: State, row: int) -> None:
     """Let every unit run from the start of a row's episode on."""
     if len(params.unit):
-        state.unit[row, :, Unit.MODE] = RUNNING
+        state.unit[row, :, Unit.MODE] = RUNS
         state.unit[row, :, Unit.LOADED] = 1.0
         state.unit[row, :, Unit.READY_S] = state.unit[row, :, Unit.HOLD_S] = -math.inf
         state.site[row, Site.RUNNING_W] = params.unit[:, UnitSpec.POWER_W].sum()

@@ -43,10 +43,11 @@ from ai_factory_gym.engine.layout import (
     Tier,
 )
 from ai_factory_gym.engine.ledger import held_at_most_s, sweep
-from ai_factory_gym.engine.limiter import limit_ramp, ramp_horizon_s
+from ai_factory_gym.engine.limiter import limit_decode, limit_ramp, ramp_horizon_s
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
 from ai_factory_gym.engine.supply import look_for_peak, look_outside
+from ai_factory_gym.engine.training import advance_training, look_for_job
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import compute_rate
 
@@ -153,6 +154,7 @@ def apply_action(
     now_s = state.site[row, Site.TIME_S]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     state.site[row, Site.BATTERY_ORDER] = order[Order.BATTERY]
+    state.site[row, Site.TRAIN_HELD] = order[Order.TRAINING]
     if params.site[SiteSpec.GENERATION_W] > 0.0:
         set_orders(params, state, row, order[FIRST_UNIT:])
     for pool in range(params.pool.shape[0]):
@@ -199,6 +201,8 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_WEAR_USD] = 0.0
     site[Site.STEP_COINCIDENT_USD] = 0.0
     site[Site.STEP_BALLAST_J] = 0.0
+    site[Site.STEP_TRAIN_CREDIT_J] = 0.0
+    site[Site.STEP_TRAIN_S] = 0.0
     site[Site.STEP_GENERATION_J] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
@@ -270,6 +274,8 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     if state.site[row, Site.FAULTS] > 0.0:
         strike_and_repair(params, state, row, begin_s)
     advance_racks(params, state, row, begin_s)
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        advance_training(params, state, row)
     slice_end_s = end_s
     if params.site[SiteSpec.GENERATION_W] > 0.0:
         commit_units(params, state, row, begin_s, cap_now_w(state, row, begin_s))
@@ -286,6 +292,8 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == PREFILL:
             advance_prefill(params, state, row, pool, end_s)
+    if ramp:
+        limit_decode(params, state, row, begin_s, end_s)
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == DECODE:
             if coupled:
@@ -322,6 +330,8 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
         look_outside(state, row, minute_of(state, path_start_s, begin_s))
         if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
             look_for_peak(state, row, minute_of(state, path_start_s, begin_s))
+        if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+            look_for_job(state, row, minute_of(state, path_start_s, begin_s))
         needed = most_arrivals(params, state, row, begin_s, tick_s, path_start_s)
         if progress[SiteInt.FREE] < needed + slots_for_faults(state, row, begin_s + tick_s):
             return NEEDS_SLOTS

@@ -126,9 +126,29 @@ class SiteSpec(IntEnum):
     STORAGE_J = 46  # what it holds
     STORAGE_EFFICIENCY = 47  # of one way
     STORAGE_REST_J = 48  # charge to which it returns when nothing is asked of it
-    GENERATION_W = 49  # power of all units at the site; 0 where there are none
-    EXPORT_W = 50  # most the site may feed into the grid
-    EXPORT_USD_PER_MWH = 51
+    TRAIN_RACKS = 49  # racks of the training block; 0 where there is none
+    TRAIN_IDLE_W = 50  # IT power of all its racks when idle
+    TRAIN_MOST_W = 51  # what running GPUs may add to it
+    TRAIN_COMPUTE_CORE_W = 52  # what a compute phase adds at clock 1 that depends on the clock
+    TRAIN_COMPUTE_FIXED_W = 53  # and what does not
+    TRAIN_WAIT_CORE_W = 54  # the same of a communication phase
+    TRAIN_WAIT_FIXED_W = 55
+    TRAIN_VOLTAGE_FLOOR = 56
+    TRAIN_CHECKPOINT_W = 57  # IT power while a checkpoint is written or read
+    TRAIN_COMPUTE_SHARE = 58  # share of an iteration at clock 1
+    TRAIN_CLOCK = 59  # by itself
+    TRAIN_LEAST_CLOCK = 60  # lowest the operator may set
+    TRAIN_PERIOD_S = 61  # running time between checkpoints
+    TRAIN_CHECKPOINT_S = 62
+    TRAIN_RESTORE_S = 63
+    TRAIN_STALL_LIMIT_S = 64
+    TRAIN_REFERENCE_W = 65  # IT energy per job-second of a job left alone, checkpoints included
+    TRAIN_WORTH = 66  # worth of that energy's work over the energy's price in the reward
+    TRAIN_USD_PER_S = 67  # what a job-second pays
+    TRAIN_TARGET = 68  # progress asked for, over that of a job left alone
+    GENERATION_W = 69  # power of all units at the site; 0 where there are none
+    EXPORT_W = 70  # most the site may feed into the grid
+    EXPORT_USD_PER_MWH = 71
 
 
 class UnitSpec(IntEnum):
@@ -147,15 +167,13 @@ class UnitSpec(IntEnum):
     MERIT = 10  # of the line, not of its unit: number of the unit with the n-th lowest cost of a MWh
 
 
-OFF, STARTING, RUNNING, STOPPING = 0, 1, 2, 3
+OFF, STARTING, RUNS, STOPPING = 0, 1, 2, 3
 
 
 class Unit(IntEnum):
     """Columns of ``State.unit``, one line per unit that makes power at the site."""
 
-    MODE = (
-        0  # OFF, STARTING, RUNNING, or STOPPING: taken off load as fast as a ramp limit of the draw from the grid lets
-    )
+    MODE = 0  # OFF, STARTING, RUNS, or STOPPING: taken off load as fast as a ramp limit of the draw from the grid lets
     READY_S = 1  # starting: when it will run
     HOLD_S = 2  # until when it may not be stopped (running) or started (off)
     ORDER = 3  # what the operator wants: see lever ``generation``
@@ -219,6 +237,7 @@ class ClassSpec(IntEnum):
     OUTPUT_USD = 22  # and an output token
     BUDGET_USD_PER_S = 23  # what customers mean to spend; 0 where they have not said
     MODEL = 24  # place of the model that serves it among those of the site
+    BUDGET_CAPPED = 25  # 1 where requests are turned away once the day's budget is spent
 
 
 class Cell(IntEnum):
@@ -333,18 +352,44 @@ class Site(IntEnum):
     HELD_RACK_S = 90  # rack-seconds in which racks that were ordered awake waited for the ramp
     GROUPS_STRUCK = 91  # parts of racks that have gone out of service
     GPU_DOWN_S = 92  # GPU-seconds out of service in racks that are not
-    RUNNING_W = 93  # power of the units at the site that run: what they can give; 0 without any
-    NEXT_UNIT_S = 94  # when the next unit that is starting will run
-    DRAW_W = 95  # facility power by which units are started and stopped: smoothed
-    GENERATION_J = 96  # made by the site's own units
-    EXPORT_J = 97  # of that, fed into the grid
-    SPILLED_J = 98  # of that, of no use to anybody: units that could not go lower
-    FUEL_USD = 99
-    START_USD = 100
-    EXPORT_USD = 101
-    STEP_GENERATION_J = 102
-    MADE_W = 103  # by all units in the last segment
-    STOPPING_W = 104  # of that, by units that are being stopped
+    JOB = 93  # 1 while there is a training job, -1 while it waits for a rack that is out of service
+    TRAIN_PHASE = 94  # NO_JOB to LOADING of ``engine.training``
+    TRAIN_HELD = 95  # how far the operator holds it back: 0 not at all, up to 1 by its clock, above it is to pause
+    TRAIN_CLOCK = 96  # in force
+    TRAIN_STALLED = (
+        97  # BY_BRAKE or BY_LIMITER of ``engine.training`` while one of them keeps its iterations from running
+    )
+    TRAIN_STALL_S = 98  # for how long it has without a break
+    TRAIN_LEFT_S = 99  # time left of writing or loading
+    TRAIN_RAN_S = 100  # time it has run since its last checkpoint
+    TRAIN_SINCE_S = 101  # job-seconds done in it
+    TRAIN_JOB_S = 102  # time since it would have begun to run; negative while it would still be loading
+    TRAIN_DONE_S = 103  # job-seconds done, those that were lost included
+    TRAIN_LOST_S = 104
+    TRAIN_DUE_S = 105  # job-seconds of a job left alone
+    TRAIN_ENERGY_J = 106  # facility energy of the block
+    TRAIN_CREDIT_J = 107  # reference energy of what was done and not lost
+    TRAIN_PAUSED_S = 108
+    TRAIN_CHECKPOINTS = 109  # written
+    TRAIN_KILLS = 110
+    TRAIN_POWER_W = 111  # facility power of the last segment
+    STEP_TRAIN_CREDIT_J = 112
+    STEP_TRAIN_S = 113  # job-seconds done and not lost
+    TRAIN_SINCE_J = 114  # reference energy of what was done since the last checkpoint
+    TRAIN_IT_ENERGY_J = 115  # IT energy of the block
+    TRAIN_BURST_W = 116  # what its bursts added to the mean draw of the last segment
+    RUNNING_W = 117  # power of the units at the site that run: what they can give; 0 without any
+    NEXT_UNIT_S = 118  # when the next unit that is starting will run
+    DRAW_W = 119  # facility power by which units are started and stopped: smoothed
+    GENERATION_J = 120  # made by the site's own units
+    EXPORT_J = 121  # of that, fed into the grid
+    SPILLED_J = 122  # of that, of no use to anybody: units that could not go lower
+    FUEL_USD = 123
+    START_USD = 124
+    EXPORT_USD = 125
+    STEP_GENERATION_J = 126
+    MADE_W = 127  # by all units in the last segment
+    STOPPING_W = 128  # of that, by units that are being stopped
 
 
 class SiteInt(IntEnum):
@@ -484,6 +529,10 @@ class Class(IntEnum):
     BUSY_S = 29  # classes with sessions: time in the system of the requests that were answered, summed
     ANSWERED = 30  # classes with sessions: requests that were answered
     DELAY_S = 31  # time that new requests wait at the gate
+    SERVED_J = 32  # where tokens are paid for: reference joules of the requests that were answered, without what a cache had for them
+    PAID_PROMPT = 33  # and the prompt tokens they paid for
+    PAID_OUTPUT = 34  # and the output tokens
+    OVER_BUDGET = 35  # requests turned away because their customers' budget of the day was spent
 
 
 COHORT_COLUMNS = 16
@@ -596,6 +645,7 @@ class World(IntEnum):
     PEAK_UNTIL_S = 3
     PEAK_LEFT_S = 4
     COINCIDENT = 5
+    JOB = 6  # 1 in minutes with a training job, -1 while a rack of it is out of service
 
 
 class Gate(IntEnum):
@@ -690,6 +740,7 @@ class Order(IntEnum):
     """Columns of a decision for the site as a whole; behind them one for each unit that the operator decides about."""
 
     BATTERY = 0
+    TRAINING = 1  # how far the training job is held back; see Site.TRAIN_HELD
 
 
 FIRST_UNIT = len(Order)

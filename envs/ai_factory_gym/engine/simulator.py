@@ -41,6 +41,7 @@ from ai_factory_gym.engine.layout import (
     grow,
 )
 from ai_factory_gym.engine.rng import seed_stream
+from ai_factory_gym.engine.training import begin_training
 from ai_factory_gym.engine.truth import true_perf, true_power
 from ai_factory_gym.scenarios.mismatch import Truth, no_mismatch
 
@@ -51,6 +52,7 @@ _OUTSIDE = {
     Site.PEAK_UNTIL_S: World.PEAK_UNTIL_S,
     Site.PEAK_LEFT_S: World.PEAK_LEFT_S,
     Site.COINCIDENT: World.COINCIDENT,
+    Site.JOB: World.JOB,
 }
 """What a row knows of the present minute, and where it is in the world."""
 
@@ -67,7 +69,7 @@ class Episode:
         shift: Shifts of the copies of a replayed trace, s, float64[copies].
         kept: Requests the last copy keeps, bool[requests].
         streams: One numpy generator per ``Purpose``.
-        world: Outdoor temperature, price, carbon intensity and coincident peaks by minute, float64[minutes, World].
+        world: Outdoor temperature, price, carbon intensity, coincident peaks and training jobs by minute, float64[minutes, World].
         truth: What is true in this episode over what the catalogue says; None is as it says.
         faults: When which racks go out of service, float64[events, Fault]; None is never.
     """
@@ -220,6 +222,8 @@ class Engine:
         begin_units(params, state, row)
         if params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
             site[Site.COOLANT_C] = site[Site.COOLANT_PEAK_C] = site[Site.OUTDOOR_C]
+        if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+            begin_training(params, state, row)
         pool = state.pool[row]
         pool[:, Pool.TIME_S] = episode.path_start_s
         pool[:, Pool.CLOCK] = pool[:, Pool.CLOCK_CEILING] = pool[:, Pool.DUTY] = 1.0
@@ -363,6 +367,18 @@ class Engine:
             Site.RAMP_W,
             Site.RAMP_S,
             Site.STORAGE_CHARGE_J,
+            Site.JOB,
+            Site.TRAIN_PHASE,
+            Site.TRAIN_HELD,
+            Site.TRAIN_CLOCK,
+            Site.TRAIN_STALLED,
+            Site.TRAIN_STALL_S,
+            Site.TRAIN_LEFT_S,
+            Site.TRAIN_RAN_S,
+            Site.TRAIN_SINCE_S,
+            Site.TRAIN_SINCE_J,
+            Site.TRAIN_JOB_S,
+            Site.TRAIN_POWER_W,
             Site.RUNNING_W,
             Site.MADE_W,
             Site.NEXT_UNIT_S,

@@ -88,7 +88,7 @@ def _ordered_w(params: Params, state: State, row: int, facility_w: float, elapse
     if order > 0.0:
         out_w = min(order * spec[SiteSpec.BATTERY_W], max(0.0, facility_w - lowest_w(params, state, row, elapsed)))
     elif order < 0.0:
-        left_w = min(site[Site.CAP_W], highest_w(params, state, row, elapsed)) - facility_w
+        left_w = min(site[Site.CAP_W] - site[Site.TRAIN_BURST_W], highest_w(params, state, row, elapsed)) - facility_w
         room_w = battery_room_w(params, state, row, elapsed)
         out_w = -max(0.0, min(-order * spec[SiteSpec.BATTERY_W], left_w, room_w))
     return float(min(most_w, max(out_w, facility_w - site[Site.CAP_W]) if facility_w > site[Site.CAP_W] else out_w))
@@ -104,7 +104,8 @@ def _wanted_w(params: Params, state: State, row: int, demand_w: float, elapsed: 
         wanted_w += missing_j / max(REST_S, elapsed)
     if site[Site.RAMP_RESERVE_W] > 0.0:
         wanted_w = max(wanted_w, demand_w + site[Site.RAMP_RESERVE_W])
-    return float(min(wanted_w, max(demand_w, site[Site.CAP_W])))
+    # The bursts of a training block come on top.
+    return float(min(wanted_w, max(demand_w, site[Site.CAP_W] - site[Site.TRAIN_BURST_W])))
 
 
 @kernel
@@ -135,7 +136,7 @@ def smooth_draw(params: Params, state: State, row: int, facility_w: float, elaps
     battery_w = _ordered_w(params, state, row, facility_w, elapsed)
     demand_w = facility_w - battery_w
     wanted_w = _wanted_w(params, state, row, demand_w, elapsed)
-    grid_w = min(high_w, max(wanted_w, min(low_w, max(demand_w, site[Site.CAP_W]))))
+    grid_w = min(high_w, max(wanted_w, min(low_w, max(demand_w, site[Site.CAP_W] - site[Site.TRAIN_BURST_W]))))
     site[Site.RAMP_SPARE_W] = max(0.0, grid_w - demand_w)
     stands_by = spec[SiteSpec.BATTERY_W] > 0.0 and site[Site.BATTERY_ORDER] == 0.0
     storage_w = 0.0

@@ -46,7 +46,9 @@ def use_battery(params: Params, state: State, row: int, facility_w: float, limit
         out_w = min(wanted_w, facility_w, battery_help_w(params, state, row, elapsed))
     else:
         room_w = battery_room_w(params, state, row, elapsed)
-        out_w = -max(0.0, min(-order * spec[SiteSpec.BATTERY_W], limit_w - facility_w, room_w))
+        # The bursts of a training block come on top.
+        left_w = limit_w - site[Site.TRAIN_BURST_W] - facility_w
+        out_w = -max(0.0, min(-order * spec[SiteSpec.BATTERY_W], left_w, room_w))
     book_battery(params, state, row, out_w, elapsed)
     return float(out_w)
 

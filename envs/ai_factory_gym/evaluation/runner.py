@@ -96,7 +96,8 @@ def evaluate(
       ``reward_terms/<name>`` (sums over all steps);
     - ``tokens_per_joule_facility``, ``tokens_per_joule_it``, ``tokens_per_joule_cap``: good tokens over the facility's
       energy, over the energy of the IT equipment, and over the energy the cap would have allowed (which is good
-      tokens/s per watt of cap), each in [0, horizon);
+      tokens/s per watt of cap), each in [0, horizon); at a site with a training block the first is over the facility's energy less the
+      reference energy of the block's work (``serving_energy_j``), the others are over all there is;
     - ``it_energy_j, cap_energy_j``, ``facility_power_mean_w``, ``facility_power_max_w`` (highest mean of a control
       step);
     - ``cap_violation_share`` (of ``cap_energy_j``), ``brake_share`` (of the horizon);

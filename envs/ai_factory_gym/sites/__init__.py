@@ -15,6 +15,7 @@ from ai_factory_gym.grid.series import SYNTHETIC, UNITS, Series, load_series
 from ai_factory_gym.sites.generation import GenerationConfig, GridConfig, generation_from_tables
 from ai_factory_gym.sites.money import MoneyConfig, money_from_table
 from ai_factory_gym.sites.reliability import ReliabilityConfig
+from ai_factory_gym.sites.training import TrainingConfig
 from ai_factory_gym.workload.classes import RequestClass, load_classes
 
 SITES_PATH = Path(__file__).parent
@@ -425,6 +426,7 @@ class SiteConfig:
         class_models: Model of each class that is not served by the site's.
         ramp: How fast the draw from the grid may change; None is at will.
         rack_storage: Energy storage inside the racks, which smooths that draw; None for none.
+        training: Racks that do a training job beside the pools; None for none.
         generation: Units that make power at the site.
         grid: What it may export; None is nothing.
     """
@@ -456,6 +458,7 @@ class SiteConfig:
     kv_store: StoreConfig | None = None
     ramp: RampConfig | None = None
     rack_storage: StorageConfig | None = None
+    training: TrainingConfig | None = None
     generation: tuple[GenerationConfig, ...] = ()
     grid: GridConfig | None = None
 
@@ -765,6 +768,14 @@ def _subtable(where: str, kind: type[Any], table: Any, required: tuple[str, ...]
     return kind(**table)
 
 
+def _training(where: str, table: Any, racks: Mapping[str, Rack]) -> TrainingConfig:
+    """Build a site's training block from its table, rack types of the user's own looked up first."""
+    if isinstance(table, Mapping) and isinstance(table.get("rack"), str):
+        table = {**table, "rack": racks.get(table["rack"], table["rack"])}
+    built: TrainingConfig = _subtable(where, TrainingConfig, table, ("rack", "racks"))
+    return built
+
+
 _OWN_FILES = ("racks", "models", "classes")
 """What a site may bring along in files of its own, in the form of the shipped ones."""
 
@@ -903,6 +914,8 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         values["rack_storage"] = _subtable(f"{source}: rack_storage", StorageConfig, storage)
     if "reliability" in values:
         values["reliability"] = _subtable(f"{source}: reliability", ReliabilityConfig, values["reliability"])
+    if "training" in values:
+        values["training"] = _training(f"{source}: training", values["training"], own["racks"])
     if "cooling" in values:
         values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
     if "generation" in values:
