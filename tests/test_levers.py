@@ -24,8 +24,7 @@ from ai_factory_gym.workload.effort import answer_value
 
 EXTRA = ("power_limit", "batch_ceiling", "admission", "deferral", "effort", "role")
 HERE = tuple(name for name in LEVERS if name not in ("battery", "training", "generation"))
-"""Levers that the Edge site has: it has no battery (tests/test_grid_parts.py) and no training block (tests/test_training_block.py),
-and makes no power (tests/test_generation.py)."""
+"""Levers that the Edge site has: those of its parts have tests of their own."""
 
 NOON = {"start_time_s": 12 * 3600.0, "horizon_s": 1200.0, "warmup_s": 600.0}
 CLASSES = ("chat", "customer_service", "ecommerce_agent", "reasoning", "coding", "batch")

@@ -181,8 +181,8 @@ class View(NamedTuple):
     """One observation in physical units. Pool arrays have one entry per pool, class arrays one per class.
 
     Attributes:
-        cap_w: What the facility may draw: the cap in force and what the site's own units that run can give, less what a training block may come to
-            draw.
+        cap_w: What the pools and their cooling may draw: the cap in force and what the site's own units that run can give, less what a
+            training block may come to draw.
         next_cap_w: The same after the change announced next, with the units that start now; as ``cap_w`` when none is.
         next_cap_s: Time until it; inf when none is announced.
         next_cap_duration_s: How long it lasts (up to ten times four hours is seen).
@@ -269,11 +269,11 @@ def read(reading: Reading, observation: Array, seen: Seen) -> None:
     """Read one observation (float64[size]) into ``seen``."""
     cap, announced, power, brake, pools, rate, queued, slack, ttft, supply = reading.begins
     site = seen.site
+    reserve_w = observation[reading.reserve] * reading.base_cap_w if reading.reserve >= 0 else 0.0
     running, coming = 0.0, 0.0
     if supply >= 0:
         # What the site's own units give is as good as cap.
         running, coming = observation[supply], observation[supply + 1]
-    reserve_w = observation[reading.reserve] * reading.base_cap_w if reading.reserve >= 0 else 0.0
     site[CAP_W] = (observation[cap] + running) * reading.base_cap_w - reserve_w
     site[NEXT_CAP_W], site[NEXT_CAP_S], site[NEXT_CAP_DURATION_S] = site[CAP_W], math.inf, 0.0
     if observation[announced] > 0.5:

@@ -119,8 +119,9 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ``tokens_per_watt`` (default), per step: ``(good tokens - lambda x joules - misses) / scale - cap and brake penalties``.
     A missed request costs ``miss_weight x (its tokens + lambda x its reference joules)``; lambda is frozen per task and
     scenario; scale is a step's nominal tokens. ``goodput`` leaves the energy out; ``carbon`` weighs every joule by the carbon intensity of
-    its moment over the mean; ``profit`` is revenue less penalties, energy (fuel among it), wear and coincident charges, in units of a step's nominal
-    revenue, on a site with a table ``[money]``. The work of a training block is credited in each of them. ``info["reward_terms/..."]`` has the parts.
+    its moment over the mean; ``profit`` is revenue less penalties, energy (fuel among it), wear and coincident charges, in units of a
+    step's nominal revenue, on a site with a table ``[money]``. The work of a training block is credited in each of them.
+    ``info["reward_terms/..."]`` has the parts.
 
     ## Starting State
 

@@ -366,15 +366,15 @@ class ActionLayout:
             raise ConfigError(
                 "levers: 'battery' is not possible: the site has none; give it a [battery] table with power_w and energy_wh."
             )
-        if "generation" in self.levers and not sizes["generation"]:
-            raise ConfigError(
-                "levers: 'generation' is not possible: the site has no unit to decide about; give it a [[generation]] table with a kind (engine, "
-                "turbine) and power_w."
-            )
         if "training" in self.levers and self.params.site[SiteSpec.TRAIN_RACKS] <= 0.0:
             raise ConfigError(
                 "levers: 'training' is not possible: there is no training block; give the site a [training] table with rack and racks, or choose "
                 "the scenario 'training_block'."
+            )
+        if "generation" in self.levers and not sizes["generation"]:
+            raise ConfigError(
+                "levers: 'generation' is not possible: the site has no unit to decide about; give it a [[generation]] table with a kind (engine, "
+                "turbine) and power_w."
             )
         if "effort" in self.levers and not sizes["effort"]:
             raise ConfigError(

@@ -45,11 +45,11 @@ from ai_factory_gym.engine.smoothing import highest_w, lowest_w
 from ai_factory_gym.engine.training import (
     LOADING,
     PAUSED,
-    RUNNING,
     WRITING,
     block_reserve_w,
     progress_share,
 )
+from ai_factory_gym.engine.training import RUNNING as TRAINS
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
@@ -60,6 +60,7 @@ DAY_S = 86400.0
 NOTICE_SCALE_S = 7200.0
 DURATION_SCALE_S = 14400.0
 TRAINING_SCALE_S = 600.0
+USD_PER_MWH_SCALE = 100.0
 
 BLOCKS: tuple[tuple[str, str, str], ...] = (
     ("time_of_day", "2", "sine and cosine of the local time"),
@@ -461,7 +462,7 @@ def _training_block(params: Params, state: State, row: int, out: Array, at: int,
     site = state.site[row]
     spec = params.site
     phase = site[Site.TRAIN_PHASE]
-    running = phase == RUNNING and site[Site.TRAIN_STALLED] == 0.0
+    running = phase == TRAINS and site[Site.TRAIN_STALLED] == 0.0
     out[at] = abs(site[Site.JOB])
     out[at + 1] = 1.0 if running else 0.0
     out[at + 2] = 1.0 if phase == PAUSED else 0.0
@@ -485,7 +486,7 @@ def _supply_blocks(params: Params, state: State, row: int, out: Array, at: int, 
     for unit in range(units):
         spec = params.unit[unit]
         mine = state.unit[row, unit]
-        runs = mine[Unit.MODE] == RUNS
+        runs = mine[Unit.MODE] == RUNNING
         starts = mine[Unit.MODE] == STARTING
         if runs:
             running_w += spec[UnitSpec.POWER_W]
@@ -579,7 +580,7 @@ def observe_row(
     out[1] = math.cos(angle)
     out[2] = site[Site.CAP_W] / base_cap_w
     _announced(state, row, now_s, base_cap_w, out, 3)
-    out[7] = site[Site.USD_PER_MWH] / 100.0
+    out[7] = site[Site.USD_PER_MWH] / USD_PER_MWH_SCALE
     out[8] = site[Site.G_PER_KWH] / 500.0
     out[9] = site[Site.STEP_ENERGY_J] / elapsed / base_cap_w
     out[10] = site[Site.FACILITY_POWER_W] / base_cap_w

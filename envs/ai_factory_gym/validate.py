@@ -274,7 +274,7 @@ def _training(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
 
 
 def findings(site: SiteConfig) -> list[str]:
-    """Return what would surprise in a site: power, heat, ramp, own units, demand, pools, classes, caches, training, single settings; else nothing.
+    """Return what would surprise: power, heat, ramp, generation, demand, pools, classes, caches, training, single settings; empty when nothing does.
 
     Raises:
         ConfigError: When the site cannot be simulated at all.

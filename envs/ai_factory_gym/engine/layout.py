@@ -167,13 +167,14 @@ class UnitSpec(IntEnum):
     MERIT = 10  # of the line, not of its unit: number of the unit with the n-th lowest cost of a MWh
 
 
-OFF, STARTING, RUNS, STOPPING = 0, 1, 2, 3
+OFF, STARTING, RUNNING, STOPPING = 0, 1, 2, 3
 
 
 class Unit(IntEnum):
     """Columns of ``State.unit``, one line per unit that makes power at the site."""
 
-    MODE = 0  # OFF, STARTING, RUNS, or STOPPING: taken off load as fast as a ramp limit of the draw from the grid lets
+    # OFF, STARTING, RUNNING, or STOPPING: taken off load as fast as a ramp limit of the draw from the grid lets
+    MODE = 0
     READY_S = 1  # starting: when it will run
     HOLD_S = 2  # until when it may not be stopped (running) or started (off)
     ORDER = 3  # what the operator wants: see lever ``generation``
@@ -356,9 +357,8 @@ class Site(IntEnum):
     TRAIN_PHASE = 94  # NO_JOB to LOADING of ``engine.training``
     TRAIN_HELD = 95  # how far the operator holds it back: 0 not at all, up to 1 by its clock, above it is to pause
     TRAIN_CLOCK = 96  # in force
-    TRAIN_STALLED = (
-        97  # BY_BRAKE or BY_LIMITER of ``engine.training`` while one of them keeps its iterations from running
-    )
+    # BY_BRAKE or BY_LIMITER of ``engine.training`` while one of them keeps its iterations from running
+    TRAIN_STALLED = 97
     TRAIN_STALL_S = 98  # for how long it has without a break
     TRAIN_LEFT_S = 99  # time left of writing or loading
     TRAIN_RAN_S = 100  # time it has run since its last checkpoint
@@ -464,10 +464,9 @@ class Pool(IntEnum):
     LATER_TOKENS = 53  # their prompt + output tokens
     PREFILL_SHARE = 54  # decode on shared GPUs: share of their time that prefill took in the last segment
     HELD = 55  # KV tokens of sessions between turns; 0 without a prefix cache
-    OUT_SHARE = (
-        56  # share of the replicas of its awake racks that is out of service; 0 without faults of parts of racks
-    )
-    OUT_REPLICAS = 56  # replicas out of service in racks that are not, awake or resting
+    # share of the replicas of its awake racks that is out of service; 0 without faults of parts of racks
+    OUT_SHARE = 56
+    OUT_REPLICAS = 57  # replicas out of service in racks that are not, awake or resting
 
 
 class PoolInt(IntEnum):
@@ -622,10 +621,9 @@ class Fault(IntEnum):
     BACK_S = 8  # when that rack may be woken again, or that part of it serves again; inf while it is not out
     DOMAIN = 9  # RACK, GPU_GROUP or LINK_DOMAIN: what it is to take
     PLACE = 10  # in [0, 1): where in the rack, and which of those in its state
-    REPLICAS = (
-        11  # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
-    )
-    AWAKE = 11  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
+    # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
+    REPLICAS = 11
+    AWAKE = 12  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
 
 
 class CapStep(IntEnum):
