@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import ai_factory_baselines as baselines
 from ai_factory_gym import AIFactoryEnv, ConfigError
 from ai_factory_gym.describe import describe_site
-from ai_factory_gym.engine.layout import OFF, RUNS, STARTING, Site, Unit
+from ai_factory_gym.engine.layout import OFF, RUNNING, STARTING, Site, Unit
 from ai_factory_gym.evaluation import evaluate
 from ai_factory_gym.levers import DEFAULT_LEVERS
 from ai_factory_gym.params import idle_facility_w
@@ -105,7 +105,7 @@ def test_no_joule_and_no_dollar_is_lost_or_made(
         _, _, _, _, info = env.step(action)
         assert abs(balance(info)) < 1e-9
         for spec, mine in zip(specs, units(env), strict=True):
-            runs = mine[Unit.MODE] == RUNS
+            runs = mine[Unit.MODE] == RUNNING
             low, high = (spec.min_load * spec.power_w, spec.power_w) if runs else (0.0, 0.0)
             assert low - 1e-6 <= mine[Unit.OUTPUT_W] <= high + 1e-6
             assert runs or not spec.must_run

@@ -19,7 +19,7 @@ from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     MAINTENANCE,
     PREFILL,
-    RUNS,
+    RUNNING,
     STARTING,
     Array,
     CapStep,

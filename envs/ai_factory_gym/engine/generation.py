@@ -14,7 +14,7 @@ import math
 
 from ai_factory_gym.engine.layout import (
     OFF,
-    RUNS,
+    RUNNING,
     STARTING,
     STOPPING,
     Array,
@@ -98,7 +98,7 @@ def _pays(params: Params, state: State, row: int, place: int, cost_usd: float, c
     for other in range(params.unit.shape[0]):
         index = int(params.unit[other, UnitSpec.MERIT])
         mode = state.unit[row, index, Unit.MODE]
-        if other != place and (mode == STARTING or mode == RUNS):
+        if other != place and (mode == STARTING or mode == RUNNING):
             if other < place:
                 before_w += params.unit[index, UnitSpec.POWER_W]
             else:
@@ -135,7 +135,7 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
     short = _held_by_cap(site)
     for unit in range(units):
         mode = state.unit[row, unit, Unit.MODE]
-        if mode == STARTING or mode == RUNS:
+        if mode == STARTING or mode == RUNNING:
             committed_w += params.unit[unit, UnitSpec.POWER_W]
         # One after the other: how much is missing shows when the brake has let go.
         short = short and mode != STARTING
@@ -169,12 +169,12 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
             mine[Unit.HOLD_S] = now_s + params.unit[unit, UnitSpec.MIN_DOWN_S]
         if mine[Unit.MODE] == STARTING:
             if mine[Unit.READY_S] <= now_s + 1e-6:
-                mine[Unit.MODE] = RUNS
+                mine[Unit.MODE] = RUNNING
                 mine[Unit.LOADED] = 1.0 - site[Site.RAMP_ON]
                 mine[Unit.HOLD_S] = now_s + params.unit[unit, UnitSpec.MIN_RUN_S]
             else:
                 next_s = min(next_s, mine[Unit.READY_S])
-        if mine[Unit.MODE] == RUNS:
+        if mine[Unit.MODE] == RUNNING:
             running_w += params.unit[unit, UnitSpec.POWER_W]
     site[Site.NEXT_UNIT_S] = next_s
     # All run through the warm-up, like all racks: what is not needed stops with the start of the episode.
@@ -194,7 +194,7 @@ def _stop_units(
         unit = int(params.unit[place, UnitSpec.MERIT])
         spec = params.unit[unit]
         mine = state.unit[row, unit]
-        if mine[Unit.MODE] != RUNS or now_s < mine[Unit.HOLD_S] or spec[UnitSpec.MUST_RUN] > 0.0:
+        if mine[Unit.MODE] != RUNNING or now_s < mine[Unit.HOLD_S] or spec[UnitSpec.MUST_RUN] > 0.0:
             continue
         if _ordered_on(spec, mine[Unit.ORDER]):
             continue
@@ -223,7 +223,7 @@ def _stop_units(
 def _raise(params: Params, state: State, row: int, unit: int, to_w: float, wanted_w: float) -> float:
     """Raise the output of a running unit up to ``to_w``, by no more than ``wanted_w``, and return by how much, W."""
     mine = state.unit[row, unit]
-    if mine[Unit.MODE] != RUNS:
+    if mine[Unit.MODE] != RUNNING:
         return 0.0
     more_w = max(0.0, min(wanted_w, min(to_w, params.unit[unit, UnitSpec.POWER_W]) - mine[Unit.OUTPUT_W]))
     mine[Unit.OUTPUT_W] += more_w
@@ -254,7 +254,7 @@ def _dispatch(params: Params, state: State, row: int, load_w: float, most_w: flo
         if mine[Unit.MODE] == STOPPING:
             stopping_w += mine[Unit.OUTPUT_W]
         else:
-            loaded = mine[Unit.MODE] == RUNS and mine[Unit.LOADED] > 0.0
+            loaded = mine[Unit.MODE] == RUNNING and mine[Unit.LOADED] > 0.0
             mine[Unit.OUTPUT_W] = params.unit[unit, UnitSpec.LEAST_W] if loaded else 0.0
             total_w += mine[Unit.OUTPUT_W]
     if stopping_w > 0.0:
@@ -268,7 +268,7 @@ def _dispatch(params: Params, state: State, row: int, load_w: float, most_w: flo
         if state.unit[row, unit, Unit.LOADED] == 0.0:
             to_w = params.unit[unit, UnitSpec.LEAST_W]
             total_w += _raise(params, state, row, unit, to_w, load_w - total_w)
-            if state.unit[row, unit, Unit.OUTPUT_W] >= to_w - _SLACK_W and state.unit[row, unit, Unit.MODE] == RUNS:
+            if state.unit[row, unit, Unit.OUTPUT_W] >= to_w - _SLACK_W and state.unit[row, unit, Unit.MODE] == RUNNING:
                 state.unit[row, unit, Unit.LOADED] = 1.0
     for place in range(units):
         unit = int(params.unit[place, UnitSpec.MERIT])
@@ -314,9 +314,7 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         elapsed: Length of the segment, s.
     """
     site = state.site[row]
-    # Bursts of a training block come on top of the mean: within the cap where there is one, else from units that have room.
-    burst_w = site[Site.TRAIN_BURST_W]
-    most_w = max(0.0, site[Site.CAP_W] - burst_w)
+    most_w = site[Site.CAP_W]
     least_w = 0.0
     if site[Site.RAMP_ON] > 0.0:
         most_w = min(most_w, highest_w(params, state, row, elapsed))
@@ -329,11 +327,11 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         made_w = max(made_w, load_w) if grid_w <= 0.0 else load_w - grid_w
     surplus_w = max(0.0, made_w - load_w)
     sold_w = min(surplus_w, params.site[SiteSpec.EXPORT_W])
-    if site[Site.CAP_W] <= 0.0:
-        site[Site.TRAIN_BURST_W] = max(0.0, burst_w - max(0.0, site[Site.RUNNING_W] - made_w))
+    # The bursts of a training block count at their height.
+    top_w = facility_w + site[Site.TRAIN_BURST_W]
     if site[Site.DRAW_W] <= 0.0:
-        site[Site.DRAW_W] = facility_w + burst_w
-    site[Site.DRAW_W] += (facility_w + burst_w - site[Site.DRAW_W]) * (1.0 - math.exp(-elapsed / SMOOTHED_S))
+        site[Site.DRAW_W] = top_w
+    site[Site.DRAW_W] += (top_w - site[Site.DRAW_W]) * (1.0 - math.exp(-elapsed / SMOOTHED_S))
     fuel_usd = 0.0
     carbon_kg = 0.0
     scoring = site[Site.SCORING]
@@ -343,7 +341,7 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         mine = state.unit[row, unit]
         if mine[Unit.MODE] == STOPPING:
             site[Site.STOPPING_W] += mine[Unit.OUTPUT_W]
-        if mine[Unit.MODE] == RUNS or mine[Unit.MODE] == STOPPING:
+        if mine[Unit.MODE] == RUNNING or mine[Unit.MODE] == STOPPING:
             spec = params.unit[unit]
             joules = mine[Unit.OUTPUT_W] * elapsed
             fuel_usd += joules / JOULES_PER_MWH * spec[UnitSpec.FUEL_USD_PER_MWH]
@@ -375,7 +373,7 @@ def set_orders(params: Params, state: State, row: int, orders: Array) -> None:
 def begin_units(params: Params, state: State, row: int) -> None:
     """Let every unit run from the start of a row's episode on."""
     if len(params.unit):
-        state.unit[row, :, Unit.MODE] = RUNS
+        state.unit[row, :, Unit.MODE] = RUNNING
         state.unit[row, :, Unit.LOADED] = 1.0
         state.unit[row, :, Unit.READY_S] = state.unit[row, :, Unit.HOLD_S] = -math.inf
         state.site[row, Site.RUNNING_W] = params.unit[:, UnitSpec.POWER_W].sum()
