@@ -981,7 +981,7 @@ def with_block(site: SiteConfig, spec: TrainingBlockSpec) -> SiteConfig:
         raise ConfigError(f"training_block: {str(error).removeprefix('training.')}") from None
     rack_w = block_nameplate_w(one) * site_pue(site, 1.0)
     return dataclasses.replace(
-        site, training=dataclasses.replace(one, racks=max(1, math.floor(spec.cap_share * site.cap_w / rack_w)))
+        site, training=dataclasses.replace(one, racks=max(1, math.floor(spec.cap_share * site.supply_w / rack_w)))
     )
 
 
