@@ -313,7 +313,8 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         elapsed: Length of the segment, s.
     """
     site = state.site[row]
-    most_w = site[Site.CAP_W]
+    # The bursts of a training block are left to the connection: units do not follow within seconds.
+    most_w = max(0.0, site[Site.CAP_W] - site[Site.TRAIN_BURST_W])
     least_w = 0.0
     if site[Site.RAMP_ON] > 0.0:
         most_w = min(most_w, highest_w(params, state, row, elapsed))
@@ -326,9 +327,10 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         made_w = max(made_w, load_w) if grid_w <= 0.0 else load_w - grid_w
     surplus_w = max(0.0, made_w - load_w)
     sold_w = min(surplus_w, params.site[SiteSpec.EXPORT_W])
+    drawn_w = facility_w + site[Site.TRAIN_BURST_W]
     if site[Site.DRAW_W] <= 0.0:
-        site[Site.DRAW_W] = facility_w
-    site[Site.DRAW_W] += (facility_w - site[Site.DRAW_W]) * (1.0 - math.exp(-elapsed / SMOOTHED_S))
+        site[Site.DRAW_W] = drawn_w
+    site[Site.DRAW_W] += (drawn_w - site[Site.DRAW_W]) * (1.0 - math.exp(-elapsed / SMOOTHED_S))
     fuel_usd = 0.0
     carbon_kg = 0.0
     scoring = site[Site.SCORING]
