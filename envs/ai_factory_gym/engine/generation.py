@@ -322,7 +322,8 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         elapsed: Length of the segment, s.
     """
     site = state.site[row]
-    most_w = site[Site.CAP_W]
+    # The bursts of a training block are left to the connection: units do not follow within seconds.
+    most_w = max(0.0, site[Site.CAP_W] - site[Site.TRAIN_BURST_W])
     least_w = 0.0
     if site[Site.RAMP_ON] > 0.0:
         most_w = min(most_w, highest_w(params, state, row, elapsed))

@@ -274,8 +274,9 @@ def meter_bursts(
     cap_w = site[Site.CAP_W]
     burst_w = site[Site.TRAIN_BURST_W]
     if spec[SiteSpec.GENERATION_W] > 0.0:
-        # Units that run follow the load at once, with what they have left: mean and fuel stay the same.
-        burst_w -= min(burst_w, max(0.0, site[Site.RUNNING_W] - site[Site.MADE_W]))
+        # Where the connection is too small for that, units that run swing around their mean as far as they have to and can.
+        swing_w = min(max(0.0, grid_w + burst_w - cap_w), max(0.0, site[Site.RUNNING_W] - site[Site.MADE_W]))
+        burst_w -= min(burst_w, swing_w)
     top_w = grid_w + burst_w
     low_w = grid_w - burst_w * share / (1.0 - share) if share < 1.0 else grid_w
     if spec[SiteSpec.BATTERY_W] > 0.0 and top_w > cap_w:
