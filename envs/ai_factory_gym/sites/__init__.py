@@ -161,8 +161,14 @@ class PoolConfig:
         if self.phase == "prefill" and (self.mtp or self.ep is not None or self.max_batch != MAX_BATCH):
             raise ConfigError(f"{where}: mtp, ep and max_batch are settings of decode pools.")
         check_range(f"{where}.hold_share", self.hold_share, 0.0, 0.9)
-        if self.hold_share > 0.0 and self.phase != "decode":
+        if self.hold_share > 0.0 and self.phase not in ("decode", BOTH):
             raise ConfigError(f"{where}.hold_share: is a setting of decode pools.")
+        if self.phase == BOTH and (self.cache is not None or self.hold_share > 0.0):
+            key = "cache" if self.cache is not None else "hold_share"
+            raise ConfigError(
+                f"{where}.{key}: is not possible with phase 'both': a prefix cache is kept by prefill pools, and contexts are held by decode "
+                "pools, whose GPUs do one phase; leave it out, or give a prefill pool and a decode pool."
+            )
         if self.cache is not None and self.phase != "prefill":
             raise ConfigError(f"{where}.cache: is a setting of prefill pools.")
         if self.aggregated and (self.cache is not None or self.hold_share > 0.0):
