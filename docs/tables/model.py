@@ -112,6 +112,7 @@ CONSTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("SURE", "1", ""),
         ("_UNEVEN_S", "s", ""),
         ("_FIT_S", "s", ""),
+        ("EVENTS_S", "s", ""),
     ),
     "engine.arrivals": (("CROWDED_PARTS", "1", ""),),
     "engine.decode": (
