@@ -481,7 +481,7 @@ ENGINE = {"kind": "engine", "power_w": 1e6}
         ({"generation": [3]}, r"generation\[0\]: 3 is not allowed; must be a table"),
         ({"generation": [{"kind": "engin", "power_w": 1.0}]}, "kind: unknown value 'engin'.*Did you mean 'engine'"),
         ({"generation": [{"power_w": 1e6}]}, "missing key.s. name, fuel_usd_per_mwh, carbon_g_per_kwh"),
-        ({"generation": [{**ENGINE, "minload": 0.3}]}, "unknown value 'minload'.*Did you mean 'min_load'"),
+        ({"generation": [{**ENGINE, "minload": 0.3}]}, "unknown key 'minload'.*Did you mean 'min_load'"),
         ({"generation": [{**ENGINE, "min_load": 1.2}]}, r"generation\[engine\].min_load: 1.2 is not allowed"),
         ({"generation": [{**ENGINE, "power_w": "1 MW"}]}, "power_w: '1 MW' is not allowed"),
         ({"generation": [{**ENGINE, "must_run": 1}]}, "must_run: 1 is not allowed; must be True or False"),
@@ -500,7 +500,7 @@ ENGINE = {"kind": "engine", "power_w": 1e6}
         ),
         ({"cap_w": 0.0, "ramp": {"up_w_per_s": 1e3}, "generation": [ENGINE]}, "ramp: a site without a grid connection"),
         ({"grid": {"export_usd_per_mwh": 1.0}, "generation": [ENGINE]}, "is not allowed without export_w"),
-        ({"grid": {"exports_w": 1.0}}, "unknown value 'exports_w'.*Did you mean 'export_w'"),
+        ({"grid": {"exports_w": 1.0}}, "unknown key 'exports_w'.*Did you mean 'export_w'"),
     ],
 )
 def test_mistakes_are_named(extra: dict[str, Any], message: str) -> None:
