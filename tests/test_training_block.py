@@ -618,6 +618,25 @@ def test_a_rule_that_plans_to_the_cap_leaves_room_for_the_block() -> None:
     assert info["facility_power_w"] > 0.7 * EDGE.cap_w
 
 
+def test_the_rule_for_the_parts_of_a_site_pauses_the_job_while_the_cap_is_low() -> None:
+    env = make()
+    rule = ai_factory_baselines.make("grid_aware", env)
+    observation, _ = env.reset(seed=1)
+    layout, place = env.observation_layout, env.action_layout["training"]
+    ordered = []
+    # Nothing; announced for in an hour, in a minute; in force.
+    for cap, announced in (
+        (1.0, [0, 0, 1, 0]),
+        (1.0, [1, 0.5, 0.7, 1]),
+        (1.0, [1, 60 / 7200, 0.7, 1]),
+        (0.7, [1, 1, 1, 0]),
+    ):
+        seen = observation.copy()
+        seen[layout["cap"]], seen[layout["cap_announced"]] = cap, announced
+        ordered.append(float(rule.predict(seen)[0][place][0]))
+    assert ordered == [0.0, 0.0, -1.0, -1.0]
+
+
 def test_the_models_of_a_site_share_what_the_block_leaves_of_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(__file__).parents[1] / "examples" / "sites" / "two_models.toml"
     site = dataclasses.replace(load_site(str(path)), training=dataclasses.replace(BLOCK, racks=1))

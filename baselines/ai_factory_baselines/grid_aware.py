@@ -7,6 +7,7 @@
   one is announced the battery charges. (Doing deferred work early then costs more than it brings: the batch class is not what is short, and an
   hour of all of it at once is.)
 - *Coincident peaks.* While a window is in force the battery is emptied evenly over it, and deferred work waits.
+- *A training job* is paused while a curtailment or a peak's window is in force, its last checkpoint written just before one that is announced.
 - *Prices.* The battery gives when a MWh costs more than one at the usual price, its losses and its wear together, and is charged at or below
   the usual price; it keeps a reserve for the next curtailment.
 
@@ -67,6 +68,9 @@ class GridAware(Rule):
         self._charge = layout["battery"].start if "battery" in layout and "battery" in action else None
         self._battery = action["battery"].start if "battery" in action else None
         self._deferral = action.get("deferral")
+        self._training = action.get("training")
+        # The checkpoint with which a pause begins is written by the time the cap falls.
+        self._pause_s = spec[SiteSpec.TRAIN_CHECKPOINT_S] + self.facts.control_interval_s
         self._battery_share = spec[SiteSpec.BATTERY_W] / self.facts.observation.base_cap_w
         self._battery_s = spec[SiteSpec.BATTERY_J] / max(spec[SiteSpec.BATTERY_W], 1e-9)
         self._one_way = spec[SiteSpec.BATTERY_EFFICIENCY]
@@ -110,6 +114,9 @@ class GridAware(Rule):
             actions[:, self._battery] = order
         if self._deferral is not None:
             actions[:, self._deferral] = np.where(hard, -1.0, 0.0)[:, None]
+        if self._training is not None:
+            soon = ahead & (until * NOTICE_SCALE_S <= self._pause_s)
+            actions[:, self._training] = np.where(hard | soon, -1.0, 0.0)[:, None]
 
     def _usual_price(self, numbers: Array, memory: Array) -> Array:
         """Return the mean price of up to a day, USD/MWh, float64[rows], and remember it."""
