@@ -27,6 +27,7 @@ from ai_factory_gym.control_step import (
 from ai_factory_gym.engine.kernel import DONE
 from ai_factory_gym.engine.layout import Array, CapStep, Cell, ClassSpec, PoolSpec, Purpose, SessionSpec, World
 from ai_factory_gym.engine.outages import child, draw_faults
+from ai_factory_gym.engine.reference import Reference
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.engine.supply import JOULES_PER_KWH
 from ai_factory_gym.engine.truth import check_idle_power, truth_of
@@ -171,7 +172,7 @@ class Factory:
         self._fixed_numbers = (self.observation_layout.constants, tuple(self._constants))
         decision = no_decision(rows, self.params)
         self._decision = tuple(getattr(decision, field.name) for field in dataclasses.fields(decision))
-        self._params_arrays = tuple(self.params)
+        self._params = Reference(self.params)
         self._status = np.zeros(rows, dtype=np.int64)
         self._episodes = new_episodes(rows, self.action_layout.size, len(TERMS))
         self._episode_arrays = tuple(self._episodes)
@@ -462,8 +463,8 @@ class Factory:
         seen, numbers = self._fixed_numbers
         return int(
             step_rows(
-                self._params_arrays,
-                self.engine.arrays,
+                self._params.handed,
+                self.engine.reference.handed,
                 self._episode_arrays,
                 self._decision,
                 tuple(outcome),
@@ -482,8 +483,8 @@ class Factory:
         _, scales = self._fixed_arrays
         seen, numbers = self._fixed_numbers
         report_rows(
-            self._params_arrays,
-            self.engine.arrays,
+            self._params.handed,
+            self.engine.reference.handed,
             self._episode_arrays,
             tuple(outcome),
             scales,
