@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ai_factory_gym.engine.ahead import ask_for_row
+from ai_factory_gym.engine.ahead import FEW_ROWS, ask_for_row
+from ai_factory_gym.engine.arrivals import minute_of
 from ai_factory_gym.engine.kernel import DONE, NEEDS_SLOTS, apply_action, begin_step, close_window, run_step
 from ai_factory_gym.engine.layout import Array, Class, Params, Site, State
 from ai_factory_gym.engine.reference import params_of, state_of
@@ -187,8 +188,9 @@ def step_rows(
                 order[row],
                 own[row],
             )
-        if index + 1 < rows.shape[0]:
-            ask_for_row(params, state, rows[index + 1])
+        if FEW_ROWS < rows.shape[0] and index + 1 < rows.shape[0]:
+            after = rows[index + 1]
+            ask_for_row(params, state, after, minute_of(state, path_start_s[after], state.site[after, Site.TIME_S]))
         status[row] = run_step(params, state, row, path_start_s[row])
         if status[row] != DONE:
             result = NEEDS_SLOTS
