@@ -91,12 +91,31 @@ def _reliability(site: Table, rng: np.random.Generator) -> Table:
     }
 
 
+def _ramp(site: Table, rng: np.random.Generator) -> Table:
+    slopes = {
+        key: float(site["cap_w"] / 60.0 * 10.0 ** rng.uniform(-2.0, 0.5)) for key in ("up_w_per_s", "down_w_per_s")
+    }
+    ramp = {key: slope for key, slope in slopes.items() if rng.random() < 0.8} or slopes
+    if rng.random() < 0.2:
+        ramp["ballast_w"] = float(site["cap_w"] * rng.uniform(0.0, 0.5))
+    if rng.random() < 0.5:
+        return {"ramp": ramp}
+    storage = {
+        "racks": sorted({entry["rack"] for entry in site["pools"]})[:2],
+        "energy_j_per_gpu": float(10.0 ** rng.uniform(0.0, 5.0)),
+        "power_w_per_gpu": float(10.0 ** rng.uniform(1.0, 4.0)),
+        "round_trip_efficiency": float(rng.uniform(0.3, 1.0)),
+    }
+    return {"ramp": ramp, "rack_storage": storage}
+
+
 PARTS: dict[str, Callable[[Table, np.random.Generator], Table]] = {
     "series": _series,
     "battery": _battery,
     "money": _money,
     "cooling": _cooling,
     "reliability": _reliability,
+    "ramp": _ramp,
 }
 """Parts of a site file by name; each returns the tables that it adds."""
 
@@ -149,6 +168,10 @@ class Books:
         self.spec = env.task.site
         self.names = [served.name for served in env.classes]
         self.charge_j = float(self.site[Site.BATTERY_CHARGE_J])
+        self.stored_j = float(self.site[Site.STORAGE_CHARGE_J])
+        self.grid_w = math.nan
+        self.excess_w = 0.0
+        self.told_w = 0.0
         self.seconds = 0.0
         self.energy_j = 0.0
         self.it_energy_j = 0.0
@@ -167,6 +190,8 @@ class Books:
         self.grid_j += grid_w * seconds
         self.usd += grid_w * seconds / 3.6e9 * self.site[Site.USD_PER_MWH]
         self.kg += grid_w * seconds / 3.6e9 * self.site[Site.G_PER_KWH]
+        if self.spec.ramp is not None:
+            self._ramp(info, grid_w, seconds)
         self.quarter.append(grid_w)
         if len(self.quarter) * seconds >= QUARTER_S:
             self.peak_w = max(self.peak_w, sum(self.quarter) / len(self.quarter))
@@ -185,8 +210,15 @@ class Books:
         same("energy_cost_usd", info["energy_cost_usd"], self.usd)
         same("carbon_kg", info["carbon_kg"], self.kg)
         self._requests(info)
+        if self.spec.battery is not None or self.spec.ramp is not None:
+            same("grid_energy_j", info["grid_energy_j"], self.grid_j)
+            given_j = info.get("battery_out_j", 0.0) + info.get("storage_out_j", 0.0)
+            taken_j = info.get("battery_in_j", 0.0) + info.get("storage_in_j", 0.0)
+            same("grid and stores", info["grid_energy_j"] + given_j, info["energy_j"] + taken_j)
         if self.spec.battery is not None:
             self._battery(info)
+        if self.spec.rack_storage is not None:
+            self._storage(info)
         if self.spec.money is not None:
             self._money(info)
 
@@ -203,14 +235,36 @@ class Books:
     def _battery(self, info: dict[str, Any]) -> None:
         battery = self.spec.battery
         assert battery is not None
-        same("grid_energy_j", info["grid_energy_j"], self.grid_j)
-        same("grid and battery", info["grid_energy_j"] + info["battery_out_j"], info["energy_j"] + info["battery_in_j"])
         one_way = math.sqrt(battery.round_trip_efficiency)
         stored_j = self.charge_j + info["battery_in_j"] * one_way - info["battery_out_j"] / one_way
         same("battery_charge_j", info["battery_charge_j"], stored_j, scale=3600.0 * battery.energy_wh)
         # It gives no more than it held and took: what comes out of nothing would show here.
         held_j = self.charge_j * one_way + info["battery_in_j"] * battery.round_trip_efficiency
         assert info["battery_out_j"] <= held_j * (1.0 + CLOSE) + 1e-3, "battery"
+
+    def _storage(self, info: dict[str, Any]) -> None:
+        storage = self.spec.rack_storage
+        assert storage is not None
+        one_way = math.sqrt(storage.round_trip_efficiency)
+        stored_j = self.stored_j + info["storage_in_j"] * one_way - info["storage_out_j"] / one_way
+        same("storage_charge_j", info["storage_charge_j"], stored_j, scale=info["storage_in_j"] + info["storage_out_j"])
+        assert 0.0 <= info["storage_charge_j"] <= storage.energy_j_per_gpu * self.spec.rack_storage_gpus * (1.0 + CLOSE)
+
+    def _ramp(self, info: dict[str, Any], grid_w: float, seconds: float) -> None:
+        """Check that the draw has moved no faster than its limits, but for what is told."""
+        ramp = self.spec.ramp
+        assert ramp is not None
+        told_w = info["ramp_excess_w"] - self.excess_w
+        rounding_w = CLOSE * self.spec.cap_w
+        if ramp.up_w_per_s is not None and not math.isnan(self.grid_w):
+            risen_w = grid_w - self.grid_w - ramp.up_w_per_s * seconds
+            assert risen_w <= rounding_w, f"rises by {risen_w} W more than it may"
+        if ramp.down_w_per_s is not None and not math.isnan(self.grid_w):
+            fallen_w = self.grid_w - grid_w - ramp.down_w_per_s * seconds
+            assert fallen_w <= told_w + self.told_w + rounding_w, (
+                f"falls by {fallen_w} W more than it may, {told_w} W told"
+            )
+        self.grid_w, self.excess_w, self.told_w = grid_w, info["ramp_excess_w"], told_w
 
     def _money(self, info: dict[str, Any]) -> None:
         money = self.spec.money

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ai_factory_gym.engine.layout import (
+    GPU_GROUP,
+    LINK_DOMAIN,
+    RACK,
     CapStep,
     Class,
     Cohort,
@@ -165,7 +168,7 @@ def begin(play: Play, grain: str) -> Engine:
 
 
 def outages(play: Play) -> Floats | None:
-    """Translate unit numbers into racks that go out of service, and come back within the episode."""
+    """Translate unit numbers into racks, or parts of them, that go out of service, and come back within the episode."""
     if not play.faults:
         return None
     table = np.zeros((len(play.faults), len(Fault)))
@@ -176,6 +179,8 @@ def outages(play: Play) -> Floats | None:
         event[Fault.POOL] = first
         event[Fault.RACK] = min(rack, 0.999) * (PREFILL_RACKS[first] + DECODE_RACKS[first])
         event[Fault.KIND] = float(kind > 0.75)
+        event[Fault.DOMAIN] = GPU_GROUP if 0.25 < kind < 0.65 else LINK_DOMAIN if 0.65 <= kind <= 0.75 else RACK
+        event[Fault.PLACE] = 37.0 * turn % 1.0
         event[Fault.LASTS_S] = 120.0 * lasts
         event[Fault.TURN] = min(turn, 0.999)
         event[Fault.BACK_S] = np.inf
@@ -257,7 +262,7 @@ def check_tokens(p: Params, state: State, emitted: float) -> None:
         assert numbers[Pool.RESERVED] == close((count * need).sum())
         assert numbers[Pool.WAITING] == close(cohort[bound, Cohort.COUNT].sum())
         racks = state.pool_int[0, pool, PoolInt.ACTIVE] + state.pool_int[0, pool, PoolInt.DRAINING]
-        replicas = racks * p.pool[pool, PoolSpec.UNITS_PER_RACK]
+        replicas = racks * p.pool[pool, PoolSpec.UNITS_PER_RACK] * (1.0 - numbers[Pool.OUT_SHARE])
         assert numbers[Pool.RESERVED] <= replicas * p.perf[pool, DECODE_KV_CAPACITY_TOKENS] + 1e-6
         assert numbers[Pool.IN_FLIGHT] <= replicas * p.pool[pool, PoolSpec.MAX_BATCH] + 1e-6
     expected += float(state.site[0, Site.LOST_TOKENS])
@@ -279,8 +284,17 @@ def check_racks(p: Params, state: State) -> None:
     kept = (p.pool[:, PoolSpec.MIN_ACTIVE] > 0) & (state.site[0, Site.FAULTS] == 0.0)
     assert np.all(racks[kept, 0] >= 1)
     busy = state.pool_int[0, :, PoolInt.BUSY]
-    lanes = (racks[:, 0] + racks[:, 2]) * p.pool[:, PoolSpec.UNITS_PER_RACK]
-    assert np.all(busy <= lanes)
+    lanes = (racks[:, 0] + racks[:, 2]) * p.pool[:, PoolSpec.UNITS_PER_RACK] * (1.0 - state.pool[0, :, Pool.OUT_SHARE])
+    assert np.all(busy <= lanes + 1e-9)
+    # Of the replicas of awake racks those that are in service serve: all but what events have taken, and at least one.
+    events = state.fault[0]
+    events = events[(events[:, Fault.REPLICAS] > 0.0) & (events[:, Fault.AWAKE] >= 0.0)]
+    for pool, numbers in enumerate(state.pool[0]):
+        mine = events[events[:, Fault.WHERE] == pool]
+        awake = (racks[pool, 0] + racks[pool, 2]) * p.pool[pool, PoolSpec.REPLICAS_PER_RACK]
+        out = min(mine[mine[:, Fault.AWAKE] == 1.0, Fault.REPLICAS].sum(), max(0.0, awake - 1.0))
+        assert numbers[Pool.OUT_REPLICAS] == mine[:, Fault.REPLICAS].sum()
+        assert numbers[Pool.OUT_SHARE] * awake == pytest.approx(out)
 
 
 def check_energy(p: Params, state: State, before: dict[str, float]) -> None:

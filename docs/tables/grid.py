@@ -1,4 +1,4 @@
-"""Fill the tables of docs/grid.md on heat, emergencies and coincident peaks: ``python docs/tables/grid.py`` (a few minutes).
+"""Fill the tables of docs/grid.md on heat, emergencies, coincident peaks and ramp limits: ``python docs/tables/grid.py`` (a few minutes).
 
 ``--stdout`` prints them instead, ``--seeds 1`` is for a look.
 """
@@ -20,7 +20,7 @@ from ai_factory_gym.levers import DEFAULT_LEVERS
 from ai_factory_gym.observation import NOTICE_SCALE_S
 from ai_factory_gym.params import derates_above_c, heat_w_per_kelvin, nameplate_it_w
 from ai_factory_gym.scenarios import Scenario, scenario
-from ai_factory_gym.sites import BatteryConfig, CoolingConfig, SiteConfig, load_site
+from ai_factory_gym.sites import BatteryConfig, CoolingConfig, RampConfig, SiteConfig, StorageConfig, load_site
 from ai_factory_gym.sites.money import MoneyConfig, Tariff
 
 PAGE = Path(__file__).parents[1] / "grid.md"
@@ -307,7 +307,52 @@ def trial(seeds: range) -> list[str]:
     return lines
 
 
-TABLES = {"heat": heat, "emergency": emergency, "peaks": peaks, "trial": trial}
+RAMP_SHARES = (0.01, 0.05, 0.2)
+"""Ramp limits, shares of the cap per minute, up and down alike (status: none was published; a span to look at)."""
+
+
+def ramp(seeds: range) -> list[str]:
+    """Return the table of ramp limits: what they cost, with the racks' storage and with a battery."""
+    edge = load_site("edge")
+    battery = BatteryConfig(power_w=4e5, energy_wh=1e5, initial_charge=0.5)
+    helps: dict[str, dict[str, Any]] = {
+        "none": {},
+        "racks, 65 J per GPU": {"rack_storage": StorageConfig()},
+        "and a battery of 0.4 MW, 0.1 MWh": {"rack_storage": StorageConfig(), "battery": battery},
+    }
+    lines = [
+        "| limit, cap per minute | storage | tokens/J | SLA attainment | lowest class | ballast, share of the energy | limiter, share of the time | "
+        "racks waited, rack-min |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    kinds: list[tuple[float | None, str]] = [
+        (None, "none"),
+        *((share, name) for share in RAMP_SHARES for name in helps),
+    ]
+    hours = 6.0
+    for share, name in kinds:
+        site = edge
+        if share is not None:
+            slope = share * edge.cap_w / 60.0
+            site = dataclasses.replace(edge, ramp=RampConfig(slope, slope), **helps[name])
+        found = run(reactive(), site, "diurnal", seeds, 15.0, hours)
+        lowest = np.mean([min(v for k, v in infos[-1].items() if k.endswith("/attainment")) for infos in found])
+        parts = (0.0, 0.0, 0.0)
+        if share is not None:
+            parts = (
+                _mean(found, "ballast_j") / _mean(found, "energy_j"),
+                _mean(found, "ramp_limited_s") / (hours * HOUR_S),
+                _mean(found, "held_rack_s") / 60.0,
+            )
+        label = "no limit" if share is None else f"{share:.0%}"
+        lines.append(
+            f"| {label} | {name} | {_mean(found, 'tokens_per_joule'):.3f} | {_mean(found, 'sla_attainment'):.4f} | {lowest:.4f} | "
+            f"{parts[0]:.2%} | {parts[1]:.1%} | {parts[2]:.0f} |"
+        )
+    return lines
+
+
+TABLES = {"heat": heat, "emergency": emergency, "peaks": peaks, "trial": trial, "ramp": ramp}
 
 
 def main() -> None:

@@ -100,6 +100,7 @@ CONSTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("MINIMUM_LOAD_FRACTION", "1", "Load below which PUE is not extrapolated (status assumed)."),
     ),
     "engine.heat": (("LOOK_AHEAD_S", "s", ""),),
+    "engine.smoothing": (("REST_S", "s", ""),),
     "sites": (("LOOP_TIME_CONSTANT_S", "s", ""),),
     "engine.draw": (
         (
@@ -126,6 +127,8 @@ CONSTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("REFERENCE_CLOCK", "1", ""),
         ("REFERENCE_TPOT_SHARE", "1", ""),
         ("URGENT_S", "s", ""),
+        ("LONGEST_RISE_S", "s", ""),
+        ("LONGEST_WAKE_WAIT_S", "s", ""),
     ),
     "operating_point": (("PREFILL_UTILISATION_LIMIT", "1", ""),),
 }

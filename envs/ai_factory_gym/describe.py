@@ -18,9 +18,11 @@ from ai_factory_gym.params import (
     nameplate_it_w,
     served_classes,
     site_pue,
+    waking_step_w,
 )
 from ai_factory_gym.registration import CUSTOM, TASKS
-from ai_factory_gym.sites import SiteConfig, load_site
+from ai_factory_gym.sites import RampConfig, SiteConfig, load_site
+from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.steady_cache import steady_cache
 from ai_factory_gym.validate import daily_demand_rps
 from ai_factory_gym.workload.traces import load_trace, superposition_report
@@ -154,6 +156,26 @@ def _cooling(site: SiteConfig) -> list[str]:
     ]
 
 
+def _ramp(site: SiteConfig, ramp: RampConfig) -> list[str]:
+    """Return what limits the ramps of the draw, and what the racks store."""
+    limits = [
+        f"{limit:,.0f} W/s {way} ({60.0 * limit / site.cap_w:.2%} of the cap per minute)".replace("%", " %")
+        for way, limit in (("up", ramp.up_w_per_s), ("down", ramp.down_w_per_s))
+        if limit is not None
+    ]
+    lines = [f"ramp: at most {', '.join(limits)}"]
+    if ramp.up_w_per_s is not None:
+        lines[0] += f"; room for a rack to wake takes up to {waking_step_w(site) / ramp.up_w_per_s / 60.0:,.1f} min"
+    storage = site.rack_storage
+    if storage is not None:
+        held_j = site.rack_storage_gpus * storage.energy_j_per_gpu
+        lines.append(
+            f"rack storage: {site.rack_storage_gpus} GPUs x {storage.energy_j_per_gpu:g} J = {held_j / 1e6:,.3f} MJ, "
+            f"{held_j / site.cap_w * 1e3:,.0f} ms of the cap"
+        )
+    return lines
+
+
 def _parts(site: SiteConfig) -> list[str]:
     """Return what the site has beside racks and a cap, a line each: battery, what varies with time, money, reliability."""
     lines = []
@@ -163,6 +185,8 @@ def _parts(site: SiteConfig) -> list[str]:
             f"battery: {cells.power_w / 1e6:,.3f} MW, {cells.energy_wh / 1e6:,.3f} MWh, {60.0 * cells.energy_wh / cells.power_w:,.1f} min at full "
             f"power, round trip {cells.round_trip_efficiency:.0%}"
         )
+    if site.ramp is not None:
+        lines += _ramp(site, site.ramp)
     if site.series:
         given = (f"{kind} ({what if isinstance(what, str) else what.source})" for kind, what in site.series)
         lines.append(f"varies with time: {', '.join(given)}")
@@ -181,9 +205,25 @@ def _parts(site: SiteConfig) -> list[str]:
         gpus = sum(pool.racks * pool.gpus_per_rack for pool in own)
         lines.append(
             f"reliability: {24.0 * gpus * site.reliability.gpu_faults_per_hour:.2f} faults a day among {racks} racks, repairs of "
-            f"{site.reliability.repair_s / 3600.0:.3g} h"
+            f"{site.reliability.repair_s / 3600.0:.3g} h" + _in_part(site.reliability)
         )
     return lines
+
+
+def _in_part(spec: ReliabilityConfig) -> str:
+    """Return which shares of faults take parts of racks, where any do."""
+    if not spec.in_part:
+        return ""
+    kinds = (
+        ("GPU groups", spec.gpu_group_share, spec.gpu_group_repair_s),
+        ("NVLink domains", spec.nvlink_domain_share, spec.nvlink_domain_repair_s),
+    )
+    texts = [
+        f"{share:.1%} take {kind}" + (f" (repairs of {repair_s / 3600.0:.3g} h)" if repair_s else "")
+        for kind, share, repair_s in kinds
+        if share > 0.0
+    ]
+    return f"; {', '.join(texts)}"
 
 
 def _what(binding: str) -> str:

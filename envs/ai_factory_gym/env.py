@@ -101,6 +101,7 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``coolant`` ** | 3 | temperature / limit; facility power that heat allows now, and for good, / base cap |
     | ``peak_window`` ** | 4 | coincident peak: announced, time until its window / 2 h; in force, time left / 4 h |
     | ``maintenance`` ** | 2 | 1 when a rack is to be taken out within a day; time until then / 2 h |
+    | ``ramp`` ** | 4 | highest and lowest draw allowed at the end of the next step, charge of the racks' storage, ballast |
 
     Blocks with a * are there when their lever is in use, those with ** when the site, or its scenario, has that part.
 

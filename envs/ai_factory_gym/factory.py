@@ -37,12 +37,11 @@ from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
 from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out, site_parts
-from ai_factory_gym.params import at_hottest, build_params, check_cap, reference_batch
+from ai_factory_gym.params import at_hottest, build_params, check_cap, check_ramp, reference_batch
 from ai_factory_gym.reward import TERMS, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
 from ai_factory_gym.sites import SiteConfig
-from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.task import DAY_S, Task, check_shifts, shifted_classes, warn_of_shifts
 from ai_factory_gym.workload.demand import mean_path, rate_path, shift_factor
 from ai_factory_gym.workload.traces import SuperpositionPlan, shifts, unit_hash
@@ -62,6 +61,12 @@ BREAKER_S = 60.0
 def may_fail(site: SiteConfig, chosen: Scenario) -> bool:
     """Tell whether racks may go out of service at a site under a scenario."""
     return site.reliability is not None or chosen.faults.rate_factor > 0.0 or bool(chosen.maintenance)
+
+
+def may_fail_in_part(site: SiteConfig, chosen: Scenario) -> bool:
+    """Tell whether faults may take parts of racks at a site under a scenario."""
+    faults = site.reliability is not None or chosen.faults.rate_factor > 0.0
+    return faults and chosen.faults.at(site.reliability).in_part
 
 
 def check_options(options: Any) -> None:
@@ -118,7 +123,7 @@ class Factory:
             thin_fraction=self._thin,
             effort="effort" in task.levers,
             gate="admission" in task.levers,
-            faults=may_fail(task.site, task.scenario),
+            faults=float(may_fail(task.site, task.scenario)) + float(may_fail_in_part(task.site, task.scenario)),
         )
         self._check(task.scenario)
         self.engine = Engine(self.params, rows=rows, log_lines=log_lines)
@@ -156,6 +161,8 @@ class Factory:
             "coolant" in site_parts(task.site),
             "peaks" in site_parts(task.site),
             may_fail(task.site, task.scenario),
+            task.site.ramp is not None,
+            may_fail_in_part(task.site, task.scenario),
         )
         self._constants = Constants(
             clock_min=task.site.clock_min,
@@ -201,7 +208,9 @@ class Factory:
                 raise ConfigError(
                     f"scenario {chosen.name!r}: maintenance: racks: {maintenance.racks:g} is not allowed; site {site.name!r} has {racks}."
                 )
-        check_cap(at_hottest(site, chosen.temperature_events), site.cap_w * chosen.lowest_cap_fraction, 1.0 + spread)
+        lowest_cap_w = site.cap_w * chosen.lowest_cap_fraction
+        check_cap(at_hottest(site, chosen.temperature_events), lowest_cap_w, 1.0 + spread)
+        check_ramp(site, lowest_cap_w)
 
     def _mean_rate(self) -> Array:
         """Return mean requests/s per class."""
@@ -349,7 +358,7 @@ class Factory:
         first = [index for index in site.rack_pools if index not in other.values()]
         racks = [site.pools[i].racks + (site.pools[other[i]].racks if i in other else 0) for i in first]
         gpus = [sum(group.gpus for group in site.pools[index].rack_type.groups) for index in first]
-        spec = site.reliability or ReliabilityConfig()
+        spec = chosen.faults.at(site.reliability)
         return draw_faults(child(stream), spec, factor, chosen.maintenance, first, racks, gpus, start_s, span_s)
 
     def _world(

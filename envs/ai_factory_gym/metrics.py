@@ -43,17 +43,32 @@ totals since the start of the episode."""
 VALUE_KEYS = ("value_tokens",)
 """Keys that are there, behind the others, where answers may be shortened: good tokens at the value of full effort, in total."""
 
+GRID_KEYS = ("grid_power_w", "grid_energy_j")
+"""Keys that are there where the draw from the grid is not that of the facility, at a site with a battery or ramp limits: its mean over the step,
+and grid energy in total. ``energy_j`` and ``facility_power_w`` stay those of the facility; cap, peak, cost of energy and carbon are those of
+the grid draw."""
+
 BATTERY_KEYS = (
-    "grid_power_w",
-    "grid_energy_j",
     "battery_charge_j",
     "battery_in_j",
     "battery_out_j",
     "battery_wear_usd",
 )
-"""Keys that are there where the site has a battery: mean draw from the grid over the step; grid energy in total; charge now; what the battery
-took, gave, and what its wear cost in total. ``energy_j`` and ``facility_power_w`` stay those of the facility; cap, peak, cost of energy and
-carbon are those of the grid draw."""
+"""Keys that are there where the site has a battery: charge now; what the battery took, gave, and what its wear cost in total."""
+
+RAMP_KEYS = (
+    "ramp_limited_s",
+    "ramp_excess_w",
+    "ballast_j",
+    "held_rack_s",
+    "storage_charge_j",
+    "storage_in_j",
+    "storage_out_j",
+)
+"""Keys that are there where the draw from the grid has ramp limits, totals since the start of the episode but for the charge: time in which the
+limiter lowered clocks or duties; by how much in all the draw moved faster than its limits allow (the cap comes before the limit down: 0.0 but for
+drops of the cap); what the ballast burnt, part of ``energy_j`` and not of ``it_energy_j``; rack-seconds in which racks that were ordered awake
+waited for the ramp; charge of the racks' storage now, what it took and what it gave."""
 
 MONEY_KEYS = (
     "revenue_usd",
@@ -74,6 +89,10 @@ FAULT_KEYS = ("racks_struck", "rack_down_s", "requests_restarted", "lost_tokens"
 """Keys that are there where racks may fail, totals since the start of the episode: racks that went out of service, faults and maintenance
 together; rack-seconds out of service; requests that were lost with a rack and started anew; output tokens they had been given. ``output_tokens``
 counts those, ``good_tokens`` never does: their difference is what late and lost work cost."""
+
+PART_FAULT_KEYS = ("groups_struck", "gpu_down_s")
+"""Keys that are there, behind those, where faults may take parts of racks, in total: parts that went out of service, and GPU-seconds out of
+service in racks that were not."""
 
 CLASS_MONEY_KEYS = ("revenue_usd", "budget_used")
 """Keys of each class then, behind ``class/<name>/``: what it paid, and that over its budget for the time so far (0.0 without a budget)."""
@@ -115,6 +134,8 @@ def info_keys(
     coolant: bool = False,
     peaks: bool = False,
     faults: bool = False,
+    ramp: bool = False,
+    in_part: bool = False,
 ) -> tuple[str, ...]:
     """Return all keys in the order in which ``write_info`` writes them: site, classes, reward terms, and those of parts in use.
 
@@ -128,13 +149,20 @@ def info_keys(
         coolant: Whether the coolant has a limit.
         peaks: Whether coincident peaks are charged for.
         faults: Whether racks may go out of service.
+        ramp: Whether the draw from the grid has ramp limits.
+        in_part: Whether parts of racks may.
     """
     of_classes = (f"class/{name}/{key}" for name in classes for key in CLASS_KEYS)
-    parts = (*(VALUE_KEYS if effort else ()), *(BATTERY_KEYS if battery else ()), *(MONEY_KEYS if money else ()))
+    parts = (
+        *(VALUE_KEYS if effort else ()),
+        *(GRID_KEYS if battery or ramp else ()),
+        *(BATTERY_KEYS if battery else ()),
+    )
+    parts += (*(RAMP_KEYS if ramp else ()), *(MONEY_KEYS if money else ()))
     if money:
         parts += tuple(f"class/{name}/{key}" for name in classes for key in CLASS_MONEY_KEYS)
     parts += (*(COOLANT_KEYS if coolant else ()), *(PEAK_KEYS if peaks else ()))
-    parts += FAULT_KEYS if faults else ()
+    parts += (*(FAULT_KEYS if faults else ()), *(PART_FAULT_KEYS if in_part else ()))
     parts += CACHE_KEYS if cached else ()
     parts += tuple(f"class/{name}/{key}" for name in sessions for key in TASK_KEYS)
     return (*SITE_KEYS, *of_classes, *(f"reward_terms/{name}" for name in TERMS), *parts)
@@ -261,7 +289,8 @@ def write_info(
     out[1] = site[Site.STEP_ENERGY_J] / elapsed
     out[2] = site[Site.STEP_IT_ENERGY_J] / elapsed
     out[3] = site[Site.CAP_W]
-    out[4] = out[1] / out[2] if out[2] > 0.0 else 1.0
+    # A dummy load is no cooling.
+    out[4] = (out[1] - site[Site.STEP_BALLAST_J] / elapsed) / out[2] if out[2] > 0.0 else 1.0
     out[5] = site[Site.STEP_CLOCK_S] / elapsed
     out[6] = energy_j
     out[7] = site[Site.IT_ENERGY_J]
@@ -280,7 +309,8 @@ def write_info(
     out[20] = site[Site.BRAKE_S]
     out[21] = energy_j / JOULES_PER_MWH * site[Site.USD_PER_MWH]
     out[22] = energy_j / JOULES_PER_KWH * site[Site.G_PER_KWH] / 1000.0
-    if site[Site.VARIES] > 0.0 or params.site[SiteSpec.BATTERY_W] > 0.0:
+    metered = params.site[SiteSpec.BATTERY_W] > 0.0 or params.site[SiteSpec.RAMP] > 0.0
+    if site[Site.VARIES] > 0.0 or metered:
         out[21] = site[Site.ENERGY_USD]
         out[22] = site[Site.CARBON_KG]
     # Constraint cost of the step, for safe RL: energy above the cap and time under the brake as shares of the step,
@@ -293,14 +323,25 @@ def write_info(
     if params.site[SiteSpec.EFFORT] > 0.0:
         out[at] = site[Site.VALUE_TOKENS]
         at += 1
-    if params.site[SiteSpec.BATTERY_W] > 0.0:
+    if metered:
         out[at] = site[Site.STEP_GRID_ENERGY_J] / elapsed
         out[at + 1] = site[Site.GRID_ENERGY_J]
-        out[at + 2] = site[Site.BATTERY_CHARGE_J]
-        out[at + 3] = site[Site.BATTERY_IN_J]
-        out[at + 4] = site[Site.BATTERY_OUT_J]
-        out[at + 5] = wear_usd
+        at += len(GRID_KEYS)
+    if params.site[SiteSpec.BATTERY_W] > 0.0:
+        out[at] = site[Site.BATTERY_CHARGE_J]
+        out[at + 1] = site[Site.BATTERY_IN_J]
+        out[at + 2] = site[Site.BATTERY_OUT_J]
+        out[at + 3] = wear_usd
         at += len(BATTERY_KEYS)
+    if params.site[SiteSpec.RAMP] > 0.0:
+        out[at] = site[Site.RAMP_LIMITED_S]
+        out[at + 1] = site[Site.RAMP_EXCESS_W]
+        out[at + 2] = site[Site.BALLAST_J]
+        out[at + 3] = site[Site.HELD_RACK_S]
+        out[at + 4] = site[Site.STORAGE_CHARGE_J]
+        out[at + 5] = site[Site.STORAGE_IN_J]
+        out[at + 6] = site[Site.STORAGE_OUT_J]
+        at += len(RAMP_KEYS)
     if params.site[SiteSpec.MONEY] > 0.0:
         _write_money(params, site, cls, out, at, out[21] + wear_usd)
         at += len(MONEY_KEYS) + classes * len(CLASS_MONEY_KEYS)
@@ -319,5 +360,9 @@ def write_info(
         out[at + 2] = site[Site.RESTARTED]
         out[at + 3] = site[Site.LOST_TOKENS]
         at += len(FAULT_KEYS)
+        if params.site[SiteSpec.FAULTS] > 1.0:
+            out[at] = site[Site.GROUPS_STRUCK]
+            out[at + 1] = site[Site.GPU_DOWN_S]
+            at += len(PART_FAULT_KEYS)
     if params.session.shape[0] > 0:
         _write_sessions(params, cls, cache, out, at)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ai_factory_gym.engine.draw import facility_power_w
+from ai_factory_gym.engine.health import units_per_rack, working_share
 from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
@@ -36,6 +37,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.ledger import held_at_most_s
 from ai_factory_gym.engine.racks import racks_staying
+from ai_factory_gym.engine.smoothing import highest_w, lowest_w
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
@@ -79,7 +81,7 @@ BLOCKS: tuple[tuple[str, str, str], ...] = (
     ("pool_wake_time", "pools", "time until the next waking rack is active / wake time"),
     ("pool_draining", "pools", "racks draining / racks as built"),
     ("pool_asleep", "pools", "racks asleep / racks as built"),
-    ("pool_failed", "pools", "racks failed / racks as built"),
+    ("pool_failed", "pools", "racks failed, parts of racks as parts / racks as built"),
     ("class_rate", "classes", "arrivals per second over the last step / mean demand of the class"),
     ("class_rate_lag1", "classes", "the same one step earlier"),
     ("class_rate_lag2", "classes", "the same two steps earlier"),
@@ -153,10 +155,17 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "2",
         "1 when a rack is to be taken out for maintenance within a day; time until then / 2 h",
     ),
+    (
+        "ramp",
+        "ramp",
+        "4",
+        "highest and lowest draw from the grid that the ramp limits allow at the end of the next step, at most the cap / base cap; charge of "
+        "the racks' storage / what it holds; ballast of the last segment / base cap",
+    ),
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_CACHE, _COOLANT, _PEAKS, _FAULTS = 0, 1, 2, 3
+_CACHE, _COOLANT, _PEAKS, _FAULTS, _RAMP = 0, 1, 2, 3, 4
 """Places in ``PART_BLOCKS``."""
 
 
@@ -167,6 +176,7 @@ def site_parts(site: SiteConfig, faults: bool = False) -> tuple[str, ...]:
         "coolant": site.cooling.coolant_limit_c is not None,
         "peaks": site.money is not None and site.money.coincident_usd_per_kw_year > 0.0,
         "faults": faults,
+        "ramp": site.ramp is not None,
     }
     return tuple(part for part, has in there.items() if has)
 
@@ -280,19 +290,20 @@ def _pool_blocks(
         ints = state.pool_int[row, pool]
         spec = params.pool[pool]
         racks = spec[PoolSpec.RACKS]
-        replicas = max(1.0, (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.REPLICAS_PER_RACK])
+        working = spec[PoolSpec.REPLICAS_PER_RACK] * working_share(state, row, pool)
+        replicas = max(1.0, (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * working)
         kv = 0.0
         transfer = 0.0
         tpot = 0.0
         wait_s = numbers[Pool.WAIT_S]
         if spec[PoolSpec.PHASE] == PREFILL:
-            servers = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
+            servers = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
             load = numbers[Pool.QUEUED] / max(1.0, float(ints[PoolInt.ACTIVE])) / 100.0
             wait_s = numbers[Pool.QUEUED_WORK] / max(1.0, servers * numbers[Pool.CLOCK])
         else:
             load = numbers[Pool.IN_FLIGHT] / replicas / batch[pool]
             room = (
-                max(1.0, ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK])
+                max(1.0, ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool))
                 * params.perf[pool, DECODE_KV_CAPACITY_TOKENS]
             )
             kv = (numbers[Pool.RESERVED] + numbers[Pool.HELD]) / room
@@ -317,7 +328,8 @@ def _pool_blocks(
         out[at + 10 * pools + pool] = wake_s
         out[at + 11 * pools + pool] = ints[PoolInt.DRAINING] / racks
         out[at + 12 * pools + pool] = ints[PoolInt.ASLEEP] / racks
-        out[at + 13 * pools + pool] = ints[PoolInt.FAILED] / racks
+        out_of_service = ints[PoolInt.FAILED] + numbers[Pool.OUT_REPLICAS] / spec[PoolSpec.REPLICAS_PER_RACK]
+        out[at + 13 * pools + pool] = out_of_service / racks
 
 
 @kernel
@@ -436,6 +448,17 @@ def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Arr
         out[at + 3] = min(LIMIT, left_s / DURATION_SCALE_S)
     if begins[_FAULTS] >= 0:
         _next_maintenance(state, row, state.site[row, Site.TIME_S], out, begins[_FAULTS])
+    if begins[_RAMP] >= 0:
+        at = begins[_RAMP]
+        spec = params.site
+        # The means of the last segment and of a whole step are half their lengths away from now.
+        ahead_s = 2.0 * spec[SiteSpec.CONTROL_INTERVAL_S]
+        cap_w = state.site[row, Site.CAP_W]
+        out[at] = min(LIMIT, min(cap_w, highest_w(params, state, row, ahead_s)) / base_cap_w)
+        out[at + 1] = min(LIMIT, min(cap_w, lowest_w(params, state, row, ahead_s)) / base_cap_w)
+        holds_j = spec[SiteSpec.STORAGE_J]
+        out[at + 2] = state.site[row, Site.STORAGE_CHARGE_J] / holds_j if holds_j > 0.0 else 0.0
+        out[at + 3] = min(LIMIT, state.site[row, Site.BALLAST_W] / base_cap_w)
 
 
 @inlined_kernel

@@ -46,9 +46,17 @@ from ai_factory_gym.physics.performance import (
     prefill_free_bytes,
     prefill_work_s,
 )
-from ai_factory_gym.physics.power import gpu_power_w, power_coefficients, prefill_part, rack_power_w
-from ai_factory_gym.sites import PoolConfig, SiteConfig
+from ai_factory_gym.physics.power import (
+    POWER_SLEEP_RACK_W,
+    POWER_WAKE_RACK_W,
+    gpu_power_w,
+    power_coefficients,
+    prefill_part,
+    rack_power_w,
+)
+from ai_factory_gym.sites import PoolConfig, RampConfig, SiteConfig
 from ai_factory_gym.sites.money import TOKENS_PER_MTOK, MoneyConfig
+from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.strata import build_strata, output_slices
 from ai_factory_gym.workload.traces import Reuse, Trace, reuse
@@ -236,6 +244,7 @@ def pool_specs(site: SiteConfig, perf: Array) -> Array:
         perf: Performance coefficients of its pools.
     """
     pools = np.zeros((len(site.pools), len(PoolSpec)))
+    reliability = site.reliability or ReliabilityConfig()
     for index, pool in enumerate(site.pools):
         partner = site.partner(pool)
         lanes = perf[index, PREFILL_SERVERS_PER_REPLICA] if pool.phase == "prefill" else 1.0
@@ -258,6 +267,11 @@ def pool_specs(site: SiteConfig, perf: Array) -> Array:
         )
         pools[index, PoolSpec.PREFILL_LIMIT] = prefill_limit(pool) if pool.aggregated else 1.0
         pools[index, PoolSpec.HOLD_SHARE] = pool.hold_share
+        for column, gpus in (
+            (PoolSpec.GROUP_REPLICAS, reliability.gpus_per_group),
+            (PoolSpec.DOMAIN_REPLICAS, pool.group.link_domain_gpus),
+        ):
+            pools[index, column] = min(pool.replicas_per_rack, math.ceil(gpus / pool.gpus_per_replica))
         pools[index, PoolSpec.RACK_LIMIT_W] = math.inf if pool.rack_limit_w is None else pool.rack_limit_w
         pools[index, PoolSpec.SIBLING] = -1.0
         pools[index, PoolSpec.SWITCH_S] = site.switch_s
@@ -794,7 +808,7 @@ def build_params(
     thin_fraction: float = 1.0,
     effort: bool = False,
     gate: bool = False,
-    faults: bool = False,
+    faults: float = 0.0,
 ) -> Params:
     """Build the engine's constant arrays.
 
@@ -809,7 +823,7 @@ def build_params(
         thin_fraction: Share of the last superposed copy of the trace that is kept.
         effort: Whether the operator may shorten answers.
         gate: Whether the operator may hold requests back at the gate.
-        faults: Whether racks may go out of service.
+        faults: 1 where racks may go out of service, 2 where parts of racks may; 0 where neither.
 
     Returns:
         The parameters.
@@ -878,7 +892,7 @@ def build_params(
     site_row = np.array(_site_row(site, grain, control_interval_s, power, span_s, thin_fraction))
     site_row[SiteSpec.EFFORT] = float(effort)
     site_row[SiteSpec.GATE] = float(gate)
-    site_row[SiteSpec.FAULTS] = float(faults)
+    site_row[SiteSpec.FAULTS] = faults
     cls_rows = np.array([_class_row(cls, k, joules[k], deferrable) for cls, k in zip(classes, of_class, strict=True)])
     if site.money is not None:
         _enter_money(site, site.money, classes, site_row, cls_rows)
@@ -1007,6 +1021,77 @@ def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -
         )
 
 
+def waking_step_w(site: SiteConfig) -> float:
+    """Return the largest rise of the facility's draw when one rack of a site begins to wake, W."""
+    steps_w = []
+    for index in site.rack_pools:
+        members = {index, site.partner(site.pools[index])} - {-1}
+        powers = [pool_power(site.pools[member]) for member in members]
+        steps_w.append(sum(power[POWER_WAKE_RACK_W] - power[POWER_SLEEP_RACK_W] for power in powers))
+    idle_load = idle_it_power_w(site) / nameplate_it_w(site)
+    return float(max(steps_w) * site_pue(site, idle_load))
+
+
+LONGEST_RISE_S = 6 * 3600.0
+"""Longest time a site may take from idle to its cap at its ramp limit, s: a day's demand rises from its trough to its peak within half a day
+(status: design choice)."""
+
+LONGEST_WAKE_WAIT_S = 3600.0
+"""Longest time the draw may take to make room for one rack to wake, s (status: design choice)."""
+
+
+def check_ramp(site: SiteConfig, lowest_cap_w: float) -> None:
+    """Refuse a limit of the rise under which a site could not follow its demand, nor ever wake a rack in time.
+
+    Args:
+        site: The site.
+        lowest_cap_w: Its lowest cap, W.
+
+    Raises:
+        ConfigError: With the limit that would do.
+    """
+    if site.ramp is None or site.ramp.up_w_per_s is None:
+        return
+    idle_w, step_w = idle_facility_w(site), waking_step_w(site)
+    needed = {
+        f"from its idle draw ({idle_w / 1e6:.3f} MW) to its cap ({site.cap_w / 1e6:.3f} MW)": (
+            site.cap_w - idle_w,
+            LONGEST_RISE_S,
+        ),
+        f"by what a rack draws when it wakes ({step_w / 1e3:,.0f} kW)": (step_w, LONGEST_WAKE_WAIT_S),
+    }
+    for what, (rise_w, longest_s) in needed.items():
+        takes_s = rise_w / site.ramp.up_w_per_s
+        if takes_s > longest_s:
+            raise ConfigError(
+                f"site {site.name!r}: ramp.up_w_per_s: {site.ramp.up_w_per_s!r} is not allowed; the draw would take {takes_s / 3600.0:,.1f} h "
+                f"to rise {what}; must be at least {rise_w / longest_s:,.1f} W/s ({longest_s / 3600.0:g} h)."
+            )
+    if step_w > lowest_cap_w:
+        raise ConfigError(
+            f"site {site.name!r}: ramp.up_w_per_s: a rack draws {step_w / 1e3:,.0f} kW more when it wakes, more than the lowest cap of "
+            f"{lowest_cap_w / 1e3:,.0f} kW: the draw could not be raised for it; leave up_w_per_s out or raise the cap."
+        )
+
+
+def _enter_ramp(site: SiteConfig, ramp: RampConfig, row: list[float]) -> None:
+    """Write the ramp limits of a site, and the racks' storage, into its row of ``Params.site``."""
+    row[SiteSpec.RAMP] = 1.0
+    row[SiteSpec.RAMP_UP_W_PER_S] = math.inf if ramp.up_w_per_s is None else ramp.up_w_per_s
+    row[SiteSpec.RAMP_DOWN_W_PER_S] = math.inf if ramp.down_w_per_s is None else ramp.down_w_per_s
+    row[SiteSpec.BALLAST_W] = math.inf if ramp.ballast_w is None else ramp.ballast_w
+    row[SiteSpec.STORAGE_EFFICIENCY] = 1.0
+    if site.rack_storage is None:
+        return
+    gpus = site.rack_storage_gpus
+    row[SiteSpec.STORAGE_W] = gpus * site.rack_storage.power_w_per_gpu
+    row[SiteSpec.STORAGE_J] = gpus * site.rack_storage.energy_j_per_gpu
+    row[SiteSpec.STORAGE_EFFICIENCY] = math.sqrt(site.rack_storage.round_trip_efficiency)
+    # Full where it will only be asked to give, empty where it will only be asked to take, else ready for both.
+    resting = 0.5 if ramp.up_w_per_s is not None and ramp.down_w_per_s is not None else float(ramp.down_w_per_s is None)
+    row[SiteSpec.STORAGE_REST_J] = resting * row[SiteSpec.STORAGE_J]
+
+
 def _site_row(
     site: SiteConfig, grain: Resolution, control_interval_s: float, power: Array, span_s: float, thin_fraction: float
 ) -> list[float]:
@@ -1039,6 +1124,8 @@ def _site_row(
         row[SiteSpec.BATTERY_INITIAL_J] = 3600.0 * site.battery.energy_wh * site.battery.initial_charge
         row[SiteSpec.BATTERY_USD_PER_MWH] = site.battery.wear_usd_per_mwh
         row[SiteSpec.BATTERY_EFFICIENCY] = math.sqrt(site.battery.round_trip_efficiency)
+    if site.ramp is not None:
+        _enter_ramp(site, site.ramp, row)
     row[SiteSpec.IT_NAMEPLATE_W] = nameplate_it_w(site, power)
     row[SiteSpec.URGENT_S] = URGENT_S
     row[SiteSpec.THIN_FRACTION] = thin_fraction
@@ -1058,6 +1145,7 @@ __all__ = [
     "build_params",
     "at_hottest",
     "check_cap",
+    "check_ramp",
     "coolable_up_to_c",
     "derates_above_c",
     "heat_w_per_kelvin",
@@ -1066,4 +1154,5 @@ __all__ = [
     "nameplate_it_w",
     "resolution",
     "served_classes",
+    "waking_step_w",
 ]

@@ -13,7 +13,16 @@ import numpy as np
 
 from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
-from ai_factory_gym.params import at_hottest, check_cap, derates_above_c, nameplate_it_w, site_pue
+from ai_factory_gym.params import (
+    at_hottest,
+    check_cap,
+    check_ramp,
+    derates_above_c,
+    idle_facility_w,
+    nameplate_it_w,
+    site_pue,
+    waking_step_w,
+)
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
     DECODE_KV_REQUEST_TOKENS,
@@ -31,6 +40,12 @@ from ai_factory_gym.workload.demand import mean_path
 
 LOPSIDED = 2.0
 """How many times the load of the other a phase may stand before it counts as oversized (status: design choice)."""
+
+LONG_FALL_S = 3600.0
+"""Time from the cap to the idle draw at the limit down from which on it is worth a remark, s (status: design choice)."""
+
+LONG_WAKE_WAIT_S = 600.0
+"""The same of the time the draw takes to rise for one rack: about what the rack takes to wake (status: design choice)."""
 
 
 def daily_demand_rps(site: SiteConfig, classes: tuple[RequestClass, ...]) -> np.ndarray:
@@ -60,6 +75,24 @@ def _heat(site: SiteConfig) -> Iterator[str]:
         yield (
             f"cooling: it may be {hottest:.1f} degC outdoors, and above {most_c:.1f} degC the coolant's limit binds before the cap does: the site "
             "will have to derate; raise design_outdoor_c (more dry coolers) if that is not meant."
+        )
+
+
+def _ramp(site: SiteConfig) -> Iterator[str]:
+    if site.ramp is None:
+        return
+    swing_w = site.cap_w - idle_facility_w(site)
+    down = site.ramp.down_w_per_s
+    if down is not None and swing_w / down > LONG_FALL_S:
+        yield (
+            f"ramp.down_w_per_s: from the cap to the idle draw takes {swing_w / down / 3600.0:,.1f} h at {down:,.0f} W/s; whoever throttles faster "
+            "burns the difference in the ballast: lower clocks save nothing for as long; raise the limit or give the site a battery."
+        )
+    up = site.ramp.up_w_per_s
+    if up is not None and waking_step_w(site) / up > LONG_WAKE_WAIT_S:
+        yield (
+            f"ramp.up_w_per_s: the draw takes {waking_step_w(site) / up / 60.0:,.0f} min to rise by what a rack draws when it wakes, beside the "
+            "time it takes to wake: racks will be late for a rising demand; a battery that can bridge that starts them at once."
         )
 
 
@@ -193,12 +226,13 @@ def _caches(site: SiteConfig) -> Iterator[str]:
 
 
 def findings(site: SiteConfig) -> list[str]:
-    """Return what would surprise in a site, in the order power, heat, demand, pools, classes, caches; empty when nothing does.
+    """Return what would surprise in a site, in the order power, heat, ramp, demand, pools, classes, caches; empty when nothing does.
 
     Raises:
         ConfigError: When the site cannot be simulated at all.
     """
     check_cap(at_hottest(site), site.cap_w)
+    check_ramp(site, site.cap_w)
     steady = steady_site(site)
     saturation = steady.saturation()
     if saturation.load_rps <= 0.0:
@@ -206,6 +240,7 @@ def findings(site: SiteConfig) -> list[str]:
     return [
         *_power(site, steady, saturation),
         *_heat(site),
+        *_ramp(site),
         *_demand(site, steady),
         *_balance(steady, saturation),
         *_classes(site, steady),

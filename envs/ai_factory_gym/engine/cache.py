@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 
+from ai_factory_gym.engine.health import units_per_rack, working_share
 from ai_factory_gym.engine.layout import (
     PREFILL,
     Array,
@@ -171,6 +172,8 @@ def update_caches(params: Params, state: State, row: int, now_s: float) -> None:
             continue
         tier = state.cache[row, pool]
         racks = float(state.pool_int[row, pool, PoolInt.ACTIVE] + state.pool_int[row, pool, PoolInt.DRAINING])
+        # What is out of service in them has lost its share of what they kept.
+        racks *= working_share(state, row, pool)
         kept = 1.0
         if racks < tier[Tier.RACKS]:
             kept = racks / tier[Tier.RACKS]
@@ -238,7 +241,7 @@ def _hold(params: Params, state: State, row: int, pool: int, elapsed_s: float) -
     """
     contexts = state.context[row]
     spec = params.pool[pool]
-    units = state.pool_int[row, pool, PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
+    units = state.pool_int[row, pool, PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
     room = spec[PoolSpec.HOLD_SHARE] * units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]
     drop_per_s = 0.0
     if room > 0.0 and _all_held(params, contexts, pool, 0.0, elapsed_s) > room:

@@ -11,6 +11,7 @@ import math
 
 from ai_factory_gym.engine.cache import has_cache, leave_context
 from ai_factory_gym.engine.calendar import find_next, schedule, take_next
+from ai_factory_gym.engine.health import units_per_rack
 from ai_factory_gym.engine.heap import pop
 from ai_factory_gym.engine.layout import (
     NOBODY,
@@ -21,7 +22,6 @@ from ai_factory_gym.engine.layout import (
     Params,
     Pool,
     PoolInt,
-    PoolSpec,
     Site,
     SiteInt,
     SiteSpec,
@@ -66,7 +66,7 @@ def nearly_full(params: Params, state: State, row: int, pool: int) -> bool:
     numbers = state.pool[row, pool]
     if numbers[Pool.WAIT_S] > 0.0:
         return True
-    units = state.pool_int[row, pool, PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    units = state.pool_int[row, pool, PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
     places = units * numbers[Pool.MAX_BATCH]
     tokens = units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS] - numbers[Pool.HELD]
     return bool(numbers[Pool.IN_FLIGHT] > NEARLY * places or numbers[Pool.RESERVED] > NEARLY * tokens)
@@ -172,13 +172,13 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
     perf = state.perf[row, pool]
-    spec = params.pool[pool]
     clock = numbers[Pool.CLOCK]
     duty = numbers[Pool.DUTY]
     scoring = state.site[row, Site.SCORING]
     tokens_per_iteration = perf[DECODE_TOKENS_PER_ITERATION]
-    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
-    admitting = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
+    units = units_per_rack(params, state, row, pool)
+    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units
+    admitting = ints[PoolInt.ACTIVE] * units
     kv_room = admitting * perf[DECODE_KV_CAPACITY_TOKENS] - numbers[Pool.HELD]
     batch_room = admitting * numbers[Pool.MAX_BATCH]
     ready_keys = state.heap_key[row, pool, 0]
@@ -351,7 +351,7 @@ def predict_admission_wait(params: Params, state: State, row: int, pool: int, el
             cohort = state.cohort[row, state.heap_slot[row, pool, 0, entry]]
             requests += cohort[Cohort.COUNT]
             tokens += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
-    places = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK] * numbers[Pool.MAX_BATCH]
+    places = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool) * numbers[Pool.MAX_BATCH]
     if places - numbers[Pool.IN_FLIGHT] < 1.0:
         per_s = numbers[Pool.LEAVING] / numbers[Pool.TPOT_S]
         wait_s = requests / per_s

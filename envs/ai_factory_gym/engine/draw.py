@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.decode import nearly_full
+from ai_factory_gym.engine.decode import PACE_S, nearly_full
+from ai_factory_gym.engine.health import gpus_out, units_per_rack, working_share
 from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w, warm_coolant
 from ai_factory_gym.engine.layout import (
     COHORT,
@@ -24,7 +25,9 @@ from ai_factory_gym.engine.layout import (
     SiteSpec,
     State,
 )
+from ai_factory_gym.engine.prefill import server_seconds, uncached_work_s
 from ai_factory_gym.engine.racks import next_rack_change_s
+from ai_factory_gym.engine.smoothing import smooth_draw
 from ai_factory_gym.engine.supply import (
     JOULES_PER_KWH,
     JOULES_PER_MWH,
@@ -37,6 +40,7 @@ from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
+    PREFILL_STREAM_PER_TOKEN_S,
     compute_rate,
     decode_iteration_s,
 )
@@ -108,7 +112,9 @@ def pool_power_w(
     ints = state.pool_int[row, pool]
     share_compute = compute / busy if busy > 0.0 else 0.0
     share_memory = memory / busy if busy > 0.0 else 0.0
-    rack_w = rack_power_w(power, gpu_power_w(power, clock, busy, share_compute, share_memory))
+    # GPUs that are out of service draw nothing; switches, fans and pumps of their racks go on.
+    gpu_w = gpu_power_w(power, clock, busy, share_compute, share_memory) * working_share(state, row, pool)
+    rack_w = rack_power_w(power, gpu_w)
     return (
         (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * rack_w
         + ints[PoolInt.WAKING] * power[POWER_WAKE_RACK_W]
@@ -129,7 +135,7 @@ def _decode_power_w(
 ) -> float:
     """Return a decode pool's power with ``in_flight`` requests of ``context`` KV tokens each on average, W."""
     ints = state.pool_int[row, pool]
-    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     if in_flight <= 0.0 or replicas <= 0.0 or duty <= 0.0:
         return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
     iteration, compute_s, memory_s = decode_iteration_s(
@@ -174,7 +180,7 @@ def _most_busy(params: Params, state: State, row: int, pool: int, seconds: float
     """Return an upper bound of the share of the next ``seconds`` in which a prefill pool's racks run."""
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
-    servers = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    servers = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     if servers <= 0.0 or duty <= 0.0:
         return 0.0
     if params.site[SiteSpec.RESOLUTION] == COHORT:
@@ -213,7 +219,7 @@ def _most_power_w(
     in_flight = numbers[Pool.IN_FLIGHT]
     waiting = numbers[Pool.WAITING] - numbers[Pool.LATER]
     bound_for = in_flight + max(0.0, waiting)
-    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * spec[PoolSpec.UNITS_PER_RACK]
+    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     if bound_for <= 0.0:
         return _decode_power_w(params, state, row, pool, clock, duty, 0.0, 1.0)
     # Contexts grow while requests are decoded: from what the batch holds now to all that is promised to it.
@@ -448,7 +454,8 @@ def _limited_clock(params: Params, state: State, row: int, pool: int) -> float:
         return float(ceiling)
     others_w = pool_power_w(params, state, row, pool, ceiling, 0.0, 0.0, 0.0)
     power = state.power[row, pool]
-    others_w -= awake * rack_power_w(power, gpu_power_w(power, ceiling, 0.0, 0.0, 0.0))
+    idle_w = gpu_power_w(power, ceiling, 0.0, 0.0, 0.0) * working_share(state, row, pool)
+    others_w -= awake * rack_power_w(power, idle_w)
     if _active_rack_w(params, state, row, pool, ceiling, others_w, awake) <= limit_w:
         return float(ceiling)
     low = min(_LOWEST_CLOCK, ceiling)
@@ -661,18 +668,21 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         numbers[Pool.STEP_BUSY_S] += numbers[Pool.BUSY_S]
         numbers[Pool.STEP_CLOCK_S] += clock * elapsed
         awake = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
-        numbers[Pool.STEP_UNIT_S] += awake * params.pool[pool, PoolSpec.UNITS_PER_RACK] * elapsed
+        numbers[Pool.STEP_UNIT_S] += awake * units_per_rack(params, state, row, pool) * elapsed
         clock_sum += awake * clock
         awake_sum += awake
         it_w += watts
     facility_w = facility_power_w(params, state, row, it_w)
+    site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     grid_w = facility_w
-    if spec[SiteSpec.BATTERY_W] > 0.0:
+    if spec[SiteSpec.RAMP] > 0.0:
+        grid_w = smooth_draw(params, state, row, facility_w, elapsed)
+        facility_w += site[Site.BALLAST_W]
+    elif spec[SiteSpec.BATTERY_W] > 0.0:
         grid_w -= use_battery(params, state, row, facility_w, elapsed)
     over_w = max(0.0, grid_w - site[Site.CAP_W])
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w
-    site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     site[Site.STEP_S] += elapsed
     site[Site.STEP_ENERGY_J] += facility_w * elapsed
     site[Site.STEP_IT_ENERGY_J] += it_w * elapsed
@@ -694,6 +704,8 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
             for pool in range(params.pool.shape[0]):
                 if params.pool[pool, PoolSpec.COUPLING] == SEPARATE or params.pool[pool, PoolSpec.PHASE] == PREFILL:
                     site[Site.RACK_DOWN_S] += state.pool_int[row, pool, PoolInt.FAILED] * elapsed
+            if site[Site.FAULTS] > 1.0:
+                site[Site.GPU_DOWN_S] += gpus_out(params, state, row) * elapsed
         meter_quarter(site, grid_w, elapsed)
         if spec[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
             meter_peak(params, site, grid_w, elapsed)
@@ -715,3 +727,114 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         site[Site.OVERDRAW_S] = 0.0
     if spec[SiteSpec.HEAT_W_PER_K] > 0.0:
         warm_coolant(params, state, row, it_w, elapsed)
+
+
+@kernel
+def note_arrivals(params: Params, state: State, row: int, end_s: float, slice_end_s: float) -> None:
+    """Note what comes after ``end_s`` and before the end of the slice: it is not part of what a segment that ends then can draw."""
+    _note_later(params, state, row, end_s, slice_end_s)
+
+
+@kernel
+def surely_below(
+    params: Params, state: State, row: int, begin_s: float, end_s: float, slice_end_s: float, limit_w: float
+) -> bool:
+    """Tell whether facility draw is sure to stay at or below ``limit_w`` from ``begin_s`` to ``end_s``, only the operator's throttles in force.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        begin_s: From when on, s.
+        end_s: Until when, s.
+        slice_end_s: End of the present slice of the tick, s.
+        limit_w: Limit, W.
+    """
+    _note_later(params, state, row, end_s, slice_end_s)
+    return bool(_stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w))
+
+
+@kernel
+def _fluid_power_w(
+    params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float
+) -> float:
+    """Return a prefill pool's mean power over the next ``seconds`` at cohort resolution, W; less comes of it where requests are turned away.
+
+    It goes through the cohorts that arrive meanwhile as ``advance_prefill_fluid`` will, and takes of their effects on the mix of work those
+    that raise the draw.
+    """
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING])
+    rate = compute_rate(clock)
+    capacity = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool) * rate * duty
+    if capacity <= 0.0:
+        return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
+    busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
+    busy *= ints[PoolInt.ACTIVE] / present
+    compute = numbers[Pool.SHARE_COMPUTE]
+    memory = numbers[Pool.SHARE_MEMORY]
+    perf = state.perf[row, pool]
+    slot = ints[PoolInt.INBOX_HEAD]
+    while slot != NOBODY and state.cohort[row, slot, Cohort.KEY] < numbers[Pool.TIME_S] + seconds:
+        cohort = state.cohort[row, slot]
+        own = server_seconds(perf, cohort, rate)
+        scaling, _ = uncached_work_s(perf, cohort)
+        streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * (cohort[Cohort.PROMPT] - cohort[Cohort.CACHED]) * rate
+        work = cohort[Cohort.COUNT] * own
+        part = work / max(work, numbers[Pool.INFLOW] * params.site[SiteSpec.TICK_S])
+        compute += part * max(0.0, scaling / own - compute)
+        memory += part * max(0.0, streaming / own - memory)
+        slot = state.link[row, slot]
+    return pool_power_w(params, state, row, pool, clock, busy, busy * compute, busy * memory)
+
+
+@kernel
+def planned_draw_w(
+    params: Params,
+    state: State,
+    row: int,
+    seconds: float,
+    clock_limit: float,
+    prefill_duty: float,
+    decode_duty: float,
+) -> float:
+    """Return an upper bound of the mean facility power of a segment that has been planned, W, its clocks and duties lowered to those given.
+
+    Up to ``PACE_S`` long it is close at cohort resolution: iterations are timed by a batch that is known beforehand, and what flows into
+    prefill is known too.
+
+    Args:
+        params: Site parameters.
+        state: Engine state; ``plan_segment`` has set clocks and duties, and noted what comes later.
+        row: Row.
+        seconds: Length of the segment, s.
+        clock_limit: Highest clock.
+        prefill_duty: Largest share of time prefill may run.
+        decode_duty: Largest share of time iterations may run.
+    """
+    it_w = 0.0
+    paced = seconds <= PACE_S + _SHORTEST_S and params.site[SiteSpec.RESOLUTION] == COHORT
+    for pool in range(params.pool.shape[0]):
+        numbers = state.pool[row, pool]
+        prefill = params.pool[pool, PoolSpec.PHASE] == PREFILL
+        clock = min(clock_limit, numbers[Pool.CLOCK])
+        duty = min(prefill_duty if prefill else decode_duty, numbers[Pool.DUTY])
+        if params.pool[pool, PoolSpec.COUPLING] != SEPARATE:
+            if prefill:
+                partner = state.pool[row, int(params.pool[pool, PoolSpec.PARTNER])]
+                both = min(clock_limit, max(numbers[Pool.CLOCK], partner[Pool.CLOCK]))
+                other = min(decode_duty, partner[Pool.DUTY])
+                it_w += _most_pair_w(params, state, row, pool, seconds, both, duty, other)
+            continue
+        watts = 0.0
+        batch = numbers[Pool.PACED_IN_FLIGHT]
+        running = not prefill and numbers[Pool.IN_FLIGHT] > 0.0 and batch > 0.0
+        if running:
+            watts = _decode_power_w(params, state, row, pool, clock, duty, batch, numbers[Pool.PACED_CONTEXT] / batch)
+        if prefill and paced:
+            watts = _fluid_power_w(params, state, row, pool, seconds, clock, duty)
+        elif not (running and paced):
+            watts = max(watts, _most_power_w(params, state, row, pool, seconds, clock, duty))
+        it_w += watts
+    return float(facility_power_w(params, state, row, it_w))

@@ -12,6 +12,9 @@ that is struck is counted through the pools of its family, active racks first, t
 * Where a pool has no active rack left, what is bound for it goes to other pools, if there are any.
 * What a prefix cache had for a request that goes elsewhere it does not find there: it works off its whole prompt.
 * A rack taken out for maintenance is emptied like one that is put to sleep: nothing is lost that the other racks have room for.
+* A fault may take only a part of its rack: the replicas on a group of GPUs, or in one NVLink domain (``engine.health``). The requests on
+  these are lost as above, the rest of the rack serves on, and the part serves again when it is repaired and has loaded the model. Where it would
+  leave nothing of the rack, or of all awake racks of the pool, it takes the rack.
 * A rack that fails asleep is out just as long. One that has failed already cannot fail again. A failed rack draws what a sleeping one does; when
   it is repaired it sleeps, and wakes if it is ordered to.
 """
@@ -23,16 +26,28 @@ import math
 from ai_factory_gym.engine.arrivals import group_of, route, route_decode, size_class
 from ai_factory_gym.engine.cache import find_nothing, has_cache
 from ai_factory_gym.engine.calendar import schedule
+from ai_factory_gym.engine.health import (
+    come_with_rack,
+    count_out,
+    go_with_rack,
+    home_of,
+    parts_out,
+    units_per_rack,
+    working_share,
+)
 from ai_factory_gym.engine.heap import push
 from ai_factory_gym.engine.layout import (
     COHORT,
     DAYS,
     DECODE,
+    LINK_DOMAIN,
     MAINTENANCE,
     NOBODY,
     PREFILL,
+    RACK,
     SEPARATE,
     SHARED_GPUS,
+    SHARED_POWER,
     Cohort,
     CohortInt,
     Fault,
@@ -60,6 +75,7 @@ from ai_factory_gym.physics.performance import (
     compute_rate,
     prefill_work_s,
 )
+from ai_factory_gym.physics.power import POWER_GPUS
 
 _NOW_S = 1e-6
 
@@ -121,7 +137,13 @@ def strike_and_repair(params: Params, state: State, row: int, now_s: float) -> N
             _strike(params, state, row, index, now_s)
         if event[Fault.BACK_S] <= now_s + _NOW_S:
             event[Fault.BACK_S] = math.inf
-            _bring_back(params, state, row, int(event[Fault.WHERE]))
+            if event[Fault.REPLICAS] > 0.0:
+                event[Fault.REPLICAS] = 0.0
+                count_out(params, state, row, int(event[Fault.WHERE]))
+            else:
+                _bring_back(params, state, row, int(event[Fault.WHERE]))
+                if site[Site.FAULTS] > 1.0:
+                    come_with_rack(params, state, row, int(event[Fault.WHERE]), index)
         next_s = min(next_s, event[Fault.BACK_S])
     site[Site.NEXT_FAULT_S] = next_s
 
@@ -165,11 +187,14 @@ def _find(params: Params, state: State, row: int, first: int, number: int, kind:
 
 @kernel
 def _strike(params: Params, state: State, row: int, index: int, now_s: float) -> None:
-    """Take a rack out of service, and with it what is on it."""
+    """Take a rack out of service, or a part of it, and with it what is on it."""
     event = state.fault[row, index]
     kind = int(event[Fault.KIND])
     pool, column = _find(params, state, row, int(event[Fault.POOL]), int(event[Fault.RACK]), kind)
     if column == PoolInt.FAILED:
+        return
+    in_part = state.site[row, Site.FAULTS] > 1.0
+    if in_part and event[Fault.DOMAIN] != RACK and _strike_part(params, state, row, index, pool, column, now_s):
         return
     event[Fault.WHERE] = pool
     event[Fault.BACK_S] = now_s + event[Fault.LASTS_S]
@@ -177,6 +202,13 @@ def _strike(params: Params, state: State, row: int, index: int, now_s: float) ->
     ints = state.pool_int[row, pool]
     serving = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING])
     partner = int(params.pool[pool, PoolSpec.PARTNER]) if _shares_racks(params, pool) else -1
+    lost = 1.0 / serving if serving > 0.0 else 0.0
+    lost_too = lost
+    if in_part:
+        lost = _lost_with_rack(params, state, row, index, pool, column)
+        lost_too = lost
+        if partner >= 0 and params.pool[pool, PoolSpec.COUPLING] == SHARED_POWER:
+            lost_too = _lost_with_rack(params, state, row, index, partner, column)
     _take_rack(params, state, row, pool, column)
     if partner >= 0:
         _take_rack(params, state, row, partner, column)
@@ -187,7 +219,7 @@ def _strike(params: Params, state: State, row: int, index: int, now_s: float) ->
         if member < 0:
             continue
         # Before maintenance a rack is emptied: only what fits nowhere else is lost.
-        share = 0.0 if kind == MAINTENANCE else 1.0 / serving
+        share = 0.0 if kind == MAINTENANCE else lost if turn == 0 else lost_too
         if params.pool[member, PoolSpec.PHASE] == PREFILL:
             _lose_prefill(params, state, row, member, share, event[Fault.TURN])
         else:
@@ -202,12 +234,86 @@ def _strike(params: Params, state: State, row: int, index: int, now_s: float) ->
 
 
 @kernel
+def _strike_part(params: Params, state: State, row: int, index: int, pool: int, column: int, now_s: float) -> bool:
+    """Take a part of a rack out of service, and what is on it; tell whether that is all the fault takes. Else it takes the rack."""
+    event = state.fault[row, index]
+    place = event[Fault.PLACE]
+    if params.pool[pool, PoolSpec.COUPLING] == SHARED_POWER:
+        # Which of the two kinds of GPU is struck; what is left of the draw is even again.
+        partner = int(params.pool[pool, PoolSpec.PARTNER])
+        mine = params.power[pool, POWER_GPUS] / (params.power[pool, POWER_GPUS] + params.power[partner, POWER_GPUS])
+        if place >= mine:
+            pool = partner
+            place = (place - mine) / (1.0 - mine)
+        else:
+            place /= mine
+    spec = params.pool[pool]
+    per_rack = spec[PoolSpec.REPLICAS_PER_RACK]
+    taken = spec[PoolSpec.DOMAIN_REPLICAS] if event[Fault.DOMAIN] == LINK_DOMAIN else spec[PoolSpec.GROUP_REPLICAS]
+    if taken >= per_rack and spec[PoolSpec.COUPLING] != SHARED_POWER:
+        return False
+    ints = state.pool_int[row, pool]
+    serves = column == PoolInt.ACTIVE or column == PoolInt.DRAINING
+    racks = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING] if serves else ints[PoolInt.WAKING] + ints[PoolInt.ASLEEP]
+    home = home_of(params, pool)
+    _, out = parts_out(state, row, home, 1.0 if serves else 0.0)
+    if place * racks * per_rack < out:
+        # GPUs that are out already cannot fail again.
+        return True
+    left = racks * per_rack - out - taken
+    if left < 1.0:
+        return False
+    event[Fault.WHERE] = home
+    event[Fault.BACK_S] = now_s + event[Fault.LASTS_S] + spec[PoolSpec.SWITCH_S]
+    event[Fault.REPLICAS] = taken
+    event[Fault.AWAKE] = 1.0 if serves else 0.0
+    state.site[row, Site.GROUPS_STRUCK] += state.site[row, Site.SCORING]
+    count_out(params, state, row, pool)
+    if not serves:
+        return True
+    other = int(spec[PoolSpec.PARTNER]) if spec[PoolSpec.COUPLING] == SHARED_GPUS else -1
+    for turn in range(2):
+        member = pool if turn == 0 else other
+        if member < 0:
+            continue
+        phase = int(params.pool[member, PoolSpec.PHASE])
+        if ints[PoolInt.ACTIVE] > 0:
+            for group in range(state.weight.shape[2]):
+                _lower_share(state, row, phase, group, member, left / (left + taken))
+        if phase == PREFILL:
+            _lose_prefill(params, state, row, member, taken / (left + taken), event[Fault.TURN])
+        else:
+            _lose_batch(params, state, row, member, taken / (left + taken), event[Fault.TURN])
+    return True
+
+
+@kernel
+def _lost_with_rack(params: Params, state: State, row: int, index: int, pool: int, column: int) -> float:
+    """Return the share of a pool's work that is on a rack which goes out of service; what was out in it goes with it."""
+    event = state.fault[row, index]
+    ints = state.pool_int[row, pool]
+    serves = column == PoolInt.ACTIVE or column == PoolInt.DRAINING
+    racks = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING] if serves else ints[PoolInt.WAKING] + ints[PoolInt.ASLEEP]
+    working = racks * working_share(state, row, pool)
+    out = go_with_rack(params, state, row, pool, 1.0 if serves else 0.0, racks, event[Fault.PLACE], index)
+    if not serves:
+        return 0.0
+    mine = 1.0 - out / params.pool[pool, PoolSpec.REPLICAS_PER_RACK]
+    return float(min(1.0, mine / working))
+
+
+@kernel
 def _take_rack(params: Params, state: State, row: int, pool: int, column: int) -> None:
     """Count a rack as failed that was in the state of ``column``, and route the less to its pool."""
     ints = state.pool_int[row, pool]
     before = ints[column]
     ints[column] -= 1
     ints[PoolInt.FAILED] += 1
+    if state.site[row, Site.FAULTS] > 1.0:
+        if column == PoolInt.ACTIVE or column == PoolInt.DRAINING:
+            # It has not fallen asleep: what is out in the others stays there.
+            ints[PoolInt.AWAKE_SEEN] -= 1
+        count_out(params, state, row, pool)
     if column == PoolInt.WAKING:
         cancel(state, row, pool, WAKE, 1)
     elif column == PoolInt.DRAINING:
@@ -373,7 +479,7 @@ def _excess(params: Params, state: State, row: int, pool: int, slot: int) -> flo
     numbers = state.pool[row, pool]
     perf = state.perf[row, pool]
     cohort = state.cohort[row, slot]
-    units = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    units = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     held = cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
     tokens = numbers[Pool.RESERVED] - units * perf[DECODE_KV_CAPACITY_TOKENS]
     places = numbers[Pool.IN_FLIGHT] - units * params.pool[pool, PoolSpec.MAX_BATCH]
@@ -431,7 +537,7 @@ def _lose_prefill(params: Params, state: State, row: int, pool: int, share: floa
     slots = state.heap_slot[row, pool, 1]
     size = ints[PoolInt.DUE]
     racks = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
-    lanes = int(math.ceil(racks * params.pool[pool, PoolSpec.UNITS_PER_RACK] - 1e-9))
+    lanes = int(math.ceil(racks * units_per_rack(params, state, row, pool) - 1e-9))
     kept = 0
     for entry in range(size):
         key = keys[entry]

@@ -21,6 +21,7 @@ from ai_factory_gym.engine.coupled import (
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
 from ai_factory_gym.engine.draw import meter_segment, plan_segment
 from ai_factory_gym.engine.faults import slots_for_faults, strike_and_repair
+from ai_factory_gym.engine.health import follow_racks, working_share
 from ai_factory_gym.engine.layout import (
     DECODE,
     PREFILL,
@@ -40,6 +41,7 @@ from ai_factory_gym.engine.layout import (
     Tier,
 )
 from ai_factory_gym.engine.ledger import held_at_most_s, sweep
+from ai_factory_gym.engine.limiter import limit_ramp, ramp_horizon_s
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
 from ai_factory_gym.engine.reference import params_of, state_of
@@ -80,7 +82,7 @@ def set_routing(params: Params, state: State, row: int, phase: int, group: int, 
             continue
         ints = state.pool_int[row, pool]
         if ints[PoolInt.ACTIVE] > 0 and not ints[PoolInt.CLOSED]:
-            capacity = ints[PoolInt.ACTIVE] * params.capacity[phase, group, pool]
+            capacity = ints[PoolInt.ACTIVE] * params.capacity[phase, group, pool] * working_share(state, row, pool)
             if phase == PREFILL:
                 capacity *= compute_rate(state.pool[row, pool, Pool.CLOCK_CEILING])
             shares[pool] = capacity * bias[pool]
@@ -193,6 +195,7 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_PENALTY_USD] = 0.0
     site[Site.STEP_WEAR_USD] = 0.0
     site[Site.STEP_COINCIDENT_USD] = 0.0
+    site[Site.STEP_BALLAST_J] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -263,7 +266,15 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     if state.site[row, Site.FAULTS] > 0.0:
         strike_and_repair(params, state, row, begin_s)
     advance_racks(params, state, row, begin_s)
+    slice_end_s = end_s
+    ramp = params.site[SiteSpec.RAMP] > 0.0
+    if ramp:
+        end_s = ramp_horizon_s(params, state, row, begin_s, end_s)
+    if state.site[row, Site.FAULTS] > 1.0:
+        follow_racks(params, state, row)
     end_s = plan_segment(params, state, row, begin_s, end_s)
+    if ramp:
+        limit_ramp(params, state, row, begin_s, end_s, slice_end_s)
     pools = params.pool.shape[0]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     for pool in range(pools):

@@ -24,6 +24,9 @@ COHORT, REQUEST = 0, 1
 BREAKDOWN, MAINTENANCE = 0, 1
 """Why a rack goes out of service: a fault, which loses what is on it; or work that was planned."""
 
+RACK, GPU_GROUP, LINK_DOMAIN = 0, 1, 2
+"""What a fault takes: the rack with all that is in it; the replicas of one group of GPUs (a tray); those of one NVLink domain."""
+
 NOBODY = -1
 """End of a linked list of cohorts."""
 
@@ -114,7 +117,15 @@ class SiteSpec(IntEnum):
     COOLANT_LIMIT_C = 37
     LOOP_S = 38  # time constant of the loop
     COINCIDENT_USD_PER_W = 39  # charge for the mean draw in a quarter of an hour in which the grid has a peak
-    FAULTS = 40  # 1 where racks may go out of service, by the task; whether they do in an episode is in State.site
+    FAULTS = 40  # 1 where racks may go out of service, 2 where parts of racks may, by the task; what happens in an episode is in State.site
+    RAMP = 41  # 1 where the draw from the grid has a ramp limit
+    RAMP_UP_W_PER_S = 42  # how fast it may rise; inf without a limit
+    RAMP_DOWN_W_PER_S = 43  # how fast it may fall; inf without a limit
+    BALLAST_W = 44  # largest power of the dummy load
+    STORAGE_W = 45  # largest power of the racks' energy storage, in and out; 0 where there is none
+    STORAGE_J = 46  # what it holds
+    STORAGE_EFFICIENCY = 47  # of one way
+    STORAGE_REST_J = 48  # charge to which it returns when nothing is asked of it
 
 
 class PoolSpec(IntEnum):
@@ -138,6 +149,8 @@ class PoolSpec(IntEnum):
     SWITCH_S = 15
     MODEL = 16  # place of its model among those of the site
     HOLD_SHARE = 17  # decode: share of the KV memory that may hold contexts of sessions between turns
+    GROUP_REPLICAS = 18  # replicas that a fault of one group of GPUs takes
+    DOMAIN_REPLICAS = 19  # and one of an NVLink domain
 
 
 class ClassSpec(IntEnum):
@@ -258,12 +271,30 @@ class Site(IntEnum):
     COINCIDENT_SUM_W = 67  # mean draws of those that are over, added up
     COINCIDENT_COUNT = 68
     STEP_COINCIDENT_USD = 69
-    FAULTS = 70  # 1 where racks may go out of service in this episode
+    FAULTS = 70  # 1 where racks may go out of service in this episode, 2 where parts of racks may too
     NEXT_FAULT_S = 71  # when the next one goes or comes back
     RACKS_STRUCK = 72  # racks that have gone out of service
     RESTARTED = 73  # requests that were lost with a rack and started anew
     LOST_TOKENS = 74  # output tokens they had been given
     RACK_DOWN_S = 75  # rack-seconds out of service
+    RAMP_ON = 76  # 1 while the ramp limits hold: from the start of the scored window on
+    RAMP_W = 77  # mean draw from the grid in the last segment
+    RAMP_S = 78  # how long that was
+    RAMP_SPARE_W = 79  # what that was above the demand of the site: charged, or burnt
+    RAMP_LIMITS = 80  # 1 while the limiter lowers clocks or duties
+    # Draw above its demand that the site would have now: for a rack that waits to be woken, or for the limiter.
+    RAMP_RESERVE_W = 81
+    RAMP_LIMITED_S = 82  # time under the limiter
+    RAMP_EXCESS_W = 83  # what the draw moved faster than its limits allow, added up
+    BALLAST_W = 84  # of the last segment
+    BALLAST_J = 85
+    STEP_BALLAST_J = 86
+    STORAGE_CHARGE_J = 87
+    STORAGE_IN_J = 88  # drawn to charge the racks' storage
+    STORAGE_OUT_J = 89  # given by it
+    HELD_RACK_S = 90  # rack-seconds in which racks that were ordered awake waited for the ramp
+    GROUPS_STRUCK = 91  # parts of racks that have gone out of service
+    GPU_DOWN_S = 92  # GPU-seconds out of service in racks that are not
 
 
 class SiteInt(IntEnum):
@@ -338,6 +369,10 @@ class Pool(IntEnum):
     LATER_TOKENS = 53  # their prompt + output tokens
     PREFILL_SHARE = 54  # decode on shared GPUs: share of their time that prefill took in the last segment
     HELD = 55  # KV tokens of sessions between turns; 0 without a prefix cache
+    OUT_SHARE = (
+        56  # share of the replicas of its awake racks that is out of service; 0 without faults of parts of racks
+    )
+    OUT_REPLICAS = 56  # replicas out of service in racks that are not, awake or resting
 
 
 class PoolInt(IntEnum):
@@ -360,6 +395,8 @@ class PoolInt(IntEnum):
     ASSIGNED = 14  # cohorts anywhere in the site that are bound for this pool
     CLOSED = 15  # 1 while the pool takes no new requests because its last rack is to sleep
     MOVING = 16  # of the draining racks, those that go to the sibling when they are done
+    HELD = 17  # of the sleeping racks, those that are to wake as soon as the ramp limit has room for it
+    AWAKE_SEEN = 18  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
 
 
 class Class(IntEnum):
@@ -483,7 +520,13 @@ class Fault(IntEnum):
     TURN = 5  # in [0, 1): decides which requests are on the rack
     DONE = 6  # 1 once it has happened
     WHERE = 7  # pool whose rack it took
-    BACK_S = 8  # when that rack may be woken again; inf while it is not out
+    BACK_S = 8  # when that rack may be woken again, or that part of it serves again; inf while it is not out
+    DOMAIN = 9  # RACK, GPU_GROUP or LINK_DOMAIN: what it is to take
+    PLACE = 10  # in [0, 1): where in the rack, and which of those in its state
+    REPLICAS = (
+        11  # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
+    )
+    AWAKE = 11  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
 
 
 class CapStep(IntEnum):

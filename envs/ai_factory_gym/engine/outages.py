@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import BREAKDOWN, MAINTENANCE, Array, Fault
+from ai_factory_gym.engine.layout import BREAKDOWN, GPU_GROUP, LINK_DOMAIN, MAINTENANCE, RACK, Array, Fault
 from ai_factory_gym.scenarios.faults import MaintenanceSpec
 from ai_factory_gym.sites.reliability import ReliabilityConfig
 
@@ -53,7 +53,10 @@ def draw_faults(
         float64[events, Fault] in order of time.
     """
     # Faults and maintenance have a stream each, so that neither changes the other.
-    of_faults, of_service = rng.spawn(2)
+    # So have the parts of racks that faults take: what fails when, and for how long in its kind's mean, does not depend on them.
+    of_faults, of_service, of_parts = rng.spawn(3)
+    group_s = spec.gpu_group_repair_s or spec.repair_s
+    link_s = spec.nvlink_domain_repair_s or spec.repair_s
     found = []
     for pool, count, each in zip(pools, racks, gpus, strict=True):
         mean = rate_factor * spec.gpu_faults_per_hour * each * count * span_s / 3600.0
@@ -64,6 +67,15 @@ def draw_faults(
             event[Fault.TURN] = of_faults.uniform()
             hardware = of_faults.uniform() < spec.hardware_share
             lasts_s = of_faults.exponential(spec.repair_s)
+            domain, event[Fault.PLACE] = of_parts.uniform(size=2)
+            if domain < spec.gpu_group_share:
+                event[Fault.DOMAIN] = GPU_GROUP
+                lasts_s *= group_s / spec.repair_s
+            elif domain < spec.gpu_group_share + spec.nvlink_domain_share:
+                event[Fault.DOMAIN] = LINK_DOMAIN
+                lasts_s *= link_s / spec.repair_s
+            else:
+                event[Fault.DOMAIN] = RACK
             event[Fault.LASTS_S] = lasts_s if hardware else 0.0
             found.append(event)
     for window in maintenance:
@@ -80,6 +92,7 @@ def draw_faults(
                     event[Fault.TIME_S] = begin_s
                     event[Fault.RACK] = math.floor(places[turn, 0] * racks[homes[turn]])
                     event[Fault.TURN] = places[turn, 1]
+                    event[Fault.PLACE] = places[turn, 0] * racks[homes[turn]] % 1.0
                     event[Fault.LASTS_S] = lasts_s
                     found.append(event)
     if not found:

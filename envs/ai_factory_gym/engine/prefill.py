@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.cache import begin_prefill, has_cache
+from ai_factory_gym.engine.health import units_per_rack, working_share
 from ai_factory_gym.engine.heap import pop, push
 from ai_factory_gym.engine.layout import (
     COHORT,
@@ -74,7 +75,7 @@ def hand_over(params: Params, state: State, row: int, pool: int, slot: int, now_
     ints = state.cohort_int[row, slot]
     numbers = state.pool[row, pool]
     racks = state.pool_int[row, pool, PoolInt.ACTIVE] + state.pool_int[row, pool, PoolInt.DRAINING]
-    replicas = max(1.0, racks * params.pool[pool, PoolSpec.REPLICAS_PER_RACK])
+    replicas = max(1.0, racks * (params.pool[pool, PoolSpec.REPLICAS_PER_RACK] * working_share(state, row, pool)))
     sent = cohort[Cohort.PROMPT]
     if has_cache(params):
         sent -= cohort[Cohort.HELD]
@@ -176,9 +177,9 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     ints = state.pool_int[row, pool]
     rate = compute_rate(numbers[Pool.CLOCK])
     # Lanes that share their GPUs with decode may be a fraction of one fewer: the servers are then as much slower.
-    lanes = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    lanes = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
     servers = int(math.ceil(lanes - 1e-9))
-    present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     keys = state.heap_key[row, pool, 1]
     slots = state.heap_slot[row, pool, 1]
     time_s = numbers[Pool.TIME_S]
@@ -268,7 +269,7 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
     ints = state.pool_int[row, pool]
     perf = state.perf[row, pool]
     rate = compute_rate(numbers[Pool.CLOCK])
-    servers = ints[PoolInt.ACTIVE] * params.pool[pool, PoolSpec.UNITS_PER_RACK]
+    servers = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
     speed = rate * numbers[Pool.DUTY]
     capacity = servers * speed
     inflow = numbers[Pool.INFLOW]

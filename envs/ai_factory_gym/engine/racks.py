@@ -16,11 +16,13 @@ from ai_factory_gym.engine.layout import (
     PoolInt,
     PoolSpec,
     Site,
+    SiteSpec,
     State,
     Transition,
 )
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
+from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, gpu_power_w, rack_power_w
 
 WAKE, DRAIN = 0, 1
 
@@ -64,6 +66,7 @@ def order_racks(params: Params, state: State, row: int, pool: int, target: int, 
     ints = state.pool_int[row, pool]
     numbers = state.pool[row, pool]
     awake = ints[PoolInt.ACTIVE] + ints[PoolInt.WAKING]
+    ints[PoolInt.HELD] = 0
     if target > 0:
         ints[PoolInt.CLOSED] = 0
     if target > awake:
@@ -73,10 +76,10 @@ def order_racks(params: Params, state: State, row: int, pool: int, target: int, 
             _call_back(state, row, pool, back)
         wake = min(wanted - back, ints[PoolInt.ASLEEP])
         if wake > 0:
-            ints[PoolInt.ASLEEP] -= wake
-            ints[PoolInt.WAKING] += wake
-            _schedule(state, row, pool, WAKE, now_s + spec[PoolSpec.WAKE_S], wake)
-            numbers[Pool.DWELL_UNTIL_S] = now_s + spec[PoolSpec.WAKE_S] + spec[PoolSpec.DWELL_S]
+            if keeps_ramp(params, state, row):
+                ints[PoolInt.HELD] = wake
+            else:
+                wake_racks(params, state, row, pool, wake, now_s)
     elif target < awake and now_s >= numbers[Pool.DWELL_UNTIL_S]:
         if target == 0:
             ints[PoolInt.CLOSED] = 1
@@ -85,6 +88,59 @@ def order_racks(params: Params, state: State, row: int, pool: int, target: int, 
             ints[PoolInt.ACTIVE] -= sleep
             ints[PoolInt.DRAINING] += sleep
             _schedule(state, row, pool, DRAIN, now_s + spec[PoolSpec.DRAIN_S], sleep)
+
+
+@inlined_kernel
+def keeps_ramp(params: Params, state: State, row: int) -> bool:
+    """Tell whether the draw from the grid has a limit of how fast it may rise, so that racks wait for it before they start."""
+    spec = params.site
+    limited = spec[SiteSpec.RAMP] > 0.0 and spec[SiteSpec.RAMP_UP_W_PER_S] < math.inf
+    return bool(limited and state.site[row, Site.RAMP_ON] > 0.0)
+
+
+@inlined_kernel
+def waking_w(state: State, row: int, pool: int) -> float:
+    """Return what a sleeping rack draws more once it wakes, W of IT."""
+    power = state.power[row, pool]
+    return float(power[POWER_WAKE_RACK_W] - power[POWER_SLEEP_RACK_W])
+
+
+@kernel
+def switching_w(params: Params, state: State, row: int, pool: int, by_s: float) -> float:
+    """Return what those racks of a pool that change their role by ``by_s`` will draw more than idle, W of IT; 0 where there are none."""
+    moving = state.pool_int[row, pool, PoolInt.MOVING]
+    if moving == 0:
+        return 0.0
+    due = 0.0
+    for entry in range(state.transition.shape[3]):
+        if state.transition[row, pool, DRAIN, entry, Transition.DONE_S] <= by_s:
+            due += state.transition[row, pool, DRAIN, entry, Transition.RACKS]
+    other = int(params.pool[pool, PoolSpec.SIBLING])
+    power = state.power[row, pool]
+    idle_w = rack_power_w(power, gpu_power_w(power, 1.0, 0.0, 0.0, 0.0))
+    return float(min(due, moving) * max(0.0, state.power[row, other, POWER_WAKE_RACK_W] - idle_w))
+
+
+@kernel
+def wake_racks(params: Params, state: State, row: int, pool: int, racks: int, now_s: float) -> None:
+    """Begin to wake ``racks`` sleeping racks."""
+    spec = params.pool[pool]
+    ints = state.pool_int[row, pool]
+    ints[PoolInt.ASLEEP] -= racks
+    ints[PoolInt.WAKING] += racks
+    _schedule(state, row, pool, WAKE, now_s + spec[PoolSpec.WAKE_S], racks)
+    state.pool[row, pool, Pool.DWELL_UNTIL_S] = now_s + spec[PoolSpec.WAKE_S] + spec[PoolSpec.DWELL_S]
+
+
+@kernel
+def _may_switch(params: Params, state: State, row: int, pool: int, now_s: float) -> bool:
+    """Tell whether the ramp limit has room for the racks of a pool that are to change their role now, should there be any."""
+    site = state.site[row]
+    step_w = switching_w(params, state, row, pool, now_s + 1e-6) * site[Site.PUE]
+    if site[Site.RAMP_SPARE_W] < step_w * (1.0 - 1e-6):
+        return False
+    site[Site.RAMP_SPARE_W] = max(0.0, site[Site.RAMP_SPARE_W] - step_w)
+    return True
 
 
 @kernel
@@ -225,6 +281,8 @@ def advance_racks(params: Params, state: State, row: int, now_s: float) -> None:
     for pool in range(pools):
         ints = state.pool_int[row, pool]
         if ints[PoolInt.DRAINING] > 0 and _may_leave(params, state, row, pool):
+            if keeps_ramp(params, state, row) and not _may_switch(params, state, row, pool, now_s):
+                continue
             entries = state.transition[row, pool, DRAIN]
             for entry in range(entries.shape[0]):
                 if entries[entry, Transition.DONE_S] <= now_s + 1e-6:
@@ -280,7 +338,10 @@ def _fits_without_draining(params: Params, state: State, row: int, pool: int) ->
     """Tell whether the active racks alone can carry what the pool is serving."""
     ints = state.pool_int[row, pool]
     spec = params.pool[pool]
+    # All that is out of service may be in the racks that stay.
+    awake = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
     units = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
+    units -= awake * spec[PoolSpec.UNITS_PER_RACK] * state.pool[row, pool, Pool.OUT_SHARE]
     if spec[PoolSpec.PHASE] == PREFILL:
         return bool(ints[PoolInt.BUSY] <= math.ceil(units - 1e-9))
     numbers = state.pool[row, pool]

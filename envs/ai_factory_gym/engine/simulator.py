@@ -12,6 +12,7 @@ from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     CHANCE,
     PREFILL,
+    RACK,
     REQUEST,
     Array,
     CapStep,
@@ -209,10 +210,11 @@ class Engine:
         site[Site.CAP_W] = episode.cap_steps[0, CapStep.CAP_W]
         site[list(_OUTSIDE)] = episode.world[0, list(_OUTSIDE.values())]
         site[Site.BATTERY_CHARGE_J] = params.site[SiteSpec.BATTERY_INITIAL_J]
+        site[Site.STORAGE_CHARGE_J] = params.site[SiteSpec.STORAGE_REST_J]
         site[Site.VARIES] = float(np.ptp(episode.world[:, [World.USD_PER_MWH, World.G_PER_KWH]], axis=0).any())
         if episode.faults is not None and len(episode.faults):
             state.fault[row, : len(episode.faults)] = episode.faults
-            site[Site.FAULTS] = 1.0
+            site[Site.FAULTS] = 2.0 if np.any(episode.faults[:, Fault.DOMAIN] != RACK) else 1.0
             site[Site.NEXT_FAULT_S] = episode.faults[0, Fault.TIME_S]
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
@@ -357,6 +359,9 @@ class Engine:
             Site.PEAK_LEFT_S,
             Site.FAULTS,
             Site.NEXT_FAULT_S,
+            Site.RAMP_W,
+            Site.RAMP_S,
+            Site.STORAGE_CHARGE_J,
         ]
         kept = {column: site[column] for column in keep}
         if self.params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
@@ -365,6 +370,7 @@ class Engine:
         for column, value in kept.items():
             site[column] = value
         site[Site.SCORING] = 1.0
+        site[Site.RAMP_ON] = self.params.site[SiteSpec.RAMP]
         history = (
             Class.RATE,
             Class.RATE_LAG1,

@@ -32,12 +32,32 @@ def use_battery(params: Params, state: State, row: int, facility_w: float, elaps
     """
     site = state.site[row]
     spec = params.site
-    efficiency = spec[SiteSpec.BATTERY_EFFICIENCY]
     order = site[Site.BATTERY_ORDER]
     wanted_w = max(order * spec[SiteSpec.BATTERY_W], facility_w - site[Site.CAP_W])
-    out_w = 0.0
     if wanted_w > 0.0:
         out_w = min(wanted_w, facility_w, battery_help_w(params, state, row, elapsed))
+    else:
+        room_w = battery_room_w(params, state, row, elapsed)
+        out_w = -max(0.0, min(-order * spec[SiteSpec.BATTERY_W], site[Site.CAP_W] - facility_w, room_w))
+    book_battery(params, state, row, out_w, elapsed)
+    return float(out_w)
+
+
+@inlined_kernel
+def battery_room_w(params: Params, state: State, row: int, seconds: float) -> float:
+    """Return the draw that fills the battery in ``seconds``, W; its largest power is another limit."""
+    spec = params.site
+    room_j = spec[SiteSpec.BATTERY_J] - state.site[row, Site.BATTERY_CHARGE_J]
+    return float(room_j / (spec[SiteSpec.BATTERY_EFFICIENCY] * seconds))
+
+
+@kernel
+def book_battery(params: Params, state: State, row: int, out_w: float, elapsed: float) -> None:
+    """Book that the battery gave ``out_w`` for ``elapsed`` seconds; negative is what it took. Both are within what it can."""
+    site = state.site[row]
+    spec = params.site
+    efficiency = spec[SiteSpec.BATTERY_EFFICIENCY]
+    if out_w > 0.0:
         taken_j = out_w * elapsed / efficiency
         site[Site.BATTERY_CHARGE_J] = max(0.0, site[Site.BATTERY_CHARGE_J] - taken_j)
         loss_j = taken_j - out_w * elapsed
@@ -45,16 +65,13 @@ def use_battery(params: Params, state: State, row: int, facility_w: float, elaps
         wear_usd = out_w * elapsed / JOULES_PER_MWH * spec[SiteSpec.BATTERY_USD_PER_MWH]
         site[Site.STEP_WEAR_USD] += site[Site.SCORING] * wear_usd
     else:
-        room_w = (spec[SiteSpec.BATTERY_J] - site[Site.BATTERY_CHARGE_J]) / (efficiency * elapsed)
-        in_w = max(0.0, min(-order * spec[SiteSpec.BATTERY_W], site[Site.CAP_W] - facility_w, room_w))
+        in_w = -out_w
         stored_j = in_w * elapsed * efficiency
         site[Site.BATTERY_CHARGE_J] = min(spec[SiteSpec.BATTERY_J], site[Site.BATTERY_CHARGE_J] + stored_j)
         loss_j = in_w * elapsed - stored_j
         site[Site.BATTERY_IN_J] += site[Site.SCORING] * in_w * elapsed
-        out_w = -in_w
     site[Site.STEP_BATTERY_LOSS_J] += loss_j
     site[Site.BATTERY_OUT_W] = out_w
-    return out_w
 
 
 @inlined_kernel

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ai_factory_gym.errors import ConfigError, check_range
+from ai_factory_gym.sites.reliability import ReliabilityConfig, check_shares
 
 LARGEST_FACTOR = 1e4
 
@@ -19,17 +20,41 @@ class FaultSpec:
     Attributes:
         rate_factor: Factor on the rate. A site without the table has the table's defaults then. 0 leaves it at the site: faults at the rate
             of its table, none without one.
+        gpu_group_share: Share of faults that take one group of GPUs instead of a rack; None leaves it at the site's.
+        nvlink_domain_share: Share that takes one NVLink domain; None likewise.
     """
 
     rate_factor: float = 0.0
+    gpu_group_share: float | None = None
+    nvlink_domain_share: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
         check_range("faults.rate_factor", self.rate_factor, 0.0, LARGEST_FACTOR)
+        check_shares("faults", self.gpu_group_share, self.nvlink_domain_share)
 
     def __or__(self, other: FaultSpec) -> FaultSpec:
-        """Return the larger factor of both."""
-        return FaultSpec(max(self.rate_factor, other.rate_factor))
+        """Return the larger factor of both, and the larger of each share."""
+        return FaultSpec(
+            max(self.rate_factor, other.rate_factor),
+            _larger(self.gpu_group_share, other.gpu_group_share),
+            _larger(self.nvlink_domain_share, other.nvlink_domain_share),
+        )
+
+    def at(self, site: ReliabilityConfig | None) -> ReliabilityConfig:
+        """Return a site's reliability, its defaults without a table, with the shares that the scenario gives."""
+        spec = site or ReliabilityConfig()
+        group, link = self.gpu_group_share, self.nvlink_domain_share
+        return replace(
+            spec,
+            gpu_group_share=spec.gpu_group_share if group is None else group,
+            nvlink_domain_share=spec.nvlink_domain_share if link is None else link,
+        )
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    """Return the larger of two shares, either of which may not be given."""
+    return max((share for share in (one, other) if share is not None), default=None)
 
 
 NO_FAULTS = FaultSpec()

@@ -334,6 +334,62 @@ class BatteryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RampConfig:
+    """How fast a site's draw from the grid may change. No published limit was found: the figures are the user's own.
+
+    Attributes:
+        up_w_per_s: Fastest rise, W/s; None is no limit.
+        down_w_per_s: Fastest fall, W/s; None is no limit. The cap comes first.
+        ballast_w: Largest power of the dummy load that burns what nothing else takes while the draw may not fall faster, W; None is as much as
+            it takes. It stands beside the racks and has fans of its own: no PUE comes on top, and it does not warm the coolant.
+    """
+
+    up_w_per_s: float | None = None
+    down_w_per_s: float | None = None
+    ballast_w: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        if self.up_w_per_s is None and self.down_w_per_s is None:
+            raise ConfigError("ramp: limits nothing; give up_w_per_s, down_w_per_s or both, or leave the table out.")
+        for key in ("up_w_per_s", "down_w_per_s"):
+            if getattr(self, key) is not None:
+                check_range(f"ramp.{key}", getattr(self, key), 1e-3, 1e11, "W/s")
+        if self.ballast_w is not None:
+            check_range("ramp.ballast_w", self.ballast_w, 0.0, 1e11, "W")
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """Energy storage inside the racks, taken together: it smooths the draw before anything else does.
+
+    It sits in the power shelves, which stay on while a rack sleeps; that a failed rack's is missing is left out.
+
+    Attributes:
+        racks: Rack types that have it. GB300 NVL72 is the only one whose vendor says so.
+        energy_j_per_gpu: What it holds, J per GPU (GB300 NVL72: 65, status vendor-stated; developer.nvidia.com/blog/
+            how-new-gb300-nvl72-features-provide-steady-power-for-ai).
+        power_w_per_gpu: Largest power, in and out, W per GPU (status assumed: it carries the swing of a whole GPU of 1.4 kW).
+        round_trip_efficiency: What comes out over what was drawn to charge it (status assumed: capacitors and their converters).
+    """
+
+    racks: tuple[str, ...] = ("gb300_nvl72",)
+    energy_j_per_gpu: float = 65.0
+    power_w_per_gpu: float = 1400.0
+    round_trip_efficiency: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range (ConfigError)."""
+        if not isinstance(self.racks, tuple) or not self.racks:
+            raise ConfigError(
+                f"rack_storage.racks: {self.racks!r} is not allowed; must be a list of at least one rack type."
+            )
+        check_range("rack_storage.energy_j_per_gpu", self.energy_j_per_gpu, 1e-3, 1e9, "J")
+        check_range("rack_storage.power_w_per_gpu", self.power_w_per_gpu, 1e-3, 1e6, "W")
+        check_range("rack_storage.round_trip_efficiency", self.round_trip_efficiency, 0.3, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class SiteConfig:
     """A site: its cap, its racks, the model they serve and the traffic they get.
 
@@ -366,6 +422,8 @@ class SiteConfig:
             assumed: a quarter of the wake time, which holds start-up and checks of the rack besides.
         reliability: How often racks fail; None is never, unless a scenario says so.
         class_models: Model of each class that is not served by the site's.
+        ramp: How fast the draw from the grid may change; None is at will.
+        rack_storage: Energy storage inside the racks, which smooths that draw; None for none.
     """
 
     name: str
@@ -393,6 +451,8 @@ class SiteConfig:
     reliability: ReliabilityConfig | None = None
     class_models: Mapping[str, str | Model] = field(default_factory=dict)
     kv_store: StoreConfig | None = None
+    ramp: RampConfig | None = None
+    rack_storage: StorageConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -431,6 +491,7 @@ class SiteConfig:
             raise ConfigError(
                 f"{where}cooling.coolant_limit_c: needs the power brake, which keeps it; brake.enabled is false."
             )
+        self._check_storage(where)
         edges = self.group_edges
         for edge in edges:
             check_range(f"{where}group_edges", edge, 0.0, 1e9, "tokens")
@@ -513,6 +574,32 @@ class SiteConfig:
             if name not in served:
                 raise unknown(f"{where}max_context", name, served)
             check_count(f"{where}max_context.{name}", tokens)
+
+    def _check_storage(self, where: str) -> None:
+        """Refuse storage in racks that are not there, or that would have nothing to do (ConfigError)."""
+        if self.rack_storage is None:
+            return
+        if self.ramp is None:
+            raise ConfigError(
+                f"{where}rack_storage: it smooths the draw where that has a ramp limit; give the site a [ramp] table with up_w_per_s or "
+                "down_w_per_s, or leave rack_storage out."
+            )
+        there = list(dict.fromkeys(pool.rack_type.id for pool in self.pools))
+        for name in self.rack_storage.racks:
+            if name not in there:
+                raise unknown(f"{where}rack_storage.racks", name, there)
+
+    @property
+    def rack_storage_gpus(self) -> int:
+        """GPUs in racks that have energy storage."""
+        if self.rack_storage is None:
+            return 0
+        # Both pools of a rack with two kinds of GPU count; the two halves of an aggregated rack are the same GPUs.
+        return sum(
+            pool.racks * pool.gpus_per_rack
+            for pool in self.pools
+            if pool.rack_type.id in self.rack_storage.racks and not (pool.aggregated and pool.phase == "decode")
+        )
 
     def _check_shared_racks(self, where: str) -> None:
         """Refuse pools in the same racks that do not fit together (ConfigError)."""
@@ -768,6 +855,13 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
                 optional=[f.name for f in fields(BatteryConfig) if f.name not in ("power_w", "energy_wh")],
             )
         values["battery"] = _subtable(f"{source}: battery", BatteryConfig, values["battery"])
+    if "ramp" in values:
+        values["ramp"] = _subtable(f"{source}: ramp", RampConfig, values["ramp"])
+    if "rack_storage" in values:
+        storage = values["rack_storage"]
+        if isinstance(storage, Mapping) and isinstance(storage.get("racks"), list):
+            storage = {**storage, "racks": tuple(storage["racks"])}
+        values["rack_storage"] = _subtable(f"{source}: rack_storage", StorageConfig, storage)
     if "reliability" in values:
         values["reliability"] = _subtable(f"{source}: reliability", ReliabilityConfig, values["reliability"])
     if "cooling" in values:
