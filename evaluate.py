@@ -32,7 +32,7 @@ def resolve(name: str, task: str) -> dict[str, Callable[[Any], Any]]:
     rules = list(ai_factory_baselines.names())
     if name == "rules":
         return {rule: functools.partial(ai_factory_baselines.make, rule) for rule in rules}
-    if name in rules:
+    if name in (*rules, *ai_factory_baselines.OF_PARTS):
         return {name: functools.partial(ai_factory_baselines.make, name)}
     if name in LEARNED:
         return {name: functools.partial(_load_agent, name, task)}
@@ -40,7 +40,7 @@ def resolve(name: str, task: str) -> dict[str, Callable[[Any], Any]]:
         return {name: functools.partial(_load_run, name)}
     if "/" in name:
         raise ConfigError(f"policies: there is no run directory {name!r}.")
-    raise unknown("policies", name, ["rules", *rules, *LEARNED])
+    raise unknown("policies", name, ["rules", *rules, *ai_factory_baselines.OF_PARTS, *LEARNED])
 
 
 def _load_agent(algorithm: str, task: str, env: Any) -> Any:

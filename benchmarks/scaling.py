@@ -18,6 +18,7 @@ from ai_factory_gym.grid.series import SYNTHETIC, UNITS
 from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.params import RESOLUTIONS, Resolution
 from ai_factory_gym.sites import BatteryConfig, CacheConfig, StoreConfig, load_site
+from ai_factory_gym.sites.generation import unit
 from ai_factory_gym.sites.money import MoneyConfig, Tariff
 from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.workload.classes import Session
@@ -195,7 +196,9 @@ def _states(effort: Effort) -> dict[str, Probe]:
         "evening, 20:00": probe(at(20.0), steps),
         "noon, `reactive` acts": Probe(at(12.0), None, steps),
         "noon, actions from the whole range": Probe(wide, drawn_actions(steps, *wide.action_space.shape, span=1.0)),
-        "noon, all levers": probe(at(12.0, levers=tuple(name for name in LEVERS if name != "battery")), steps),
+        "noon, all levers": probe(
+            at(12.0, levers=tuple(name for name in LEVERS if name not in ("battery", "generation"))), steps
+        ),
         "noon, all parts of a site and all levers": probe(at(12.0, **_everything()), steps),
         "noon, demand x 1.3, full clocks: braked": held(at(12.0, demand_scale=1.3), steps, decode_racks=1.0),
         "noon, fewest decode racks: crowded": held(at(12.0), steps, decode_racks=-1.0),
@@ -221,6 +224,7 @@ def _everything() -> dict[str, Any]:
         kv_store=StoreConfig(gb=1e5, gb_s=200.0),
         series=tuple((kind, SYNTHETIC) for kind in UNITS),
         battery=BatteryConfig(power_w=4e5, energy_wh=4e5),
+        generation=(unit("engine", 5e5),),
         money=MoneyConfig(tariff=Tariff(0.5, 2.0), demand_usd_per_kw_month=12.0, coincident_usd_per_kw_year=100.0),
         cooling=dataclasses.replace(edge.cooling, coolant_limit_c=45.0, design_outdoor_c=30.0),
         reliability=ReliabilityConfig(),

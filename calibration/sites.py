@@ -30,10 +30,13 @@ def sized_text(text: str, demand_rps: float, calibration: str) -> str:
     """Return a site's file with another demand and calibration.
 
     Args:
-        text: The file.
+        text: The file; that of a site which is based on another may be without either.
         demand_rps: Mean requests/s.
         calibration: Name of the calibration.
     """
+    if "based_on" in text:
+        # What such a site does not say is that of another; its demand has to be its own where its racks or its cap are.
+        return re.sub(r"^demand_rps = .*$", f"demand_rps = {demand_rps:.1f}", text, flags=re.MULTILINE)
     text, demands = re.subn(r"^demand_rps = .*$", f"demand_rps = {demand_rps:.1f}", text, flags=re.MULTILINE)
     text, names = re.subn(r"^calibration = .*$", f'calibration = "{calibration}"', text, flags=re.MULTILINE)
     if (demands, names) != (1, 1):

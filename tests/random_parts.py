@@ -20,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
-from ai_factory_gym.engine.layout import Pool, Site
+from ai_factory_gym.catalogue import rack, rack_ids
+from ai_factory_gym.engine.layout import Pool, Site, SiteSpec
 from ai_factory_gym.grid.coincident import QUARTER_S
 from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.scenarios import scenario_names
@@ -82,11 +83,20 @@ def _cooling(site: Table, rng: np.random.Generator) -> Table:
 
 
 def _reliability(site: Table, rng: np.random.Generator) -> Table:
+    parts = {}
+    if rng.random() < 0.5:
+        share = float(rng.uniform(0.0, 1.0))
+        parts = {
+            "gpu_group_share": share,
+            "nvlink_domain_share": 0.9 * (1.0 - share),
+            "gpu_group_repair_s": float(10.0 ** rng.uniform(2.0, 4.5)),
+        }
     return {
         "reliability": {
             "gpu_faults_per_hour": float(10.0 ** rng.uniform(-5.0, -2.5)),
             "hardware_share": float(rng.uniform(0.0, 1.0)),
             "repair_s": float(10.0 ** rng.uniform(2.0, 4.5)),
+            **parts,
         }
     }
 
@@ -109,6 +119,52 @@ def _ramp(site: Table, rng: np.random.Generator) -> Table:
     return {"ramp": ramp, "rack_storage": storage}
 
 
+def _training(site: Table, rng: np.random.Generator) -> Table:
+    kind = str(rng.choice(sorted(set(rack_ids()) - {"vera_rubin_nvl144_cpx"})))
+    rack_w = rack(kind).groups[0].profile(None).nameplate_w
+    block: Table = {
+        "rack": kind,
+        "racks": max(1, int(site["cap_w"] * rng.uniform(0.01, 0.4) / rack_w)),
+        "clock": float(rng.uniform(0.4, 1.0)),
+        "compute_share": float(rng.uniform(0.3, 1.0)),
+        "checkpoint_period_s": float(10.0 ** rng.uniform(1.0, 4.0)),
+        "checkpoint_s": float(rng.choice([0.0, 7.0, 60.0])),
+        "restore_s": float(rng.choice([0.0, 45.0, 300.0])),
+        "stall_limit_s": float(rng.choice([30.0, 600.0])),
+        "worth": float(rng.uniform(0.0, 2.0)),
+    }
+    return {"training": block | ({"usd_per_rack_hour": 100.0} if rng.random() < 0.5 else {})}
+
+
+def _generation(site: Table, rng: np.random.Generator) -> Table:
+    """Units in place of some of the connection, or all of it, or beside it, and sometimes exports."""
+    # Ramp limits are for the draw from a grid.
+    alone = rng.random() < 0.2 and "ramp" not in site
+    made_w = site["cap_w"] * (1.0 if alone else float(rng.uniform(0.05, 0.8)))
+    units: list[Table] = []
+    for index, share in enumerate(rng.dirichlet(np.ones(rng.integers(1, 4)))):
+        unit: Table = {"kind": str(rng.choice(["engine", "turbine", "smr"])), "power_w": float(share * made_w) + 1.0}
+        unit["name"] = f"unit {index}"
+        if rng.random() < 0.5:
+            unit |= {"min_load": float(rng.uniform(0.0, 1.0)), "start_s": float(rng.choice([0.0, 7.0, 200.0]))}
+        if rng.random() < 0.5:
+            unit |= {"min_run_s": float(rng.choice([0.0, 90.0])), "min_down_s": float(rng.choice([0.0, 90.0]))}
+        if rng.random() < 0.5:
+            unit |= {"fuel_usd_per_mwh": float(rng.uniform(0.0, 120.0)), "start_usd": float(rng.uniform(0.0, 100.0))}
+        if alone or rng.random() < 0.3:
+            unit["must_run"] = True
+        units.append(unit)
+    table: Table = {"generation": units}
+    if alone:
+        return {**table, "cap_w": 0.0}
+    if rng.random() < 0.7:
+        table["cap_w"] = site["cap_w"] - 0.9 * made_w
+    if rng.random() < 0.5 and "ramp" not in site:
+        most_w = float(rng.uniform(0.0, site["cap_w"])) + 1.0
+        table["grid"] = {"export_w": most_w, "export_usd_per_mwh": float(rng.uniform(0.0, 120.0))}
+    return table
+
+
 PARTS: dict[str, Callable[[Table, np.random.Generator], Table]] = {
     "series": _series,
     "battery": _battery,
@@ -116,6 +172,8 @@ PARTS: dict[str, Callable[[Table, np.random.Generator], Table]] = {
     "cooling": _cooling,
     "reliability": _reliability,
     "ramp": _ramp,
+    "training": _training,
+    "generation": _generation,
 }
 """Parts of a site file by name; each returns the tables that it adds."""
 
@@ -206,14 +264,20 @@ class Books:
         same("energy_j", info["energy_j"], self.energy_j)
         same("it_energy_j", info["it_energy_j"], self.it_energy_j)
         pools = self.env.factory.engine.state.pool[0, :, Pool.ENERGY_J].sum()
-        same("energy of the pools", pools, info["it_energy_j"])
-        same("energy_cost_usd", info["energy_cost_usd"], self.usd)
-        same("carbon_kg", info["carbon_kg"], self.kg)
+        same("energy of pools and block", pools + self.site[Site.TRAIN_IT_ENERGY_J], info["it_energy_j"])
+        if "training_energy_j" in info:
+            self._training(info)
+        own_usd, own_kg = self._units(info) if self.spec.generation else (0.0, 0.0)
+        same("energy_cost_usd", info["energy_cost_usd"], self.usd + own_usd, scale=self.usd)
+        same("carbon_kg", info["carbon_kg"], self.kg + own_kg)
         self._requests(info)
-        if self.spec.battery is not None or self.spec.ramp is not None:
-            same("grid_energy_j", info["grid_energy_j"], self.grid_j)
-            given_j = info.get("battery_out_j", 0.0) + info.get("storage_out_j", 0.0)
-            taken_j = info.get("battery_in_j", 0.0) + info.get("storage_in_j", 0.0)
+        if self.spec.battery is not None or self.spec.ramp is not None or self.spec.generation:
+            same("grid_energy_j", info["grid_energy_j"], self.grid_j, scale=info["energy_j"])
+            given, taken = (
+                ("battery_out_j", "storage_out_j", "generation_j"),
+                ("battery_in_j", "storage_in_j", "export_j", "spilled_j"),
+            )
+            given_j, taken_j = (sum(info.get(key, 0.0) for key in keys) for keys in (given, taken))
             same("grid and stores", info["grid_energy_j"] + given_j, info["energy_j"] + taken_j)
         if self.spec.battery is not None:
             self._battery(info)
@@ -221,6 +285,20 @@ class Books:
             self._storage(info)
         if self.spec.money is not None:
             self._money(info)
+
+    def _training(self, info: dict[str, Any]) -> None:
+        """Job-seconds are done, lost or due; what they are credited with is taken off once; the block draws as it may."""
+        done_s = info["training_progress_s"] + info["training_lost_s"]
+        same("training_progress_s", done_s, self.site[Site.TRAIN_DONE_S])
+        assert -1e-6 <= done_s <= self.seconds * (1.0 + CLOSE) + 1e-6
+        assert info["training_paused_s"] <= self.seconds * (1.0 + CLOSE) + 1e-6
+        credit_j = info["energy_j"] - info["serving_energy_j"]
+        same("serving_energy_j", credit_j, self.site[Site.TRAIN_CREDIT_J], scale=info["energy_j"])
+        numbers = self.env.factory.params.site
+        idle_j = numbers[SiteSpec.TRAIN_IDLE_W] * self.seconds
+        most_j = idle_j + numbers[SiteSpec.TRAIN_MOST_W] * self.seconds
+        assert idle_j * (1.0 - CLOSE) <= self.site[Site.TRAIN_IT_ENERGY_J] <= most_j * (1.0 + CLOSE)
+        assert self.site[Site.TRAIN_SINCE_S] <= self.site[Site.TRAIN_RAN_S] * (1.0 + CLOSE) + 1e-6
 
     def _requests(self, info: dict[str, Any]) -> None:
         keys = {"arrived": "requests_arrived", "met": "requests_met_slo", "missed": "requests_missed_slo"}
@@ -266,6 +344,31 @@ class Books:
             )
         self.grid_w, self.excess_w, self.told_w = grid_w, info["ramp_excess_w"], told_w
 
+    def _units(self, info: dict[str, Any]) -> tuple[float, float]:
+        """Return what the site's units cost, less exports, and what they emit, from what each of them made."""
+        usd, kg, made_j, starts_usd = 0.0, 0.0, 0.0, 0.0
+        for unit in self.spec.generation:
+            joules, run_s, starts = (info[f"generation/{unit.name}/{key}"] for key in ("energy_j", "run_s", "starts"))
+            # With ramp limits a unit takes load, and gives it up, as fast as they let.
+            least_j = 0.0 if self.spec.ramp is not None and not unit.must_run else unit.min_load * unit.power_w * run_s
+            assert least_j * (1.0 - CLOSE) <= joules <= unit.power_w * run_s * (1.0 + CLOSE)
+            assert run_s <= self.seconds * (1.0 + CLOSE)
+            if unit.must_run:
+                same(unit.name, run_s, self.seconds)
+            made_j += joules
+            usd += joules / 3.6e9 * unit.fuel_usd_per_mwh
+            kg += joules / 3.6e9 * unit.carbon_g_per_kwh
+            starts_usd += starts * unit.start_usd
+        same("generation_j", info["generation_j"], made_j)
+        same("fuel_cost_usd", info["fuel_cost_usd"], usd)
+        same("start_cost_usd", info["start_cost_usd"], starts_usd)
+        most_w, paid = (
+            (0.0, 0.0) if self.spec.grid is None else (self.spec.grid.export_w, self.spec.grid.export_usd_per_mwh)
+        )
+        assert info["export_j"] <= most_w * self.seconds * (1.0 + CLOSE) and info["spilled_j"] >= 0.0
+        same("export_revenue_usd", info["export_revenue_usd"], info["export_j"] / 3.6e9 * paid)
+        return usd + starts_usd - info["export_revenue_usd"], kg
+
     def _money(self, info: dict[str, Any]) -> None:
         money = self.spec.money
         assert money is not None
@@ -275,7 +378,8 @@ class Books:
         same("demand_charge_usd", info["demand_charge_usd"], demand)
         costs = info["energy_cost_usd"] + info["demand_charge_usd"] + info["capital_usd"] + info["sla_penalty_usd"]
         costs += info.get("battery_wear_usd", 0.0) + info.get("coincident_charge_usd", 0.0)
-        same("profit_usd", info["profit_usd"] + costs, info["revenue_usd"], scale=costs)
+        revenue = info["revenue_usd"] + info.get("training_revenue_usd", 0.0)
+        same("profit_usd", info["profit_usd"] + costs, revenue, scale=costs)
 
 
 def same(name: str, found: float, expected: float, scale: float = 0.0) -> None:

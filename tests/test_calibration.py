@@ -76,6 +76,9 @@ def test_every_site_was_sized_with_the_calibration_of_the_catalogue() -> None:
 def test_sizing_changes_demand_and_calibration_and_nothing_else() -> None:
     text = 'cap_w = 1.0\ndemand_rps = 5.0\ncalibration = "old"\n# demand_rps = 1\n'
     assert sites.sized_text(text, 42.0, "new") == text.replace("= 5.0", "= 42.0").replace("old", "new")
+    based = 'based_on = "edge"\ncap_w = 1.0\n'
+    assert sites.sized_text(based, 42.0, "new") == based
+    assert sites.sized_text(based + "demand_rps = 5.0\n", 42.0, "new") == based + "demand_rps = 42.0\n"
     with pytest.raises(SystemExit, match="one demand_rps"):
         sites.sized_text("cap_w = 1.0\n", 42.0, "new")
 

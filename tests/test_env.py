@@ -20,6 +20,8 @@ import ai_factory_gym
 from ai_factory_gym import ConfigError
 from ai_factory_gym.__main__ import main
 from ai_factory_gym.errors import nearest
+from ai_factory_gym.levers import DEFAULT_LEVERS, LEVERS
+from ai_factory_gym.registration import TASK_LEVERS
 from ai_factory_gym.sites import load_site
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
@@ -73,6 +75,12 @@ def test_spec_round_trip_and_registration(task):
     assert gymnasium.make(again).unwrapped.task.horizon_s == SHORT["horizon_s"]
     ai_factory_gym.register_tasks()
     assert gymnasium.make(f"ai_factory_gym:{task}", **SHORT).unwrapped.task.site.name in task
+
+
+def test_tasks_with_more_to_decide_about_have_the_levers_for_it():
+    for task, levers in TASK_LEVERS.items():
+        assert tuple(levers[: len(DEFAULT_LEVERS)]) == DEFAULT_LEVERS and set(levers) < set(LEVERS)
+        assert gymnasium.make(task, **SHORT).unwrapped.task.levers == tuple(levers)
 
 
 @pytest.mark.parametrize("resolution", ["cohort", "coarse", "request"])

@@ -23,8 +23,8 @@ from ai_factory_gym.sites import load_site
 from ai_factory_gym.workload.effort import answer_value
 
 EXTRA = ("power_limit", "batch_ceiling", "admission", "deferral", "effort", "role")
-HERE = tuple(name for name in LEVERS if name != "battery")
-"""Levers that the Edge site has: it has no battery (tests/test_grid_parts.py)."""
+HERE = tuple(name for name in LEVERS if name not in ("battery", "training", "generation"))
+"""Levers that the Edge site has: those of its parts have tests of their own."""
 
 NOON = {"start_time_s": 12 * 3600.0, "horizon_s": 1200.0, "warmup_s": 600.0}
 CLASSES = ("chat", "customer_service", "ecommerce_agent", "reasoning", "coding", "batch")

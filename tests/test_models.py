@@ -45,8 +45,8 @@ from ai_factory_gym.task import shifted_classes
 from ai_factory_gym.workload.traces import Trace
 from tests.oracles.cases import NEVER_S, replay_episode
 
-LEVERS = tuple(name for name in EVERY_LEVER if name != "battery")
-"""Levers that a site without a battery has."""
+LEVERS = tuple(name for name in EVERY_LEVER if name not in ("battery", "training", "generation"))
+"""Levers that a site without a battery, a training block and units of its own has."""
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sites" / "two_models.toml"
 FIRST, SECOND = "deepseek-r1", "gpt-oss-120b"

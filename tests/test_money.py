@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
-from ai_factory_gym.engine.layout import Class, Log, Site
+from ai_factory_gym.engine.layout import Class, ClassSpec, Log, Site
 from ai_factory_gym.factory import Factory
 from ai_factory_gym.reward import REWARDS
-from ai_factory_gym.sites import BatteryConfig, SiteConfig, load_site
+from ai_factory_gym.sites import BatteryConfig, CacheConfig, SiteConfig, load_site
 from ai_factory_gym.sites.money import MoneyConfig, Tariff, money_from_table
 from ai_factory_gym.task import build_task
+from ai_factory_gym.workload.classes import Session
 from examples import agent_bill
 
 EDGE = load_site("edge")
@@ -71,6 +72,16 @@ def test_revenue_is_what_served_requests_pay(resolution: str) -> None:
             tariff.input_usd_per_mtok * mine[:, Log.PROMPT] + tariff.output_usd_per_mtok * mine[:, Log.OUTPUT]
         )
         assert info[f"class/{cls.name}/revenue_usd"] == pytest.approx(paid / 1e6, rel=1e-9)
+        for kind, column in (("prompt", Log.PROMPT), ("output", Log.OUTPUT)):
+            tokens = mine[:, Log.COUNT] @ mine[:, column]
+            assert info[f"class/{cls.name}/paid_{kind}_tokens"] == pytest.approx(tokens, rel=1e-9)
+        if resolution == "request":
+            # The energy of each answer at the reference point, by which costs are split.
+            spec = factory.params.cls[index]
+            joules = spec[ClassSpec.PREFILL_J_PER_TOKEN] * mine[:, Log.PROMPT]
+            joules += spec[ClassSpec.PREFILL_J_PER_TOKEN2] * mine[:, Log.PROMPT] ** 2
+            joules += spec[ClassSpec.DECODE_J_PER_TOKEN] * mine[:, Log.OUTPUT]
+            assert factory.engine.state.cls[0, index, Class.SERVED_J] == pytest.approx(joules.sum(), rel=1e-9)
 
 
 def test_the_books_balance() -> None:
@@ -109,6 +120,40 @@ def test_budgets_are_metered_and_warned_of() -> None:
     assert used[-1] == pytest.approx(spent / (50_000.0 * 1800.0 / 86400.0), rel=1e-9)
     assert infos[-1]["class/chat/budget_used"] == 0.0
     assert infos[-1]["budget_alerts"] == float(used[-1] > 0.8)
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+def test_a_budget_that_is_a_cap_ends_there(resolution: str) -> None:
+    scale = 0.01 if resolution == "request" else 1.0
+    settings = {"resolution": resolution, "demand_scale": scale, "scenario": "steady", "horizon_s": 900.0}
+    plain = play(make(MoneyConfig(Tariff(0.5, 2.0)), **settings))[-1]
+    budget = 0.5 * plain["class/chat/revenue_usd"]
+    money = MoneyConfig(Tariff(0.5, 2.0), (("chat", Tariff(0.5, 2.0, budget, budget_cap=True)),))
+    infos = play(make(money, **settings))
+    last = infos[-1]
+    # Nothing differs until it is spent; then nobody comes in, and what is being served ends.
+    spent = [info["class/chat/over_budget"] > 0.0 for info in infos]
+    first = spent.index(True)
+    assert 2 < first < 12 and all(spent[first:])
+    arrived = [info["class/chat/arrived"] for info in infos]
+    assert arrived[first] < arrived[first + 1] + 1e-9 and arrived[first + 1] == arrived[-1]
+    assert budget <= last["class/chat/revenue_usd"] < 1.5 * budget
+    assert last["class/chat/arrived"] + last["class/chat/over_budget"] == pytest.approx(plain["class/chat/arrived"])
+    assert last["class/chat/missed"] <= plain["class/chat/missed"] + 1.0
+    assert last["requests_rejected"] == plain["requests_rejected"] == 0.0
+    assert last["class/coding/over_budget"] == 0.0 and last["class/coding/arrived"] == plain["class/coding/arrived"]
+    assert last["budget_alerts"] == 1.0
+
+
+def test_a_budget_that_is_a_cap_needs_one() -> None:
+    with pytest.raises(ConfigError, match="budget_cap: True is not allowed without a budget"):
+        Tariff(budget_cap=True)
+    with pytest.raises(ConfigError, match="money.budget_cap"):
+        money_from_table("money", {"budget_usd_per_day": 1.0, "budget_cap": 1.0}, ["chat"], [])
+    # A class with prices of its own has a budget of its own, or none.
+    table = {"budget_usd_per_day": 9.0, "budget_cap": True, "classes": {"chat": {"input_usd_per_mtok": 1.0}}}
+    money = money_from_table("money", table, ["chat"], [])
+    assert money.of("chat") == Tariff(1.0) and money.of("coding").budget_cap
 
 
 def test_profit_counts_dollars() -> None:
@@ -199,3 +244,66 @@ def test_the_bills_of_the_documentation_add_up() -> None:
             # Joules are shown to three digits behind the point, kWh and dollars as whole numbers.
             assert found_kwh == pytest.approx(float(joules) * tokens / 3.6e6, rel=6e-3, abs=1.0), rack
             assert found_usd == pytest.approx(found_kwh * 0.051, abs=0.6), rack
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "request"])
+def test_cost_per_task_and_per_agent_hour(resolution: str) -> None:
+    # A user's own class with sessions beside a shipped one; half of what the agent asks is found in a cache.
+    agent = dataclasses.replace(
+        EDGE.known_classes["coding"],
+        name="my_agent",
+        deferrable=False,
+        session=Session(reuse_share=0.6, think_s=20.0),
+        requests_per_task=10.0,
+    )
+    pools = tuple(
+        dataclasses.replace(pool, cache=CacheConfig(hbm_gb=500.0)) if pool.phase == "prefill" else pool
+        for pool in EDGE.pools
+    )
+    site = dataclasses.replace(
+        EDGE, pools=pools, own_classes=(agent,), mix={"chat": 0.9, "my_agent": 0.1}, demand_rps=800.0
+    )
+    money = MoneyConfig(Tariff(0.5, 2.0), rack_usd_per_hour=(("gb300_nvl72", 190.0),), demand_usd_per_kw_month=12.0)
+    scale = 0.01 if resolution == "request" else 1.0
+    env = make(money, site, resolution=resolution, scenario="steady", demand_scale=scale, horizon_s=600.0, drain=True)
+    _, info = env.reset(seed=1)
+    new = ("usd_per_task", "usd_per_agent_hour", "cost_usd")
+    assert [info[f"class/my_agent/{key}"] for key in new] == [0.0] * 3
+    assert "class/chat/usd_per_task" not in info and info["class/chat/cost_usd"] == 0.0
+    info = play(env)[-1]
+    state, params = env.factory.engine.state, env.factory.params
+    costs = info["energy_cost_usd"] + info["demand_charge_usd"] + info["capital_usd"]
+    assert costs * 1e6 / info["good_tokens"] == pytest.approx(info["usd_per_mtok"], rel=1e-9)
+    assert info["class/chat/cost_usd"] + info["class/my_agent/cost_usd"] == pytest.approx(costs, rel=1e-9)
+    assert info["class/my_agent/tasks_completed"] > 0.0 < info["class/my_agent/agent_hours"]
+    mine = info["class/my_agent/cost_usd"]
+    assert info["class/my_agent/usd_per_task"] == pytest.approx(mine / info["class/my_agent/tasks_completed"])
+    assert info["class/my_agent/usd_per_agent_hour"] == pytest.approx(mine / info["class/my_agent/agent_hours"])
+    # By hand: joules of what was answered, at the reference point, without what the cache had.
+    joules = state.cls[0, :, Class.SERVED_J]
+    assert mine / costs == pytest.approx(joules[1] / joules.sum())
+    for index, cls in enumerate(env.classes):
+        prompt, output = (info[f"class/{cls.name}/paid_{kind}_tokens"] for kind in ("prompt", "output"))
+        spec = params.cls[index]
+        assert info[f"class/{cls.name}/revenue_usd"] == pytest.approx((0.5 * prompt + 2.0 * output) / 1e6, rel=1e-9)
+        if cls.name == "chat":
+            # Its prompts are short: what goes with their square is little.
+            linear = spec[ClassSpec.PREFILL_J_PER_TOKEN] * prompt + spec[ClassSpec.DECODE_J_PER_TOKEN] * output
+            assert linear < joules[index] < 1.1 * linear
+    assert 0.0 < info["cached_tokens"] < info["prompt_tokens"]
+    if resolution == "cohort":
+        bare = dataclasses.replace(site, pools=EDGE.pools)
+        without = play(make(money, bare, scenario="steady", horizon_s=600.0, drain=True))[-1]
+        odds = [last["class/my_agent/cost_usd"] / last["class/chat/cost_usd"] for last in (info, without)]
+        assert odds[1] > 1.1 * odds[0]
+
+
+def test_what_nobody_answered_costs_nothing_per_task() -> None:
+    chat = EDGE.known_classes["chat"]
+    agent = dataclasses.replace(chat, name="idle_agent", session=Session(0.5, 20.0), requests_per_task=10.0)
+    site = dataclasses.replace(EDGE, own_classes=(agent,), mix={"idle_agent": 1.0}, demand_rps=800.0)
+    info = play(make(site=site, money=MoneyConfig(), scenario="steady", demand_scale=0.0, horizon_s=120.0))[-1]
+    for key in ("usd_per_task", "usd_per_agent_hour", "cost_usd", "paid_prompt_tokens"):
+        assert info[f"class/idle_agent/{key}"] == 0.0
+    # Energy was paid for all the same.
+    assert info["energy_cost_usd"] > 0.0 and info["usd_per_mtok"] == 0.0

@@ -16,6 +16,7 @@ from ai_factory_gym.params import idle_facility_w, waking_step_w
 from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.sites import (
     BatteryConfig,
+    PoolConfig,
     RampConfig,
     ReliabilityConfig,
     SiteConfig,
@@ -97,6 +98,13 @@ def balance(env: AIFactoryEnv, info: dict[str, Any], before: tuple[float, float]
 
 # ----------------------------------------------------------------------------------------------------- the limits hold
 
+SHARED = (
+    PoolConfig("gb300_nvl72", "both", 5, dp=8, mtp=True),
+    PoolConfig("vera_rubin_nvl144_cpx", "prefill", 3, pp=8, rack_limit_w=2.8e5),
+    PoolConfig("vera_rubin_nvl144_cpx", "decode", 3, dp=8, mtp=True, rack_limit_w=2.8e5),
+)
+"""Pools that share GPUs, and pools that share racks."""
+
 CASES = {
     "1 %": (limited(0.01, 0.01), {}),
     "1 %, racks": (limited(0.01, 0.01, storage=True), {"levers": RACKS}),
@@ -109,9 +117,14 @@ CASES = {
         {"levers": (*RACKS, "battery")},
     ),
     "roles": (limited(0.05, 0.05), {"levers": (*RACKS, "role"), "demand_scale": 0.5}),
+    "shared racks": (limited(0.05, 0.05, pools=SHARED), {"levers": RACKS, "demand_scale": 0.5}),
     "faults": (
         limited(0.05, 0.05, storage=True, reliability=ReliabilityConfig(gpu_faults_per_hour=0.02)),
         {"levers": RACKS, "demand_scale": 0.6},
+    ),
+    "requests, shared racks": (
+        limited(0.05, 0.05, pools=SHARED),
+        {"resolution": "request", "demand_scale": 0.02, "levers": RACKS},
     ),
     "requests": (limited(0.05, 0.05), {"resolution": "request", "demand_scale": 0.02, "levers": RACKS}),
 }
@@ -121,7 +134,7 @@ CASES = {
 def test_the_limits_hold_whatever_the_operator_does(name: str) -> None:
     site, settings = CASES[name]
     assert site.ramp is not None
-    steps = 6 if name == "requests" else 44
+    steps = 6 if name.startswith("requests") else 44
     env = make(site, **settings)
     env.reset(seed=1)
     state = env.factory.engine.state.site[0]

@@ -141,6 +141,7 @@ def test_the_shipped_scenarios() -> None:
         "curtailment",
         "faults",
         "four_cp",
+        "training_block",
         "grid_emergency",
         "heatwave",
         "long_context",

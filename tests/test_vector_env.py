@@ -22,6 +22,8 @@ FEW_REQUESTS = {
     "ai_factory/Enterprise-v0": 0.01,
     "ai_factory/Sovereign-v0": 2e-3,
     "ai_factory/Hyperscale-v0": 5e-4,
+    "ai_factory/Sovereign-v1": 2e-3,
+    "ai_factory/Hyperscale-v1": 5e-4,
 }
 """Share of demand at request resolution: every task, with some thousand requests a minute."""
 

@@ -22,30 +22,33 @@ _MODULES = {
     "least_loaded": ("rules", "LeastLoaded"),
     "length_aware": ("rules", "LengthAware"),
     "reactive": ("reactive", "Reactive"),
+    "grid_aware": ("grid_aware", "GridAware"),
 }
 
+OF_PARTS = ("grid_aware",)
+"""Rules for the parts of a site that the published ``-v0`` tasks do not have; there each does what another of ``names()`` does."""
 
 _BY_MODEL = ("length_aware", "reactive")
 """Rules that plan for one model: on a site with several there is one for each (``several.PerModel``)."""
 
 
 def names() -> list[str]:
-    """Return the names of all rules, from naive to best."""
-    return list(_MODULES)
+    """Return the names of the rules for any site, from naive to best; ``make`` knows those in ``OF_PARTS`` as well."""
+    return [name for name in _MODULES if name not in OF_PARTS]
 
 
 def make(name: str, env: Any) -> Rule:
     """Make a rule for an environment, single or vector, wrapped or not.
 
     Args:
-        name: One of ``names()``.
+        name: One of ``names()`` or of ``OF_PARTS``.
         env: The environment; only its public, constant facts are read.
 
     Raises:
         ConfigError: On an unknown name.
     """
     if name not in _MODULES:
-        raise unknown("rule", name, names())
+        raise unknown("rule", name, list(_MODULES))
     import importlib
 
     module, kind = _MODULES[name]
@@ -58,4 +61,4 @@ def make(name: str, env: Any) -> Rule:
     return rule
 
 
-__all__ = ["make", "names"]
+__all__ = ["OF_PARTS", "make", "names"]

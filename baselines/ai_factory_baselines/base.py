@@ -57,6 +57,9 @@ READ_BLOCKS = (
 )
 """Blocks that are read, the pool blocks by their first."""
 
+RESERVE = 5
+"""Place in the block ``training`` of what the training block may come to draw: a rule that plans to the cap leaves it that much."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -126,7 +129,8 @@ class Facts:
         prefill, decode = (np.ascontiguousarray(params.capacity[k][:, members[k]]) for k in PHASES)
         racks = params.pool[:, PoolSpec.RACKS].copy()
         scale = pool_scale(layout, phase == PREFILL, racks)
-        begins = np.array([layout.slices[name].start for name in READ_BLOCKS])
+        supply = layout.slices["supply"].start if "supply" in layout.slices else -1
+        begins = np.array([*(layout.slices[name].start for name in READ_BLOCKS), supply])
         return cls(
             params=params,
             observation=layout,
@@ -135,7 +139,7 @@ class Facts:
             capacity=(prefill, decode),
             racks=racks,
             pool_scale=scale,
-            reading=Reading(begins, scale, layout.class_rate, layout.base_cap_w),
+            reading=Reading(begins, scale, layout.class_rate, layout.base_cap_w, reserve_place(layout)),
             control_interval_s=control_interval_s,
             clock_min=action.clock_min,
             sigma=sigma,
@@ -146,6 +150,11 @@ class Facts:
     def models(self) -> int:
         """How many models the site serves."""
         return int(self.params.pool[:, PoolSpec.MODEL].max()) + 1
+
+
+def reserve_place(layout: ObservationLayout) -> int:
+    """Return where an observation has what the training block may come to draw, over the base cap; -1 without a block."""
+    return layout.slices["training"].start + RESERVE if "training" in layout.slices else -1
 
 
 def pool_scale(layout: ObservationLayout, prefill: Array, racks: Array) -> Array:
@@ -172,8 +181,9 @@ class View(NamedTuple):
     """One observation in physical units. Pool arrays have one entry per pool, class arrays one per class.
 
     Attributes:
-        cap_w: Cap in force.
-        next_cap_w: Cap after the change announced next; the cap in force when none is.
+        cap_w: What the pools and their cooling may draw: the cap in force and what the site's own units that run can give, less what a
+            training block may come to draw.
+        next_cap_w: The same after the change announced next, with the units that start now; as ``cap_w`` when none is.
         next_cap_s: Time until it; inf when none is announced.
         next_cap_duration_s: How long it lasts (up to ten times four hours is seen).
         power_w: Facility power over the last step.
@@ -220,16 +230,18 @@ class Reading(NamedTuple):
     """Where the numbers of an observation lie and what they are multiplied with.
 
     Attributes:
-        begins: Where each of ``READ_BLOCKS`` begins, int64[blocks].
+        begins: Where each of ``READ_BLOCKS`` begins, and the block ``supply`` (-1 where there is none), int64[blocks + 1].
         pool_scale: ``Facts.pool_scale``.
         class_rate: Mean demand of each class, requests per second, float64[classes].
         base_cap_w: Cap without curtailment.
+        reserve: ``reserve_place`` of the observation.
     """
 
     begins: Array
     pool_scale: Array
     class_rate: Array
     base_cap_w: float
+    reserve: int
 
 
 class Seen(NamedTuple):
@@ -255,13 +267,18 @@ class Seen(NamedTuple):
 @kernel
 def read(reading: Reading, observation: Array, seen: Seen) -> None:
     """Read one observation (float64[size]) into ``seen``."""
-    cap, announced, power, brake, pools, rate, queued, slack, ttft = reading.begins
+    cap, announced, power, brake, pools, rate, queued, slack, ttft, supply = reading.begins
     site = seen.site
-    site[CAP_W] = observation[cap] * reading.base_cap_w
+    reserve_w = observation[reading.reserve] * reading.base_cap_w if reading.reserve >= 0 else 0.0
+    running, coming = 0.0, 0.0
+    if supply >= 0:
+        # What the site's own units give is as good as cap.
+        running, coming = observation[supply], observation[supply + 1]
+    site[CAP_W] = (observation[cap] + running) * reading.base_cap_w - reserve_w
     site[NEXT_CAP_W], site[NEXT_CAP_S], site[NEXT_CAP_DURATION_S] = site[CAP_W], math.inf, 0.0
     if observation[announced] > 0.5:
         site[NEXT_CAP_S] = observation[announced + 1] * NOTICE_SCALE_S
-        site[NEXT_CAP_W] = observation[announced + 2] * reading.base_cap_w
+        site[NEXT_CAP_W] = (observation[announced + 2] + coming) * reading.base_cap_w - reserve_w
         site[NEXT_CAP_DURATION_S] = observation[announced + 3] * DURATION_SCALE_S
     site[POWER_W] = observation[power] * reading.base_cap_w
     site[BRAKED] = 1.0 if observation[brake] > 0.5 else 0.0

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ai_factory_baselines.base import PHASES, Facts, Rule
+from ai_factory_baselines.base import PHASES, Facts, Rule, reserve_place
 from ai_factory_baselines.reactive import Reactive, Settings, tuned_settings
 from ai_factory_baselines.rules import LengthAware
 from ai_factory_gym.engine.layout import Array, Cell, ClassSpec, Params, PoolSpec, SiteSpec
@@ -80,7 +80,11 @@ def part_of(facts: Facts, which: int) -> Part | None:
     classes = np.flatnonzero(facts.params.cls[:, ClassSpec.MODEL] == which)
     if len(classes) == 0:
         return None
-    params = _params(facts.params, which, float(layout.pool_nameplate_w[pools].sum()))
+    nameplate_w = float(layout.pool_nameplate_w[pools].sum())
+    if facts.params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        # What cools a training block whatever it draws is there for all models.
+        nameplate_w *= float(facts.params.site[SiteSpec.IT_NAMEPLATE_W] / layout.pool_nameplate_w.sum())
+    params = _params(facts.params, which, nameplate_w)
     own_action = ActionLayout(params, DEFAULT_LEVERS, action.clock_min, layout.pool_batch[pools])
     slices, size = lay_out(len(pools), len(classes), 0)
     own_layout = dataclasses.replace(
@@ -158,6 +162,10 @@ class PerModel(Rule):
         seen = [np.asarray(observations, dtype=np.float64)[:, part.seen] for part in self.parts]
         ends = np.cumsum([rule.memory_size for rule in self.rules])
         kept = np.split(memory, ends[:-1], axis=1)
+        reserve = reserve_place(self.facts.observation)
+        if reserve >= 0:
+            for part, numbers in zip(self.parts, seen, strict=True):
+                numbers[:, part.caps] -= np.asarray(observations, dtype=np.float64)[:, reserve, None]
         shares = self.cap_shares(seen, kept)
         for part, rule, numbers, own, share in zip(self.parts, self.rules, seen, kept, shares, strict=True):
             numbers[:, part.caps] *= share[:, None]

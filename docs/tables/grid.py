@@ -1,4 +1,4 @@
-"""Fill the tables of docs/grid.md on heat, emergencies, coincident peaks and ramp limits: ``python docs/tables/grid.py`` (a few minutes).
+"""Fill the tables of docs/grid.md on heat, own power, emergencies, coincident peaks and ramp limits: ``python docs/tables/grid.py`` (a few minutes).
 
 ``--stdout`` prints them instead, ``--seeds 1`` is for a look.
 """
@@ -16,11 +16,13 @@ import numpy as np
 
 import ai_factory_baselines as baselines
 from ai_factory_gym import AIFactoryEnv
+from ai_factory_gym.grid.series import SYNTHETIC
 from ai_factory_gym.levers import DEFAULT_LEVERS
 from ai_factory_gym.observation import NOTICE_SCALE_S
 from ai_factory_gym.params import derates_above_c, heat_w_per_kelvin, nameplate_it_w
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.sites import BatteryConfig, CoolingConfig, RampConfig, SiteConfig, StorageConfig, load_site
+from ai_factory_gym.sites.generation import unit
 from ai_factory_gym.sites.money import MoneyConfig, Tariff
 
 PAGE = Path(__file__).parents[1] / "grid.md"
@@ -184,6 +186,38 @@ def heat(seeds: range) -> list[str]:
                 f"| {outdoor_c:g} | {it_w / 1e6:.2f} ({it_w / nameplate_it_w(hot):.0%}) | {name} | {_mean(found, 'tokens_per_joule'):.3f} | "
                 f"{_mean(found, 'sla_attainment'):.4f} | {_mean(found, 'heat_limited_s') / (4.0 * HOUR_S):.1%} | {warmest:.3f} |"
             )
+    return lines
+
+
+def supply(seeds: range) -> list[str]:
+    """Return the table of supply forms: what tokens cost and emit with a smaller connection and units of the site's own."""
+    edge = load_site("edge")
+    series = (("electricity", SYNTHETIC), ("carbon", SYNTHETIC))
+    engines = tuple(unit("engine", 7.5e5, name=f"engine {k}", must_run=k == 1) for k in (1, 2, 3))
+    forms = {
+        "2 MW connection": {},
+        "1.5 MW connection": {"cap_w": 1.5e6},
+        "1.5 MW, engine of 0.7 MW": {"cap_w": 1.5e6, "generation": (unit("engine", 7e5),)},
+        "1.5 MW, turbine of 0.7 MW": {"cap_w": 1.5e6, "generation": (unit("turbine", 7e5),)},
+        "1.5 MW, reactor of 0.5 MW": {"cap_w": 1.5e6, "generation": (unit("smr", 5e5),)},
+        "no connection, three engines of 0.75 MW": {"cap_w": 0.0, "generation": engines},
+    }
+    lines = [
+        "| supply | energy, USD per million good tokens | carbon, kg per million | own power | starts a day | tokens/J | SLA attainment | braked |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, changes in forms.items():
+        site = dataclasses.replace(edge, series=series, **changes)
+        found = [infos[-1] for infos in run(reactive(), site, "diurnal", seeds, 0.0, 24.0)]
+        tokens = np.mean([info["good_tokens"] for info in found]) / 1e6
+        usd, kilograms = (np.mean([info[key] for info in found]) / tokens for key in ("energy_cost_usd", "carbon_kg"))
+        own = np.mean([info.get("generation_j", 0.0) / info["energy_j"] for info in found])
+        starts = np.mean([sum(info[f"generation/{each.name}/starts"] for each in site.generation) for info in found])
+        lines.append(
+            f"| {name} | {usd:.4f} | {kilograms:.4f} | {own:.0%} | {starts:.1f} | "
+            f"{np.mean([info['tokens_per_joule'] for info in found]):.3f} | {np.mean([info['sla_attainment'] for info in found]):.4f} | "
+            f"{np.mean([info['brake_s'] for info in found]) / (24.0 * HOUR_S):.2%} |"
+        )
     return lines
 
 
@@ -352,7 +386,7 @@ def ramp(seeds: range) -> list[str]:
     return lines
 
 
-TABLES = {"heat": heat, "emergency": emergency, "peaks": peaks, "trial": trial, "ramp": ramp}
+TABLES = {"heat": heat, "emergency": emergency, "peaks": peaks, "trial": trial, "supply": supply, "ramp": ramp}
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ CONSTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "Lowest clock a power limit sets (status assumed: performance collapses well above it).",
         ),
         ("_BISECTIONS", "1", "Halvings of the interval of clocks (numerics)."),
-        ("_SURE", "1", ""),
+        ("SURE", "1", ""),
         ("_UNEVEN_S", "s", ""),
         ("_FIT_S", "s", ""),
     ),

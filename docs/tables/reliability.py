@@ -1,4 +1,4 @@
-"""Fill the table of docs/reliability.md: a day of the Edge site under `reactive`, with racks that fail more or less often.
+"""Fill the table of docs/reliability.md: a day of the Edge site under `reactive`, with racks, or parts of them, that fail more or less often.
 
 ``python docs/tables/reliability.py`` writes it; ``--check`` fails when the page is stale.
 """
@@ -16,10 +16,23 @@ import ai_factory_baselines
 from ai_factory_gym import AIFactoryEnv
 from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.scenarios.faults import FaultSpec
+from ai_factory_gym.sites.reliability import LLAMA_3_GPU_GROUP_SHARE, LLAMA_3_NVLINK_DOMAIN_SHARE
 
 PAGE = Path(__file__).parents[1] / "reliability.md"
 BEGIN, END = "<!-- begin table -->\n", "<!-- end table -->"
-FACTORS = (0.0, 1.0, 10.0, 30.0, 100.0)
+RACKS, PARTS = "racks", "parts"
+ROWS = (
+    (0.0, RACKS),
+    (1.0, RACKS),
+    (1.0, PARTS),
+    (10.0, RACKS),
+    (10.0, PARTS),
+    (30.0, RACKS),
+    (30.0, PARTS),
+    (100.0, RACKS),
+    (100.0, PARTS),
+)
+"""Factors on the rate of the source, and what faults take."""
 SEEDS = range(2_000_000, 2_000_010)
 KEYS = (
     "racks_struck",
@@ -31,12 +44,17 @@ KEYS = (
     "good_tokens",
     "energy_j",
     "requests_met_slo",
+    "groups_struck",
+    "gpu_down_s",
 )
 
 
-def day(factor: float, seed: int) -> list[float]:
+def day(factor: float, taken: str, seed: int) -> list[float]:
     """Return what a day brings, in the order of ``KEYS``; 0 where there is no such key."""
-    chosen = dataclasses.replace(scenario("diurnal"), name="diurnal", faults=FaultSpec(factor))
+    faults = FaultSpec(factor)
+    if taken == PARTS:
+        faults = FaultSpec(factor, LLAMA_3_GPU_GROUP_SHARE, LLAMA_3_NVLINK_DOMAIN_SHARE)
+    chosen = dataclasses.replace(scenario("diurnal"), name="diurnal", faults=faults)
     env = AIFactoryEnv(site="edge", scenario=chosen)
     policy = ai_factory_baselines.make("reactive", env)
     observation, info = env.reset(seed=seed)
@@ -51,16 +69,21 @@ def day(factor: float, seed: int) -> list[float]:
 
 def table() -> str:
     """Return the table: means over the seeds."""
-    racks = sum(pool.racks for pool in AIFactoryEnv(site="edge").unwrapped.pools)
+    pools = AIFactoryEnv(site="edge").unwrapped.pools
+    gpus = sum(pool.racks * pool.gpus_per_rack for pool in pools)
+    racks = sum(pool.racks for pool in pools)
     rows = [
-        "| rate, times that of the source | racks struck a day | racks in service | requests that start anew | tokens lost | good of all output "
-        "tokens | requests that meet their SLO | good tokens per joule |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| rate, times that of the source | faults take | racks struck a day | parts struck a day | in service | requests that start anew | "
+        "tokens lost | good of all output tokens | requests that meet their SLO | good tokens per joule |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for factor in FACTORS:
-        mean = dict(zip(KEYS, np.mean([day(factor, seed) for seed in SEEDS], axis=0), strict=True))
+    for factor, taken in ROWS:
+        days = np.array([day(factor, taken, seed) for seed in SEEDS])
+        mean = dict(zip(KEYS, days.mean(axis=0), strict=True))
+        # Of racks the share of racks, of parts of racks the share of GPUs.
+        down = (mean["rack_down_s"] / racks + mean["gpu_down_s"] / gpus) / 86400.0
         rows.append(
-            f"| {factor:g} | {mean['racks_struck']:.1f} | {1.0 - mean['rack_down_s'] / (86400.0 * racks):.2%} | "
+            f"| {factor:g} | {taken if factor else 'nothing'} | {mean['racks_struck']:.1f} | {mean['groups_struck']:.1f} | {1.0 - down:.2%} | "
             f"{mean['requests_restarted'] / mean['requests_arrived']:.4%} | {mean['lost_tokens'] / mean['output_tokens']:.4%} | "
             f"{mean['good_tokens'] / mean['output_tokens']:.3%} | {mean['requests_met_slo'] / mean['requests_arrived']:.2%} | "
             f"{mean['good_tokens'] / mean['energy_j']:.3f} |"

@@ -40,6 +40,8 @@ the demand of some `classes` for hours, or of the classes of some `models`: name
 `"others"` for its others (a site with one model has none to move between: a warning says so, and the shift is left out); `[[price_events]]`
 multiply the price of electricity and `[[temperature_events]]` heat the outdoor air; `[[peak_windows]]` are the hours of coincident peaks, for
 which a site may pay ([grid.md](grid.md)); `[faults]` makes racks fail and `[[maintenance]]` takes them out ([reliability.md](reliability.md));
+`[training_block]` puts a training block beside the pools of a site that has none, and `[[training_jobs]]` say when it has work
+([training_block.md](training_block.md));
 `[mismatch]` makes the site differ from its catalogue by a
 draw per episode that nothing shows but its consequences (a spread of 0.15 is a factor between 1/1.15 and 1.15). Agents' training and
 evaluation seeds never meet, whatever the scenario.
@@ -101,6 +103,16 @@ window_start_hour = 1.0
 window_end_hour = 5.0
 duration_hours = 2.0
 racks = 1
+
+[training_block]              # share of the cap that its racks may take at their limit
+cap_share = 0.2
+rack = "gb300_nvl72"
+
+[[training_jobs]]             # without any there is one all the time
+window_start_hour = 20.0
+window_end_hour = 24.0
+duration_hours = 8.0
+duration_high_hours = 12.0
 ```
 
 This page is written by `python docs/tables/scenarios.py`.
@@ -170,6 +182,14 @@ def events(chosen: Scenario) -> list[str]:
         f"{m.racks:g} rack{'s' if m.racks > 1 else ''} out for maintenance for {m.duration_hours:g} h each, onset "
         f"{_hours(m.window_start_hour, m.window_end_hour)}"
         for m in chosen.maintenance
+    ]
+    if chosen.training_block.cap_share:
+        lines.append(
+            f"training block of up to {chosen.training_block.cap_share:.0%} of the cap ({chosen.training_block.rack}) where the site has none"
+        )
+    lines += [
+        f"training job for {_range(j.duration_hours, j.longest_hours)} h, onset {_hours(j.window_start_hour, j.window_end_hour)}"
+        for j in chosen.training_jobs
     ]
     if spreads:
         lines.append(f"hidden, once per episode: {', '.join(spreads)}")

@@ -13,7 +13,7 @@ import numpy as np
 from ai_factory_gym.engine.ahead import FEW_ROWS, ask_for_row
 from ai_factory_gym.engine.arrivals import minute_of
 from ai_factory_gym.engine.kernel import DONE, NEEDS_SLOTS, apply_action, begin_step, close_window, run_step
-from ai_factory_gym.engine.layout import Array, Class, Params, Site, State
+from ai_factory_gym.engine.layout import Array, Class, Params, Site, SiteSpec, State
 from ai_factory_gym.engine.reference import params_of, state_of
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.levers import decide_row
@@ -35,6 +35,7 @@ class Episodes(NamedTuple):
     closed: Array  # bool[rows] whether the scored window has ended
     scored: Array  # bool[rows] whether the last step began inside it
     terms: Array  # float64[rows, TERMS] reward terms of the last step
+    credit: Array  # float64[rows] worth of training work, good tokens per joule of its reference energy
 
 
 class Outcome(NamedTuple):
@@ -100,6 +101,7 @@ def _report(
         state.site[row],
         state.cls[row],
         state.cache[row],
+        state.unit[row],
         episodes.terms[row],
         episodes.scored[row],
         outcome.info[row],
@@ -208,6 +210,8 @@ def step_rows(
             constants.reward_kind,
             constants.scale_usd,
             constants.joules_per_kg,
+            episodes.credit[row],
+            params.site[SiteSpec.TRAIN_USD_PER_S],
         )
         if scored and site[Site.TIME_S] >= episodes.horizon_s[row] - 1e-6:
             episodes.closed[row] = True
@@ -251,6 +255,7 @@ def new_episodes(rows: int, actions: int, terms: int) -> Episodes:
         closed=np.zeros(rows, dtype=np.bool_),
         scored=np.ones(rows, dtype=np.bool_),
         terms=np.zeros((rows, terms)),
+        credit=np.zeros(rows),
     )
 
 

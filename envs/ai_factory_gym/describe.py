@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, PoolSpec, SiteSpec
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.levers import pairs_of
 from ai_factory_gym.operating_point import OperatingPoint, SteadySite, steady_site
@@ -23,6 +23,7 @@ from ai_factory_gym.params import (
 from ai_factory_gym.registration import CUSTOM, TASKS
 from ai_factory_gym.sites import RampConfig, SiteConfig, load_site
 from ai_factory_gym.sites.reliability import ReliabilityConfig
+from ai_factory_gym.sites.training import TrainingConfig
 from ai_factory_gym.steady_cache import steady_cache
 from ai_factory_gym.validate import daily_demand_rps
 from ai_factory_gym.workload.traces import load_trace, superposition_report
@@ -47,14 +48,15 @@ def figures(site: SiteConfig) -> dict[str, float]:
     """Return the two figures every task is sized by, and those they come from.
 
     Returns:
-        ``saturation_rps``, ``unthrottled_draw_over_cap``, ``cap_rps`` (what the cap can serve) and ``mean_load_over_cap_rps``.
+        ``saturation_rps``, ``unthrottled_draw_over_cap``, ``cap_rps`` (what the cap can serve) and ``mean_load_over_cap_rps``; where the site
+        makes power, its units count as cap.
     """
     steady = steady_site(site)
     saturation = steady.saturation()
-    capped = steady.under_cap(site.cap_w)
+    capped = steady.under_cap(site.supply_w)
     return {
         "saturation_rps": saturation.load_rps,
-        "unthrottled_draw_over_cap": saturation.facility_w / site.cap_w,
+        "unthrottled_draw_over_cap": saturation.facility_w / site.supply_w,
         "cap_rps": capped.load_rps,
         "mean_load_over_cap_rps": site.demand_rps / capped.load_rps,
     }
@@ -69,12 +71,16 @@ def describe(name: str) -> str:
     Raises:
         ConfigError: On an unknown task or an invalid site.
     """
-    site = task_site(name)
+    return describe_site(task_site(name))
+
+
+def describe_site(site: SiteConfig) -> str:
+    """Return the description of a site."""
     steady = steady_site(site)
     classes = steady.classes
     params = steady.params
     saturation = steady.saturation()
-    capped = steady.under_cap(site.cap_w)
+    capped = steady.under_cap(site.supply_w)
     mean = steady.cheapest(site.demand_rps)
     binding = steady.cheapest(1.01 * capped.load_rps).binds or "cap"
     nameplate_w = nameplate_it_w(site, params.power)
@@ -85,7 +91,7 @@ def describe(name: str) -> str:
         f"calibration {site.calibration}; model{'s' if several else ''} {', '.join(entry.id for entry in site.models)}"
         + _contexts(site),
         "",
-        f"cap {site.cap_w / 1e6:,.2f} MW; nameplate {nameplate_w * site_pue(site, 1.0) / 1e6:,.2f} MW with cooling; "
+        f"{_cap(site)}; nameplate {nameplate_w * site_pue(site, 1.0) / 1e6:,.2f} MW with cooling; "
         f"idle, all racks awake, {idle_facility_w(site) / 1e6:,.2f} MW",
         *_cooling(site),
         "",
@@ -138,7 +144,7 @@ def describe(name: str) -> str:
         _line("mean demand, best clocks", mean, site, mean.binds),
         "",
         "next limit: prefill utilisation, tpot, kv (memory of decode), rack power or cap",
-        f"unthrottled draw at the saturating load: {saturation.facility_w / site.cap_w:.3f} x cap",
+        f"unthrottled draw at the saturating load: {saturation.facility_w / site.supply_w:.3f} x cap",
         f"mean demand: {site.demand_rps / capped.load_rps:.3f} of what {_what(binding)} can serve",
         "",
         *plot_day(daily_demand_rps(site, classes).sum(axis=0), capped.load_rps, what=_what(binding)),
@@ -177,8 +183,19 @@ def _ramp(site: SiteConfig, ramp: RampConfig) -> list[str]:
 
 
 def _parts(site: SiteConfig) -> list[str]:
-    """Return what the site has beside racks and a cap, a line each: battery, what varies with time, money, reliability."""
+    """Return what the site has beside racks and a cap, a line each: battery, what varies with time, money, reliability, training."""
     lines = []
+    for unit in site.generation:
+        lines.append(
+            f"on site: {unit.name} {unit.power_w / 1e6:,.3f} MW, "
+            + (f"at least {unit.min_load:.0%} while it runs, " if unit.min_load < 1.0 else "flat, ")
+            + ("always runs, " if unit.must_run else f"starts in {unit.start_s / 60.0:,.1f} min, ")
+            + f"{unit.fuel_usd_per_mwh:,.1f} USD/MWh, {unit.carbon_g_per_kwh:,.0f} g/kWh"
+        )
+    if site.grid is not None and site.grid.export_w > 0.0:
+        lines.append(
+            f"grid: export up to {site.grid.export_w / 1e6:,.3f} MW at {site.grid.export_usd_per_mwh:,.1f} USD/MWh"
+        )
     if site.battery is not None:
         cells = site.battery
         lines.append(
@@ -207,6 +224,8 @@ def _parts(site: SiteConfig) -> list[str]:
             f"reliability: {24.0 * gpus * site.reliability.gpu_faults_per_hour:.2f} faults a day among {racks} racks, repairs of "
             f"{site.reliability.repair_s / 3600.0:.3g} h" + _in_part(site.reliability)
         )
+    if site.training is not None:
+        lines.append(_block(site, site.training))
     return lines
 
 
@@ -224,6 +243,28 @@ def _in_part(spec: ReliabilityConfig) -> str:
         if share > 0.0
     ]
     return f"; {', '.join(texts)}"
+
+
+def _block(site: SiteConfig, block: TrainingConfig) -> str:
+    """Return what the site trains with, in a line."""
+    steady = steady_site(site)
+    spec = steady.params.site
+    factor = site_pue(site, 1.0)
+    compute_w = steady.block_w * factor + steady.burst_w
+    return (
+        f"training block: {block.racks} racks of {block.rack_type.id}, {steady.block_w * factor / 1e6:,.3f} MW with cooling while its job runs, in "
+        f"bursts of {compute_w / 1e6:,.3f} MW every {block.iteration_s:g} s; paused {factor * spec[SiteSpec.TRAIN_IDLE_W] / 1e6:,.3f} MW; a "
+        f"checkpoint of {block.checkpoint_s:g} s every {block.checkpoint_period_s / 60.0:g} min, {block.restore_s:g} s to go on"
+    )
+
+
+def _cap(site: SiteConfig) -> str:
+    """Return the site's cap, and what it makes itself, in words."""
+    cap = f"cap {site.cap_w / 1e6:,.2f} MW" if site.cap_w > 0.0 or not site.generation else "no grid connection"
+    if not site.generation:
+        return cap
+    firm = f", {site.firm_w / 1e6:,.2f} of it always" if site.firm_w > 0.0 else ""
+    return f"{cap} and {(site.supply_w - site.cap_w) / 1e6:,.2f} MW on site{firm} (both are the cap below)"
 
 
 def _what(binding: str) -> str:
@@ -265,7 +306,7 @@ def _alone(site: SiteConfig, name: str) -> str:
         steady = steady_site(dataclasses.replace(site, mix={other: float(other == name) for other in site.mix}))
     except ConfigError:
         return f"{'none':>19}"
-    return f"{steady.under_cap(site.cap_w).load_rps:>19,.0f}"
+    return f"{steady.under_cap(site.supply_w).load_rps:>19,.0f}"
 
 
 def plot_day(demand_rps: np.ndarray, cap_rps: float, height: int = 8, what: str = "the cap") -> list[str]:
@@ -321,6 +362,6 @@ def describe_trace(path: str, rate_scale: float) -> str:
 def _line(name: str, point: OperatingPoint, site: SiteConfig, binds: str | None) -> str:
     tpot = ", ".join(f"{1e3 * value:.1f}" for value in point.tpot_s if value > 0.0)
     return (
-        f"{name:<34}{point.load_rps:>12,.0f}{point.facility_w / 1e6:>9,.3f}{point.facility_w / site.cap_w:>8.3f}"
+        f"{name:<34}{point.load_rps:>12,.0f}{point.facility_w / 1e6:>9,.3f}{point.facility_w / site.supply_w:>8.3f}"
         f"{point.tokens_per_joule:>10.3f}  {tpot}; {binds or 'none'}"
     )

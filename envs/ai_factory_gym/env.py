@@ -50,6 +50,8 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``effort`` * | classes that may be cut | the shortest answers of the class | full effort | full effort |
     | ``battery`` * | 1 | charged at full power, below the cap | covers what exceeds the cap | gives its full power |
     | ``role`` * | pairs of pools | most racks of the type in decode | as built | most racks of the type in prefill |
+    | ``training`` * | 1 | the training job is paused (below -0.8); at -0.8 its lowest clock | as by itself | as by itself |
+    | ``generation`` * | units at the site | off | the built-in dispatch | on, all it can give |
 
     Levers with a * are not in use unless ``levers`` names them, and neutral at zero: an episode is then the same as without.
 
@@ -102,16 +104,24 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | ``peak_window`` ** | 4 | coincident peak: announced, time until its window / 2 h; in force, time left / 4 h |
     | ``maintenance`` ** | 2 | 1 when a rack is to be taken out within a day; time until then / 2 h |
     | ``ramp`` ** | 4 | highest and lowest draw allowed at the end of the next step, charge of the racks' storage, ballast |
+    | ``training`` ** | 9 | job there, running, paused; clock; draw now and at most; writing or loading left; since checkpoint; progress |
+    | ``supply`` ** | 2 | power of the site's own units that run / base cap; of those that run or start / base cap |
+    | ``unit_running`` ** | units | 1 while the unit runs |
+    | ``unit_start`` ** | units | time until a unit that is starting runs / its start time |
+    | ``unit_output`` ** | units | output / power |
+    | ``unit_held`` ** | units | time for which it may not be stopped, or started, yet / 1 h |
 
-    Blocks with a * are there when their lever is in use, those with ** when the site, or its scenario, has that part.
+    Blocks with a * are there when their lever is in use, those with ** when the site, or its scenario, has that part. Where the site makes
+    power itself, the base cap is that of its connection and the power of its units together.
 
     ## Rewards
 
     ``tokens_per_watt`` (default), per step: ``(good tokens - lambda x joules - misses) / scale - cap and brake penalties``.
     A missed request costs ``miss_weight x (its tokens + lambda x its reference joules)``; lambda is frozen per task and
     scenario; scale is a step's nominal tokens. ``goodput`` leaves the energy out; ``carbon`` weighs every joule by the carbon intensity of
-    its moment over the mean; ``profit`` is revenue less penalties, energy, wear and coincident charges, in units of a step's nominal revenue, on a
-    site with a table ``[money]``. ``info["reward_terms/..."]`` has the parts.
+    its moment over the mean; ``profit`` is revenue less penalties, energy (fuel among it), wear and coincident charges, in units of a
+    step's nominal revenue, on a site with a table ``[money]``. The work of a training block is credited in each of them.
+    ``info["reward_terms/..."]`` has the parts.
 
     ## Starting State
 

@@ -25,7 +25,17 @@ from ai_factory_gym.control_step import (
     step_rows,
 )
 from ai_factory_gym.engine.kernel import DONE
-from ai_factory_gym.engine.layout import Array, CapStep, Cell, ClassSpec, PoolSpec, Purpose, SessionSpec, World
+from ai_factory_gym.engine.layout import (
+    Array,
+    CapStep,
+    Cell,
+    ClassSpec,
+    PoolSpec,
+    Purpose,
+    SessionSpec,
+    SiteSpec,
+    World,
+)
 from ai_factory_gym.engine.outages import child, draw_faults
 from ai_factory_gym.engine.reference import Reference
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
@@ -37,11 +47,13 @@ from ai_factory_gym.grid.series import SYNTHETIC, draw_series, event_strength
 from ai_factory_gym.levers import ActionLayout, as_actions, no_decision, refuse_actions
 from ai_factory_gym.metrics import Info, info_keys
 from ai_factory_gym.observation import ObservationLayout, class_limits_s, lay_out, site_parts
-from ai_factory_gym.params import at_hottest, build_params, check_cap, check_ramp, reference_batch
+from ai_factory_gym.params import at_hottest, build_params, check_cap, check_ramp, reference_batch, with_block
 from ai_factory_gym.reward import TERMS, reward_of
 from ai_factory_gym.scenarios import Scenario, scenario
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, Truth, draw_truth
+from ai_factory_gym.scenarios.training import JOBS_STREAM, OUTAGES_STREAM, draw_block_outages, draw_jobs
 from ai_factory_gym.sites import SiteConfig
+from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.task import DAY_S, Task, check_shifts, shifted_classes, warn_of_shifts
 from ai_factory_gym.workload.demand import mean_path, rate_path, shift_factor
 from ai_factory_gym.workload.traces import SuperpositionPlan, shifts, unit_hash
@@ -106,6 +118,7 @@ class Factory:
         """Build parameters, layouts and engine."""
         self.task = task
         self.rows = rows
+        self.site = with_block(task.site, task.scenario.training_block)
         self.classes = task.classes
         self.pools = task.site.pools
         self._thin = 1.0
@@ -113,7 +126,7 @@ class Factory:
             fraction = task.rate_scale - math.floor(task.rate_scale)
             self._thin = fraction if fraction > 0.0 else 1.0
         self.params = build_params(
-            task.site,
+            self.site,
             self.classes,
             task.grain,
             control_interval_s=task.control_interval_s,
@@ -127,7 +140,7 @@ class Factory:
         )
         self._check(task.scenario)
         self.engine = Engine(self.params, rows=rows, log_lines=log_lines)
-        batch = reference_batch(task.site, self.classes, self.params)
+        batch = reference_batch(self.site, self.classes, self.params)
         self.action_layout = ActionLayout(self.params, task.levers, task.site.clock_min, batch)
         self.mean_rate = self._mean_rate()
         slices, size = lay_out(
@@ -135,7 +148,8 @@ class Factory:
             len(self.classes),
             self.action_layout.size,
             task.levers,
-            site_parts(task.site, may_fail(task.site, task.scenario)),
+            site_parts(self.site, may_fail(task.site, task.scenario)),
+            len(task.site.generation),
         )
         self.observation_layout = ObservationLayout(
             slices=slices,
@@ -144,7 +158,7 @@ class Factory:
             pool_nameplate_w=self.params.pool[:, PoolSpec.RACKS] * self.action_layout.rack_w,
             class_rate=self.mean_rate,
             class_ttft_s=class_limits_s(self.params),
-            base_cap_w=task.site.cap_w,
+            base_cap_w=task.site.supply_w,
             tpot_s=min(cls.tpot_s for cls in self.classes),
             pool_rack_w=self.action_layout.rack_w,
         )
@@ -163,6 +177,8 @@ class Factory:
             may_fail(task.site, task.scenario),
             task.site.ramp is not None,
             may_fail_in_part(task.site, task.scenario),
+            self.site.training is not None,
+            tuple(unit.name for unit in task.site.generation),
         )
         self._constants = Constants(
             clock_min=task.site.clock_min,
@@ -201,7 +217,12 @@ class Factory:
         """Refuse a scenario under which the site cannot work (ConfigError)."""
         spread = chosen.mismatch.idle_power
         check_idle_power(self.params, [pool.name for pool in self.pools], spread)
-        site = self.task.site
+        site = with_block(self.task.site, chosen.training_block)
+        if site.training != self.site.training:
+            raise ConfigError(
+                f"options: scenario {chosen.name!r} differs from {self.task.scenario.name!r} in the training block of site {site.name!r}; make a new "
+                f"environment with scenario={chosen.name!r}."
+            )
         racks = sum(pool.racks for pool in site.pools)
         for maintenance in chosen.maintenance:
             if maintenance.racks > racks:
@@ -324,12 +345,17 @@ class Factory:
         streams = dict(zip(Purpose, generator.spawn(len(Purpose)), strict=True))
         self._episodes.start_s[row] = start_s
         self._episodes.horizon_s[row] = horizon_s
-        self._episodes.price[row] = reward_of(task.reward).price_share * task.lambda_for(chosen)
+        price = task.lambda_for(chosen)
+        self._episodes.price[row] = reward_of(task.reward).price_share * price
+        self._episodes.credit[row] = self.params.site[SiteSpec.TRAIN_WORTH] * price
         path_start_s = -task.warmup_s
         minutes = math.ceil((task.warmup_s + horizon_s + DRAIN_LIMIT_S) / 60.0)
         rate, hazard = self._demand(streams[Purpose.RATES], chosen, start_s + path_start_s, minutes, demand)
-        cap = chosen.draw_cap(streams[Purpose.CAP], task.site.cap_w, start_s, horizon_s).breakpoints()
+        cap = chosen.draw_cap(streams[Purpose.CAP], task.site.cap_w or 1.0, start_s, horizon_s).breakpoints()
         cap_steps = np.stack([cap.times_s, cap.cap_w, cap.announced_at_s], axis=1)
+        if task.site.cap_w == 0.0:
+            # Nobody curtails a site that has no connection.
+            cap_steps = np.array([[-math.inf, 0.0, -math.inf]])
         assert cap_steps.shape[1] == len(CapStep)
         plan = self._superposition(streams[Purpose.SHIFTS])
         shift = plan.shift_s
@@ -344,8 +370,26 @@ class Factory:
             phases, racks = [pool.phase for pool in self.pools], [pool.rack_type.id for pool in self.pools]
             truth = draw_truth(stream, chosen.mismatch, phases, racks, len(self.classes))
         world = self._world(streams, chosen, start_s + path_start_s, minutes)
+        world[:, World.JOB] = self._jobs(streams, chosen, start_s + path_start_s, minutes)
         faults = self._faults(streams[Purpose.FAULTS], chosen, start_s, horizon_s + DRAIN_LIMIT_S)
         return Episode(path_start_s, rate, hazard, cap_steps, shift, kept, streams, world, truth, faults)
+
+    def _jobs(
+        self, streams: Mapping[Purpose, np.random.Generator], chosen: Scenario, start_s: float, minutes: int
+    ) -> Array:
+        """Return whether there is a training job by minute, float64[minutes]; -1 where it waits for a rack of its block."""
+        block = self.site.training
+        if block is None:
+            return np.zeros(minutes)
+        local_s = start_s + 60.0 * np.arange(minutes, dtype=np.float64)
+        there = draw_jobs(child(streams[Purpose.CAP], JOBS_STREAM), chosen.training_jobs, local_s)
+        factor = chosen.faults.rate_factor or float(self.site.reliability is not None)
+        if factor > 0.0:
+            gpus = block.racks * block.group.gpus
+            spec = self.site.reliability or ReliabilityConfig()
+            stream = child(streams[Purpose.FAULTS], OUTAGES_STREAM)
+            there[draw_block_outages(stream, spec, factor, gpus, minutes) & (there > 0.0)] = -1.0
+        return there
 
     def _faults(self, stream: np.random.Generator, chosen: Scenario, start_s: float, span_s: float) -> Array | None:
         """Return when which racks go out of service, float64[events, Fault]; None where none ever does."""

@@ -12,10 +12,16 @@
 | deferral | deferrable classes | release of deferred work: -1 at its deadline, 0 by the built-in rule, 1 at once, linear | built-in rule |
 | battery | 1 | power of the site's battery: -1 charges at full power, from what the cap leaves; 0 only what exceeds the cap; 1 gives all | as 0 |
 | effort | classes that may be cut | output over that of full effort: -1 the least of the class, linear up to 0; from 0 all | full effort |
+| training | 1 | clock of the training job: its lowest at PAUSES_BELOW, linear up to 0; below, it is to pause; from 0 its own | as 0 |
 | role | pairs of pools | racks of one type in prefill: -1 fewest, 0 as built, 1 most, linear, rounded; the others in decode | as built |
+| generation | units at the site | output: from 0 to 1 at least that share of its power, linear; from 0 to -1 at most 1 + a of it; off at -1 | as 0 |
 
 Pools in the same racks (``engine.coupled``): of two orders for racks the larger holds; a power limit is for the whole rack, and the lower
 of two holds; on shared GPUs so does the lower of two clock ceilings, and ``route_decode`` has no say in what was prefilled there.
+
+Zero of ``generation`` is the built-in dispatch (``engine.generation``): a unit runs when the cap asks for it or its MWh is cheaper than the
+grid's. Above zero it is started where the share reaches its least output, and gives it as far as the site and what may be exported take it;
+below, it is stopped where what is left is less than that, once the site does without it. A unit that always runs at one output has no number.
 
 A power limit is kept by the clock, which does not go below 0.2: a rack that is full of work may draw more than LEAST_LIMIT there.
 The first four levers are in use by default. Zero is neutral for the others: they are then as if they were not in use.
@@ -42,8 +48,20 @@ from typing import Any
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, ClassSpec, Gate, Order, Params, PoolSpec, SiteSpec
-from ai_factory_gym.engine.simulator import Decision, open_gate
+from ai_factory_gym.engine.layout import (
+    DECODE,
+    FIRST_UNIT,
+    PREFILL,
+    Array,
+    ClassSpec,
+    Gate,
+    Order,
+    Params,
+    PoolSpec,
+    SiteSpec,
+    UnitSpec,
+)
+from ai_factory_gym.engine.simulator import Decision, no_order, open_gate
 from ai_factory_gym.errors import ConfigError, unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.params import largest_rack_w
@@ -58,13 +76,30 @@ LEAST_LIMIT = 0.3
 LEAST_BATCH = 0.125
 """Lowest batch ceiling, as a share of the reference batch (status: design choice)."""
 
+PAUSES_BELOW = -0.8
+"""Below this number the lever ``training`` is the order to pause (status: design choice: a drawn number is below it one time in ten)."""
+
+PAUSE = 2.0
+"""That order among the decisions: more than the clock can be held back."""
+
 DEFAULT_LEVERS = ("route_prefill", "route_decode", "clock", "active_racks")
 """The levers of the published tasks."""
 
-LEVERS = (*DEFAULT_LEVERS, "power_limit", "batch_ceiling", "admission", "deferral", "effort", "battery", "role")
+LEVERS = (
+    *DEFAULT_LEVERS,
+    "power_limit",
+    "batch_ceiling",
+    "admission",
+    "deferral",
+    "effort",
+    "battery",
+    "role",
+    "training",
+    "generation",
+)
 """All levers; the routing of a phase stands at the phase's number."""
 
-_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT, _BATTERY, _ROLE = (
+_CLOCK, _RACKS, _LIMIT, _BATCH, _ADMISSION, _DEFERRAL, _EFFORT, _BATTERY, _ROLE, _TRAINING, _GENERATION = (
     LEVERS.index(name) for name in LEVERS[2:]
 )
 
@@ -119,7 +154,7 @@ def decide_row(
         racks: Written: int64[pools].
         most_batch: Written: float64[pools].
         gate: Written: float64[classes, Gate].
-        order: Written: float64[Order].
+        order: Written: float64[Order, and behind it the units that the operator decides about].
         own: Written: int64[pools], racks wanted in each pool, awake or not.
     """
     pools = ceiling.shape[0]
@@ -185,6 +220,13 @@ def decide_row(
             gate[cls, Gate.RELEASE] = action[place]
             place += 1
     order[Order.BATTERY] = action[begins[_BATTERY]] if begins[_BATTERY] >= 0 else 0.0
+    order[Order.TRAINING] = 0.0
+    if begins[_TRAINING] >= 0 and action[begins[_TRAINING]] < 0.0:
+        wanted = action[begins[_TRAINING]] / PAUSES_BELOW
+        # A float32 may lie a little below.
+        order[Order.TRAINING] = PAUSE if wanted > 1.0 + 1e-6 else min(1.0, wanted)
+    for place in range(order.shape[0] - FIRST_UNIT):
+        order[FIRST_UNIT + place] = action[begins[_GENERATION] + place] if begins[_GENERATION] >= 0 else 0.0
     place = begins[_EFFORT]
     for cls in range(gate.shape[0]):
         gate[cls, Gate.EFFORT] = 1.0
@@ -252,7 +294,7 @@ def no_decision(rows: int, params: Params) -> Decision:
         racks=np.zeros((rows, pools), np.int64),
         most_batch=np.tile(params.pool[:, PoolSpec.MAX_BATCH], (rows, 1)),
         gate=open_gate(rows, len(params.cls)),
-        order=np.zeros((rows, len(Order))),
+        order=no_order(rows, params),
         own=np.tile(params.pool[:, PoolSpec.RACKS].astype(np.int64), (rows, 1)),
     )
 
@@ -317,10 +359,22 @@ class ActionLayout:
             "effort": int((least_effort < 1.0).sum()),
             "battery": 1,
             "role": len(pairs_of(self.params)),
+            "training": 1,
+            "generation": int((self.params.unit[:, UnitSpec.LEVER] >= 0.0).sum()),
         }
         if "battery" in self.levers and self.params.site[SiteSpec.BATTERY_W] <= 0.0:
             raise ConfigError(
                 "levers: 'battery' is not possible: the site has none; give it a [battery] table with power_w and energy_wh."
+            )
+        if "training" in self.levers and self.params.site[SiteSpec.TRAIN_RACKS] <= 0.0:
+            raise ConfigError(
+                "levers: 'training' is not possible: there is no training block; give the site a [training] table with rack and racks, or choose "
+                "the scenario 'training_block'."
+            )
+        if "generation" in self.levers and not sizes["generation"]:
+            raise ConfigError(
+                "levers: 'generation' is not possible: the site has no unit to decide about; give it a [[generation]] table with a kind (engine, "
+                "turbine) and power_w."
             )
         if "effort" in self.levers and not sizes["effort"]:
             raise ConfigError(
@@ -431,6 +485,8 @@ class ActionLayout:
         effort: Array | float | None = None,
         battery: float | None = None,
         role: Array | int | None = None,
+        training: float | None = None,
+        generation: Array | float | None = None,
     ) -> Array:
         """Return the action that sets physical values; what is None, or whose lever is not in use, is left at zero.
 
@@ -448,6 +504,8 @@ class ActionLayout:
             effort: Output over that of full effort of each class that may be cut, or one for all.
             battery: Share of its power that the battery is to give, negative to take.
             role: Racks of each pair that are to be in its prefill pool, or one number for all pairs.
+            training: Clock of the training job; 0 is to pause.
+            generation: The lever's own number of each unit that there is a decision about, or one for all.
 
         Returns:
             float32[size] in [-1, 1].
@@ -498,6 +556,12 @@ class ActionLayout:
             action[self.slices["deferral"]] = release
         if battery is not None and "battery" in self.slices:
             action[self.slices["battery"]] = battery
+        if training is not None and "training" in self.slices:
+            own, least = self.params.site[[SiteSpec.TRAIN_CLOCK, SiteSpec.TRAIN_LEAST_CLOCK]]
+            lowered = (own - training) / max(own - least, 1e-12)
+            action[self.slices["training"]] = -1.0 if training <= 0.0 else PAUSES_BELOW * min(1.0, max(0.0, lowered))
+        if generation is not None and "generation" in self.slices:
+            action[self.slices["generation"]] = generation
         if effort is not None and "effort" in self.slices:
             least = least_effort[least_effort < 1.0]
             action[self.slices["effort"]] = (np.broadcast_to(effort, least.shape) - 1.0) / (1.0 - least)

@@ -19,6 +19,8 @@ from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     MAINTENANCE,
     PREFILL,
+    RUNNING,
+    STARTING,
     Array,
     CapStep,
     Cell,
@@ -34,10 +36,20 @@ from ai_factory_gym.engine.layout import (
     State,
     Tier,
     Transition,
+    Unit,
+    UnitSpec,
 )
 from ai_factory_gym.engine.ledger import held_at_most_s
 from ai_factory_gym.engine.racks import racks_staying
 from ai_factory_gym.engine.smoothing import highest_w, lowest_w
+from ai_factory_gym.engine.training import (
+    LOADING,
+    PAUSED,
+    WRITING,
+    block_reserve_w,
+    progress_share,
+)
+from ai_factory_gym.engine.training import RUNNING as TRAINS
 from ai_factory_gym.errors import unknown
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
@@ -47,6 +59,8 @@ LIMIT = 10.0
 DAY_S = 86400.0
 NOTICE_SCALE_S = 7200.0
 DURATION_SCALE_S = 14400.0
+TRAINING_SCALE_S = 600.0
+USD_PER_MWH_SCALE = 100.0
 
 BLOCKS: tuple[tuple[str, str, str], ...] = (
     ("time_of_day", "2", "sine and cosine of the local time"),
@@ -162,10 +176,28 @@ PART_BLOCKS: tuple[tuple[str, str, str, str], ...] = (
         "highest and lowest draw from the grid that the ramp limits allow at the end of the next step, at most the cap / base cap; charge of "
         "the racks' storage / what it holds; ballast of the last segment / base cap",
     ),
+    (
+        "training",
+        "training",
+        "9",
+        "1 while there is a job; 1 while it runs; 1 while it is paused; its clock, 0 while it does not run; facility power of the block over the "
+        "last segment / base cap, and what it may come to as ordered, bursts included / base cap; time left of writing or loading / 10 min; "
+        "time run since the last checkpoint / time between two; progress so far / that of a job left alone, 1 before there is any",
+    ),
+    (
+        "generation",
+        "supply",
+        "2",
+        "power of the units at the site that run / base cap; of those that run or start / base cap",
+    ),
+    ("generation", "unit_running", "units", "1 while the unit runs"),
+    ("generation", "unit_start", "units", "time until the unit that is starting runs / its start time; 0 otherwise"),
+    ("generation", "unit_output", "units", "output over the last segment / its power"),
+    ("generation", "unit_held", "units", "time for which the unit may not be stopped, or started, yet / 1 h"),
 )
 """Part of the site, name, length and meaning of the blocks that are there, behind those of levers, when the site has that part."""
 
-_CACHE, _COOLANT, _PEAKS, _FAULTS, _RAMP = 0, 1, 2, 3, 4
+_CACHE, _COOLANT, _PEAKS, _FAULTS, _RAMP, _TRAINING, _SUPPLY = 0, 1, 2, 3, 4, 5, 6
 """Places in ``PART_BLOCKS``."""
 
 
@@ -177,6 +209,8 @@ def site_parts(site: SiteConfig, faults: bool = False) -> tuple[str, ...]:
         "peaks": site.money is not None and site.money.coincident_usd_per_kw_year > 0.0,
         "faults": faults,
         "ramp": site.ramp is not None,
+        "training": site.training is not None,
+        "generation": bool(site.generation),
     }
     return tuple(part for part, has in there.items() if has)
 
@@ -192,7 +226,7 @@ class ObservationLayout:
         pool_nameplate_w: IT power of the pool's racks at their limit, float64[pools].
         class_rate: Mean demand, requests/s, float64[classes].
         class_ttft_s: TTFT limit of an average prompt, float64[classes].
-        base_cap_w: Cap of the site.
+        base_cap_w: Cap of the site; where it makes power itself, with the power of its units.
         tpot_s: Tightest TPOT limit.
         pool_rack_w: Largest draw of a rack, W, float64[pools].
     """
@@ -241,12 +275,12 @@ class ObservationLayout:
 
 
 def lay_out(
-    pools: int, classes: int, actions: int, levers: Sequence[str] = (), parts: Sequence[str] = ()
+    pools: int, classes: int, actions: int, levers: Sequence[str] = (), parts: Sequence[str] = (), units: int = 0
 ) -> tuple[dict[str, slice], int]:
     """Return the slices of all blocks and the length of the observation, those of levers in use and of the site's parts among them."""
     blocks = [*BLOCKS, *((name, length, text) for lever, name, length, text in LEVER_BLOCKS if lever in levers)]
     blocks += [(name, length, text) for part, name, length, text in PART_BLOCKS if part in parts]
-    lengths = {"pools": pools, "classes": classes, "actions": actions}
+    lengths = {"pools": pools, "classes": classes, "actions": actions, "units": units}
     slices = {}
     begin = 0
     for name, length, _ in blocks:
@@ -422,6 +456,52 @@ def _lever_blocks(
             out[begins[4] + cls] = state.cls[row, cls, Class.EFFORT]
 
 
+@kernel
+def _training_block(params: Params, state: State, row: int, out: Array, at: int, base_cap_w: float) -> None:
+    """Write what the training block does, and what it may come to draw."""
+    site = state.site[row]
+    spec = params.site
+    phase = site[Site.TRAIN_PHASE]
+    running = phase == TRAINS and site[Site.TRAIN_STALLED] == 0.0
+    out[at] = abs(site[Site.JOB])
+    out[at + 1] = 1.0 if running else 0.0
+    out[at + 2] = 1.0 if phase == PAUSED else 0.0
+    out[at + 3] = site[Site.TRAIN_CLOCK] if running else 0.0
+    out[at + 4] = min(LIMIT, site[Site.TRAIN_POWER_W] / base_cap_w)
+    out[at + 5] = min(LIMIT, block_reserve_w(params, state, row) / base_cap_w)
+    waiting = phase == WRITING or phase == LOADING
+    out[at + 6] = min(LIMIT, site[Site.TRAIN_LEFT_S] / TRAINING_SCALE_S) if waiting else 0.0
+    out[at + 7] = min(LIMIT, site[Site.TRAIN_RAN_S] / spec[SiteSpec.TRAIN_PERIOD_S])
+    done_s = site[Site.TRAIN_DONE_S] - site[Site.TRAIN_LOST_S]
+    out[at + 8] = max(-LIMIT, min(LIMIT, progress_share(done_s, site[Site.TRAIN_DUE_S])))
+
+
+@kernel
+def _supply_blocks(params: Params, state: State, row: int, out: Array, at: int, base_cap_w: float) -> None:
+    """Write the blocks of the units that make power at the site, from position ``at`` on."""
+    now_s = state.site[row, Site.TIME_S]
+    units = params.unit.shape[0]
+    running_w = 0.0
+    coming_w = 0.0
+    for unit in range(units):
+        spec = params.unit[unit]
+        mine = state.unit[row, unit]
+        runs = mine[Unit.MODE] == RUNNING
+        starts = mine[Unit.MODE] == STARTING
+        if runs:
+            running_w += spec[UnitSpec.POWER_W]
+        elif starts:
+            coming_w += spec[UnitSpec.POWER_W]
+        left_s = max(0.0, mine[Unit.READY_S] - now_s) if starts else 0.0
+        held_s = 0.0 if starts else max(0.0, mine[Unit.HOLD_S] - now_s)
+        out[at + 2 + unit] = 1.0 if runs else 0.0
+        out[at + 2 + units + unit] = left_s / max(spec[UnitSpec.START_S], 1.0)
+        out[at + 2 + 2 * units + unit] = mine[Unit.OUTPUT_W] / spec[UnitSpec.POWER_W]
+        out[at + 2 + 3 * units + unit] = min(LIMIT, held_s / 3600.0)
+    out[at] = running_w / base_cap_w
+    out[at + 1] = (running_w + coming_w) / base_cap_w
+
+
 @inlined_kernel
 def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Array, base_cap_w: float) -> None:
     """Write the blocks of ``PART_BLOCKS`` that are there."""
@@ -459,6 +539,10 @@ def _part_blocks(params: Params, state: State, row: int, out: Array, begins: Arr
         holds_j = spec[SiteSpec.STORAGE_J]
         out[at + 2] = state.site[row, Site.STORAGE_CHARGE_J] / holds_j if holds_j > 0.0 else 0.0
         out[at + 3] = min(LIMIT, state.site[row, Site.BALLAST_W] / base_cap_w)
+    if begins[_TRAINING] >= 0:
+        _training_block(params, state, row, out, begins[_TRAINING], base_cap_w)
+    if begins[_SUPPLY] >= 0:
+        _supply_blocks(params, state, row, out, begins[_SUPPLY], base_cap_w)
 
 
 @inlined_kernel
@@ -496,7 +580,7 @@ def observe_row(
     out[1] = math.cos(angle)
     out[2] = site[Site.CAP_W] / base_cap_w
     _announced(state, row, now_s, base_cap_w, out, 3)
-    out[7] = site[Site.USD_PER_MWH] / 100.0
+    out[7] = site[Site.USD_PER_MWH] / USD_PER_MWH_SCALE
     out[8] = site[Site.G_PER_KWH] / 500.0
     out[9] = site[Site.STEP_ENERGY_J] / elapsed / base_cap_w
     out[10] = site[Site.FACILITY_POWER_W] / base_cap_w

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, SHARED_GPUS, Array, Cell, Params, PoolSpec
+from ai_factory_gym.engine.layout import DECODE, PREFILL, SHARED_GPUS, Array, Cell, Params, PoolSpec, SiteSpec
+from ai_factory_gym.engine.training import RUNNING, draw_of_phase_w
 from ai_factory_gym.params import (
     build_params,
     mean_context,
@@ -46,13 +47,13 @@ class OperatingPoint:
 
     Attributes:
         load_rps: Requests/s.
-        facility_w: Facility power, W.
+        facility_w: Facility power, a training block's with its job running included, W.
         utilisation: Share of busy time (prefill) or batch / largest batch within the SLO and memory (decode), per pool.
         batch: Requests in flight per decode replica, per pool; 0 for prefill.
         tpot_s: Time per output token, per pool; 0 for prefill.
         pool_w: IT power, per pool.
         pool_binds: ``prefill``, ``tpot``, ``kv`` or None, per pool.
-        tokens_per_joule: Output tokens per facility joule.
+        tokens_per_joule: Output tokens per facility joule, a training block's left out.
         binds: ``prefill``, ``tpot``, ``kv``, ``rack power`` or None when the point keeps every limit.
     """
 
@@ -77,6 +78,8 @@ class SteadySite:
 
     Attributes:
         tpot_limit_s: TPOT that each pool is to keep, ``reference_tpot_s`` of the classes of its model, float64[pools].
+        block_w: Mean IT power of a training block while its job runs, W; 0 without one.
+        burst_w: What its bursts add to the facility's draw, W.
     """
 
     def __init__(self, site: SiteConfig, classes: tuple[RequestClass, ...], params: Params) -> None:
@@ -92,6 +95,9 @@ class SteadySite:
         self.tpot_limit_s = np.zeros(len(params.pool))
         for served in served_models(site, classes, cell, self.share):
             self.tpot_limit_s[list(served.pools)] = served.tpot_s
+        self.block_w, self.burst_w = 0.0, 0.0
+        if site.training is not None:
+            self.block_w, self.burst_w, _ = draw_of_phase_w(params, RUNNING, float(params.site[SiteSpec.TRAIN_CLOCK]))
         self.output_tokens = float(self.share @ cell[:, Cell.OUTPUT])
 
     def _group(self, group: int) -> tuple[float, Array]:
@@ -141,8 +147,9 @@ class SteadySite:
                 )
         utilisation, batch, tpot, watts, binds = zip(*state, strict=True)
         over = self._over_rack_limits(watts)
-        it_w = float(sum(watts))
-        facility_w = it_w * site_pue(self.site, it_w / nameplate_it_w(self.site, params.power))
+        it_w = float(sum(watts)) + self.block_w
+        factor = site_pue(self.site, it_w / nameplate_it_w(self.site, params.power))
+        facility_w = it_w * factor
         reasons = [reason for reason in (*binds, *over) if reason]
         return OperatingPoint(
             load_rps,
@@ -151,7 +158,7 @@ class SteadySite:
             batch,
             tpot,
             watts,
-            load_rps * self.output_tokens / facility_w,
+            load_rps * self.output_tokens / (facility_w - self.block_w * factor),
             reasons[0] if reasons else None,
             tuple(reason or limit for reason, limit in zip(binds, over, strict=True)),
         )
@@ -250,7 +257,7 @@ class SteadySite:
 
     def under_cap(self, cap_w: float) -> OperatingPoint:
         """Return the steady state at the largest load that keeps the SLA and the cap, with the best clock per phase and model."""
-        return self._largest(lambda load: self.cheapest(load), cap_w)
+        return self._largest(lambda load: self.cheapest(load), cap_w - self.burst_w)
 
     def cheapest(self, load_rps: float) -> OperatingPoint:
         """Return the steady state of least power at a load, over a grid of clocks per phase and model; an infeasible one if none is."""

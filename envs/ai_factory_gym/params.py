@@ -28,6 +28,7 @@ from ai_factory_gym.engine.layout import (
     PoolSpec,
     SessionSpec,
     SiteSpec,
+    UnitSpec,
 )
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.grid.series import SeriesEventSpec, hottest_c
@@ -47,16 +48,29 @@ from ai_factory_gym.physics.performance import (
     prefill_work_s,
 )
 from ai_factory_gym.physics.power import (
+    POWER_ACTIVE_W,
+    POWER_COMPUTE_W,
+    POWER_GPUS,
+    POWER_IDLE_W,
+    POWER_LOSS,
+    POWER_MEMORY_CORE_W,
+    POWER_MEMORY_W,
     POWER_SLEEP_RACK_W,
+    POWER_TDP_W,
+    POWER_VOLTAGE_FLOOR,
     POWER_WAKE_RACK_W,
     gpu_power_w,
+    highest_clock,
     power_coefficients,
     prefill_part,
     rack_power_w,
 )
+from ai_factory_gym.physics.training import compute_time_share, phase_power_w
+from ai_factory_gym.scenarios.training import TrainingBlockSpec
 from ai_factory_gym.sites import PoolConfig, RampConfig, SiteConfig
 from ai_factory_gym.sites.money import TOKENS_PER_MTOK, MoneyConfig
 from ai_factory_gym.sites.reliability import ReliabilityConfig
+from ai_factory_gym.sites.training import TrainingConfig
 from ai_factory_gym.workload.classes import RequestClass
 from ai_factory_gym.workload.strata import build_strata, output_slices
 from ai_factory_gym.workload.traces import Reuse, Trace, reuse
@@ -583,6 +597,7 @@ def _enter_money(
         row[ClassSpec.INPUT_USD] = tariff.input_usd_per_mtok / TOKENS_PER_MTOK
         row[ClassSpec.OUTPUT_USD] = tariff.output_usd_per_mtok / TOKENS_PER_MTOK
         row[ClassSpec.BUDGET_USD_PER_S] = tariff.budget_usd_per_day / 86400.0
+        row[ClassSpec.BUDGET_CAPPED] = float(tariff.budget_cap)
 
 
 def _class_row(cls: RequestClass, which: int, joules: Array, deferrable: bool) -> list[float]:
@@ -913,8 +928,29 @@ def build_params(
         session=sessions,
         seen_begin=repeated.begin,
         seen=np.stack([repeated.tokens, repeated.age_s, repeated.seen_by], axis=1).astype(np.float64),
+        unit=_unit_rows(site),
     )
     return params
+
+
+def _unit_rows(site: SiteConfig) -> Array:
+    """Return ``Params.unit``."""
+    rows = np.zeros((len(site.generation), len(UnitSpec)))
+    decided = 0
+    for row, unit in zip(rows, site.generation, strict=True):
+        row[UnitSpec.POWER_W] = unit.power_w
+        row[UnitSpec.LEAST_W] = unit.min_load * unit.power_w
+        row[UnitSpec.START_S] = unit.start_s
+        row[UnitSpec.MIN_RUN_S] = unit.min_run_s
+        row[UnitSpec.MIN_DOWN_S] = unit.min_down_s
+        row[UnitSpec.FUEL_USD_PER_MWH] = unit.fuel_usd_per_mwh
+        row[UnitSpec.START_USD] = unit.start_usd
+        row[UnitSpec.G_PER_KWH] = unit.carbon_g_per_kwh
+        row[UnitSpec.MUST_RUN] = float(unit.must_run)
+        row[UnitSpec.LEVER] = decided if unit.dispatchable else -1
+        decided += unit.dispatchable
+    rows[:, UnitSpec.MERIT] = np.argsort(rows[:, UnitSpec.FUEL_USD_PER_MWH], kind="stable")
+    return rows
 
 
 def nameplate_it_w(site: SiteConfig, power: Array | None = None) -> float:
@@ -922,18 +958,45 @@ def nameplate_it_w(site: SiteConfig, power: Array | None = None) -> float:
     rows = np.array([pool_power(pool) for pool in site.pools]) if power is None else power
     specs = pool_specs(site, np.ones((len(site.pools), PREFILL_SERVERS_PER_REPLICA + 1)))
     largest_w = largest_rack_w(rows, specs)
-    return float(sum(site.pools[index].racks * largest_w[index] for index in site.rack_pools))
+    of_pools_w = float(sum(site.pools[index].racks * largest_w[index] for index in site.rack_pools))
+    return of_pools_w if site.training is None else of_pools_w + block_nameplate_w(site.training)
+
+
+def block_nameplate_w(block: TrainingConfig) -> float:
+    """Return the IT power of a training block with every GPU at its limit, W."""
+    return block.racks * block.group.profile(block.profile).nameplate_w
+
+
+def with_block(site: SiteConfig, spec: TrainingBlockSpec) -> SiteConfig:
+    """Return a site with the training block of a scenario; the site as it is where it has one of its own or the scenario has none.
+
+    Raises:
+        ConfigError: When the scenario's rack type cannot be used.
+    """
+    if site.training is not None or spec.cap_share <= 0.0:
+        return site
+    try:
+        one = TrainingConfig(rack=spec.rack, racks=1)
+    except ConfigError as error:
+        raise ConfigError(f"training_block: {str(error).removeprefix('training.')}") from None
+    rack_w = block_nameplate_w(one) * site_pue(site, 1.0)
+    return dataclasses.replace(
+        site, training=dataclasses.replace(one, racks=max(1, math.floor(spec.cap_share * site.cap_w / rack_w)))
+    )
 
 
 def idle_it_power_w(site: SiteConfig) -> float:
-    """Return IT power with every rack awake and no request served, W."""
+    """Return IT power with every rack awake and no request served, a training job paused, W."""
     rows = np.array([pool_power(pool) for pool in site.pools])
-    return float(
+    of_pools_w = float(
         sum(
             pool.racks * rack_power_w(row, gpu_power_w(row, 1.0, 0.0, 0.0, 0.0))
             for pool, row in zip(site.pools, rows, strict=True)
         )
     )
+    if site.training is None:
+        return of_pools_w
+    return of_pools_w + site.training.racks * site.training.group.profile(site.training.profile).idle_rack_w
 
 
 def idle_facility_w(site: SiteConfig) -> float:
@@ -981,7 +1044,7 @@ def _highest_load(site: SiteConfig, nameplate_w: float) -> float:
     low, high = 0.0, 2.0
     for _ in range(60):
         middle = 0.5 * (low + high)
-        below = middle * nameplate_w * site_pue(site, middle) <= site.cap_w
+        below = middle * nameplate_w * site_pue(site, middle) <= site.supply_w
         low, high = (middle, high) if below else (low, middle)
     return low
 
@@ -990,6 +1053,11 @@ def at_hottest(site: SiteConfig, events: Sequence[SeriesEventSpec] = ()) -> Site
     """Return a site on the hottest day that its weather and a scenario's temperature events may bring."""
     hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, events)
     return dataclasses.replace(site, cooling=dataclasses.replace(site.cooling, outdoor_c=hottest))
+
+
+def _firm(site: SiteConfig) -> str:
+    """Return what a site can count on beside its cap, in words."""
+    return f" and the {site.firm_w / 1e6:.3f} MW of its units that always run" if site.generation else ""
 
 
 def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -> None:
@@ -1004,11 +1072,12 @@ def check_cap(site: SiteConfig, lowest_cap_w: float, idle_factor: float = 1.0) -
         ConfigError: With both figures.
     """
     idle_w = idle_factor * idle_facility_w(site)
-    if idle_w >= lowest_cap_w:
+    if idle_w >= lowest_cap_w + site.firm_w:
         mismatch = f" and a mismatch of {idle_factor:g}" if idle_factor > 1.0 else ""
+        remedy = ", or let units run always (must_run)" if site.generation else ""
         raise ConfigError(
             f"site {site.name!r}: idle draw {idle_w / 1e6:.3f} MW with every rack awake{mismatch} is not below its lowest cap "
-            f"{lowest_cap_w / 1e6:.3f} MW; raise the cap, lower the curtailment or remove racks."
+            f"{lowest_cap_w / 1e6:.3f} MW{_firm(site)}; raise the cap, lower the curtailment or remove racks{remedy}."
         )
     idle_it_w = idle_factor * idle_it_power_w(site)
     up_to_c = coolable_up_to_c(site, idle_it_w)
@@ -1092,6 +1161,63 @@ def _enter_ramp(site: SiteConfig, ramp: RampConfig, row: list[float]) -> None:
     row[SiteSpec.STORAGE_REST_J] = resting * row[SiteSpec.STORAGE_J]
 
 
+def training_numbers(site: SiteConfig, block: TrainingConfig) -> dict[SiteSpec, float]:
+    """Return the numbers of a training block in ``Params.site``, by column."""
+    coef = np.array(power_coefficients(block.rack_type, block.profile))
+    # Watts of the block per watt of one of its GPUs.
+    scale = block.racks * (1.0 + coef[POWER_LOSS]) * coef[POWER_GPUS]
+    # Compute phases may be more than the GPUs' power limit lets run at the clock that is asked for.
+    unlimited = coef.copy()
+    unlimited[POWER_TDP_W] = math.inf
+    clock = min(block.clock, highest_clock(unlimited, coef[POWER_TDP_W], 1.0, 1.0, block.compute_memory))
+    core_w = coef[POWER_ACTIVE_W] + coef[POWER_COMPUTE_W] + block.compute_memory * coef[POWER_MEMORY_CORE_W]
+    wait_core_w = coef[POWER_ACTIVE_W] + block.communication_memory * coef[POWER_MEMORY_CORE_W]
+    found = {
+        SiteSpec.TRAIN_RACKS: block.racks,
+        SiteSpec.TRAIN_IDLE_W: block.racks * rack_power_w(coef, coef[POWER_IDLE_W]),
+        SiteSpec.TRAIN_MOST_W: scale * (coef[POWER_TDP_W] - coef[POWER_IDLE_W]),
+        SiteSpec.TRAIN_COMPUTE_CORE_W: scale * core_w,
+        SiteSpec.TRAIN_COMPUTE_FIXED_W: scale * block.compute_memory * coef[POWER_MEMORY_W],
+        SiteSpec.TRAIN_WAIT_CORE_W: scale * wait_core_w,
+        SiteSpec.TRAIN_WAIT_FIXED_W: scale * block.communication_memory * coef[POWER_MEMORY_W],
+        SiteSpec.TRAIN_VOLTAGE_FLOOR: coef[POWER_VOLTAGE_FLOOR],
+        SiteSpec.TRAIN_COMPUTE_SHARE: block.compute_share,
+        SiteSpec.TRAIN_CLOCK: clock,
+        SiteSpec.TRAIN_LEAST_CLOCK: min(clock, site.clock_min),
+        SiteSpec.TRAIN_PERIOD_S: block.checkpoint_period_s,
+        SiteSpec.TRAIN_CHECKPOINT_S: block.checkpoint_s,
+        SiteSpec.TRAIN_RESTORE_S: block.restore_s,
+        SiteSpec.TRAIN_STALL_LIMIT_S: block.stall_limit_s,
+        SiteSpec.TRAIN_WORTH: block.worth,
+        SiteSpec.TRAIN_TARGET: block.target_share,
+    }
+    compute_w, wait_w = (
+        phase_power_w(
+            found[SiteSpec.TRAIN_IDLE_W],
+            found[SiteSpec.TRAIN_MOST_W],
+            found[core],
+            found[fixed],
+            found[SiteSpec.TRAIN_VOLTAGE_FLOOR],
+            clock,
+        )
+        for core, fixed in (
+            (SiteSpec.TRAIN_COMPUTE_CORE_W, SiteSpec.TRAIN_COMPUTE_FIXED_W),
+            (SiteSpec.TRAIN_WAIT_CORE_W, SiteSpec.TRAIN_WAIT_FIXED_W),
+        )
+    )
+    share = compute_time_share(block.compute_share, clock)
+    running_w = share * compute_w + (1.0 - share) * wait_w
+    writing_w = wait_w if block.checkpoint_rack_w is None else block.racks * block.checkpoint_rack_w
+    reference_w = running_w + block.checkpoint_s / block.checkpoint_period_s * writing_w
+    found[SiteSpec.TRAIN_CHECKPOINT_W] = writing_w
+    found[SiteSpec.TRAIN_REFERENCE_W] = reference_w
+    usd_per_j = max(0.0, site.electricity_usd_per_mwh) / 3.6e9
+    by_energy_usd = block.worth * reference_w * site_pue(site, 1.0) * usd_per_j
+    by_hour = block.usd_per_rack_hour
+    found[SiteSpec.TRAIN_USD_PER_S] = by_energy_usd if by_hour is None else block.racks * by_hour / 3600.0
+    return {column: float(value) for column, value in found.items()}
+
+
 def _site_row(
     site: SiteConfig, grain: Resolution, control_interval_s: float, power: Array, span_s: float, thin_fraction: float
 ) -> list[float]:
@@ -1118,6 +1244,10 @@ def _site_row(
         row[SiteSpec.HEAT_W_PER_K] = heat_w_per_kelvin(site)
         row[SiteSpec.COOLANT_LIMIT_C] = site.cooling.coolant_limit_c
         row[SiteSpec.LOOP_S] = site.cooling.loop_time_constant_s
+    row[SiteSpec.GENERATION_W] = sum(unit.power_w for unit in site.generation)
+    if site.grid is not None:
+        row[SiteSpec.EXPORT_W] = site.grid.export_w
+        row[SiteSpec.EXPORT_USD_PER_MWH] = site.grid.export_usd_per_mwh
     if site.battery is not None:
         row[SiteSpec.BATTERY_W] = site.battery.power_w
         row[SiteSpec.BATTERY_J] = 3600.0 * site.battery.energy_wh
@@ -1132,6 +1262,9 @@ def _site_row(
     row[SiteSpec.TRACE_SPAN_S] = span_s
     row[SiteSpec.SLICES] = max(1.0, math.ceil(tick_s / SLICE_S - 1e-9)) if grain.kind == COHORT else 1.0
     row[SiteSpec.COUPLED] = float(any(pool.shares_racks for pool in site.pools))
+    if site.training is not None:
+        for column, value in training_numbers(site, site.training).items():
+            row[column] = value
     if site.kv_store is not None:
         row[SiteSpec.STORE_BYTES] = site.kv_store.gb * 1e9
         row[SiteSpec.STORE_BYTES_PER_S] = site.kv_store.gb_s * 1e9

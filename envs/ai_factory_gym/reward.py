@@ -55,7 +55,11 @@ REWARDS: Mapping[str, Reward] = MappingProxyType(
 """Rewards by name. ``goodput`` counts good tokens less missed ones, whatever the energy. ``carbon`` is ``tokens_per_watt`` with every joule from
 the grid weighed by the carbon intensity of its moment over the site's mean. ``profit`` is revenue less penalties, energy, wear and, once it is
 over, the charge for a coincident peak, in units of a step's nominal revenue: it needs a site with a table ``[money]``; demand charge and capital
-are in ``info`` only, the one because it is known at the end, the other because nothing changes it."""
+are in ``info`` only, the one because it is known at the end, the other because nothing changes it.
+
+What a training block does is credited in the term ``energy`` (``[training] worth``, ``usd_per_rack_hour``): each job-second with its reference
+energy, times its worth, at the price of energy (``goodput``: at lambda, though energy itself is free there); ``profit`` with what it pays. What is
+lost is taken back. A job left alone costs nothing at a worth of 1, and one that is paused its idle draw."""
 
 
 @inlined_kernel
@@ -69,6 +73,8 @@ def reward_terms(
     kind: float,
     scale_usd: float,
     joules_per_kg: float,
+    credit_price: float,
+    usd_per_job_s: float,
 ) -> float:
     """Write the terms of one row's step and return their sum: good tokens less priced energy and missed requests.
 
@@ -85,6 +91,8 @@ def reward_terms(
         kind: TOKENS, PROFIT or CARBON.
         scale_usd: A step's nominal revenue, USD.
         joules_per_kg: Energy that the grid gives for a kilogram of carbon dioxide in the mean, J/kg.
+        credit_price: Worth of training work, good tokens per joule of its reference energy; 0 without a training block.
+        usd_per_job_s: What a job-second of training pays, USD.
     """
     missed = site[Site.STEP_MISSED_TOKENS] + price * site[Site.STEP_MISSED_REFERENCE_J]
     terms[0] = site[Site.STEP_VALUE_TOKENS] / scale_tokens
@@ -94,16 +102,21 @@ def reward_terms(
     terms[4] = 0.0
     if scored:
         terms[1] = -price * (site[Site.STEP_ENERGY_J] + site[Site.STEP_BATTERY_LOSS_J]) / scale_tokens
-        terms[3] = -CAP_WEIGHT * (site[Site.STEP_CAP_VIOLATION_J] / (site[Site.CAP_W] * site[Site.STEP_S]))
+        supply_w = site[Site.CAP_W] + site[Site.RUNNING_W]
+        terms[3] = -CAP_WEIGHT * (site[Site.STEP_CAP_VIOLATION_J] / (supply_w * site[Site.STEP_S]))
         terms[4] = -BRAKE_WEIGHT * site[Site.STEP_BRAKE_S] / site[Site.STEP_S]
         if kind == CARBON:
             terms[1] = -price * joules_per_kg * site[Site.STEP_CARBON_KG] / scale_tokens
+        if credit_price > 0.0:
+            terms[1] += credit_price * site[Site.STEP_TRAIN_CREDIT_J] / scale_tokens
     if kind == PROFIT:
         terms[0] = site[Site.STEP_REVENUE_USD] / scale_usd
         terms[1] = 0.0
         if scored:
             costs_usd = site[Site.STEP_ENERGY_USD] + site[Site.STEP_WEAR_USD] + site[Site.STEP_COINCIDENT_USD]
             terms[1] = -costs_usd / scale_usd
+            if usd_per_job_s > 0.0:
+                terms[1] += usd_per_job_s * site[Site.STEP_TRAIN_S] / scale_usd
         terms[2] = -site[Site.STEP_PENALTY_USD] / scale_usd
     total = 0.0
     for term in range(terms.shape[0]):

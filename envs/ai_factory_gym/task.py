@@ -207,7 +207,7 @@ def estimated_lambda(site: SiteConfig) -> float:
 
     steady = steady_site(site)
     points = [steady.cheapest(float(load) * site.demand_rps) for load in ESTIMATE_LOADS]
-    kept = [point.tokens_per_joule for point in points if point.binds is None and point.facility_w <= site.cap_w]
+    kept = [point.tokens_per_joule for point in points if point.binds is None and point.facility_w <= site.supply_w]
     if not kept:
         raise ConfigError(
             f"site {site.name!r}: keeps its SLA under its cap neither at a quarter of demand_rps nor at any load up to four times of it; "

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec
+from ai_factory_gym import remarks
+from ai_factory_gym.engine.generation import START_SHARE
+from ai_factory_gym.engine.layout import DECODE, PREFILL, Array, PoolSpec, SiteSpec
 from ai_factory_gym.operating_point import PREFILL_UTILISATION_LIMIT, OperatingPoint, SteadySite, steady_site
 from ai_factory_gym.params import (
     at_hottest,
@@ -56,14 +58,15 @@ def daily_demand_rps(site: SiteConfig, classes: tuple[RequestClass, ...]) -> np.
 
 def _power(site: SiteConfig, steady: SteadySite, saturation: OperatingPoint) -> Iterator[str]:
     nameplate_w = nameplate_it_w(site, steady.params.power) * site_pue(site, 1.0)
-    if nameplate_w <= site.cap_w:
+    units = " with its units" if site.generation else ""
+    if nameplate_w <= site.supply_w:
         yield (
-            f"cap_w: {site.cap_w / 1e6:,.3f} MW is more than all racks can draw ({nameplate_w / 1e6:,.3f} MW with cooling): power never binds; "
-            "lower the cap or add racks."
+            f"cap_w: {site.supply_w / 1e6:,.3f} MW{units} is more than all racks can draw ({nameplate_w / 1e6:,.3f} MW with cooling): "
+            "power never binds; lower the cap or add racks."
         )
-    elif saturation.facility_w < site.cap_w:
+    elif saturation.facility_w < site.supply_w:
         yield (
-            f"cap_w: at the load that saturates the SLA the site draws {saturation.facility_w / site.cap_w:.2f} of its cap: the racks bind "
+            f"cap_w: at the load that saturates the SLA the site draws {saturation.facility_w / site.supply_w:.2f} of its cap{units}: the racks bind "
             "before the power does; the shipped sites draw 1.25 to 1.4 times their cap there."
         )
 
@@ -96,8 +99,30 @@ def _ramp(site: SiteConfig) -> Iterator[str]:
         )
 
 
+def _generation(site: SiteConfig) -> Iterator[str]:
+    idle_w = idle_facility_w(site)
+    least_w = sum(unit.min_load * unit.power_w for unit in site.generation if unit.must_run)
+    sold_w = site.grid.export_w if site.grid is not None else 0.0
+    if least_w > idle_w + sold_w:
+        yield (
+            f"generation: units that always run give at least {least_w / 1e6:,.3f} MW, more than the site draws idle ({idle_w / 1e6:,.3f} MW) and "
+            f"may export ({sold_w / 1e6:,.3f} MW): the rest is spilled; lower min_load, or give [grid] an export_w."
+        )
+    for unit in site.generation:
+        if unit.must_run or "electricity" in dict(site.series) or site.cap_w == 0.0:
+            continue
+        dear = unit.fuel_usd_per_mwh >= max(
+            site.electricity_usd_per_mwh, site.grid.export_usd_per_mwh if site.grid is not None else -1e9
+        )
+        if dear and nameplate_it_w(site) * site_pue(site, 1.0) <= START_SHARE * site.cap_w:
+            yield (
+                f"generation: {unit.name!r} is dearer than the grid and the cap never asks for it: it runs in curtailments only, or when it is "
+                "ordered to."
+            )
+
+
 def _demand(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
-    capped = steady.under_cap(site.cap_w)
+    capped = steady.under_cap(site.supply_w)
     demand = daily_demand_rps(site, steady.classes).sum(axis=0)
     if capped.load_rps <= 0.0:
         yield "demand_rps: the site cannot keep its SLA under its cap at any load; raise cap_w or loosen the classes' limits."
@@ -225,8 +250,31 @@ def _caches(site: SiteConfig) -> Iterator[str]:
         )
 
 
+def _training(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
+    block = site.training
+    if block is None:
+        return
+    if block.worth < 1.0:
+        yield (
+            f"training.worth: {block.worth:g} says that the job's work is worth less than its energy: pausing it always pays, except where "
+            "target_share forbids it."
+        )
+    hour_usd = steady.params.site[SiteSpec.TRAIN_REFERENCE_W] * site_pue(site, 1.0) * 3600.0 / 3.6e9 / block.racks
+    hour_usd *= site.electricity_usd_per_mwh
+    if block.usd_per_rack_hour is not None and block.usd_per_rack_hour < hour_usd:
+        yield (
+            f"training.usd_per_rack_hour: {block.usd_per_rack_hour:g} is less than the energy of that hour costs ({hour_usd:,.2f} USD): with "
+            "reward='profit' pausing the job always pays."
+        )
+    if block.restore_s + block.checkpoint_s > block.checkpoint_period_s:
+        yield (
+            f"training.checkpoint_period_s: {block.checkpoint_period_s:g} s is shorter than writing and reading a checkpoint "
+            f"({block.restore_s + block.checkpoint_s:g} s)."
+        )
+
+
 def findings(site: SiteConfig) -> list[str]:
-    """Return what would surprise in a site, in the order power, heat, ramp, demand, pools, classes, caches; empty when nothing does.
+    """Return what would surprise: power, heat, ramp, generation, demand, pools, classes, caches, training, single settings; empty when nothing does.
 
     Raises:
         ConfigError: When the site cannot be simulated at all.
@@ -241,10 +289,13 @@ def findings(site: SiteConfig) -> list[str]:
         *_power(site, steady, saturation),
         *_heat(site),
         *_ramp(site),
+        *_generation(site),
         *_demand(site, steady),
         *_balance(steady, saturation),
         *_classes(site, steady),
         *_caches(site),
+        *_training(site, steady),
+        *remarks.settings(site, steady.classes, steady.params),
     ]
 
 

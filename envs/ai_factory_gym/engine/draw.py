@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.decode import PACE_S, nearly_full
+from ai_factory_gym.engine.generation import use_units
 from ai_factory_gym.engine.health import gpus_out, units_per_rack, working_share
 from ai_factory_gym.engine.heat import LOOK_AHEAD_S, heat_allows_w, warm_coolant
 from ai_factory_gym.engine.layout import (
@@ -36,10 +37,19 @@ from ai_factory_gym.engine.supply import (
     meter_quarter,
     use_battery,
 )
+from ai_factory_gym.engine.training import (
+    BY_BRAKE,
+    block_draw_w,
+    book_training,
+    meter_bursts,
+    next_training_change_s,
+    training_clock,
+)
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
 from ai_factory_gym.physics.performance import (
     DECODE_KV_CAPACITY_TOKENS,
+    DECODE_KV_REQUEST_TOKENS,
     PREFILL_STREAM_PER_TOKEN_S,
     compute_rate,
     decode_iteration_s,
@@ -49,7 +59,7 @@ from ai_factory_gym.physics.power import POWER_SLEEP_RACK_W, POWER_WAKE_RACK_W, 
 _BISECTIONS = 24
 _LOWEST_CLOCK = 0.2
 
-_SURE = 0.99
+SURE = 0.99
 """Share of the cap up to which a predicted draw is trusted for a whole segment. The bound takes the mix of contexts in a decode batch
 as it is, and arrivals of a tick as even; a test looks for segments that were trusted and drew more than the cap."""
 
@@ -61,6 +71,9 @@ _SHORTEST_S = 1e-6
 
 _FIT_S = 5.0
 """Segment that is tried where draw may exceed the cap by the end of a longer one, s; the longest one where a rack's limit binds."""
+
+EVENTS_S = 0.1
+"""Segment at request resolution in which few requests join a batch, s (status: design choice)."""
 
 _MOMENT_S = 1e-3
 """A time in which any backlog keeps all servers busy, s."""
@@ -415,9 +428,12 @@ def _stays_below(
 ) -> bool:
     """Tell whether facility draw is sure to stay at or below ``limit_w`` for ``seconds`` with no clock above ``clock_limit``.
 
-    ``_note_later`` has been called for the end of that time.
+    ``_note_later`` has been called for the end of that time. The bursts of a training block count at their height.
     """
     it_w = 0.0
+    burst_w = 0.0
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        it_w, burst_w, _ = block_draw_w(params, state, row, clock_limit)
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     for pool in range(params.pool.shape[0]):
         if coupled and params.pool[pool, PoolSpec.COUPLING] != SEPARATE:
@@ -431,7 +447,7 @@ def _stays_below(
         it_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
         if it_w > limit_w:
             return False
-    return facility_power_w(params, state, row, it_w) <= limit_w
+    return facility_power_w(params, state, row, it_w) + burst_w <= limit_w
 
 
 @inlined_kernel
@@ -498,8 +514,9 @@ def _shed_waking(params: Params, state: State, row: int) -> None:
 def _brake_fit(params: Params, state: State, row: int, seconds: float, target_w: float) -> None:
     """Set the brake's clock and duties so that draw stays at or below ``target_w`` for ``seconds``.
 
-    First the clock, down to the brake's floor; where the floor does not fit, decode iterations pause part of the time,
-    then prefill; where even an idle site does not fit, racks that are waking go back to sleep.
+    First the clock, down to the brake's floor; where the floor does not fit, a training job stands still, which loses its time only;
+    then decode iterations pause part of the time, then prefill; where even an idle site does not fit, racks that are waking go back to
+    sleep.
     """
     site = state.site[row]
     floor = params.site[SiteSpec.BRAKE_FLOOR]
@@ -509,6 +526,12 @@ def _brake_fit(params: Params, state: State, row: int, seconds: float, target_w:
     site[Site.BRAKE_CLOCK] = high
     if _stays_below(params, state, row, seconds, high, 1.0, 1.0, target_w):
         return
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0 and not _stays_below(
+        params, state, row, seconds, floor, 1.0, 1.0, target_w
+    ):
+        site[Site.TRAIN_STALLED] = BY_BRAKE
+        if _stays_below(params, state, row, seconds, high, 1.0, 1.0, target_w):
+            return
     if _stays_below(params, state, row, seconds, floor, 1.0, 1.0, target_w):
         low = floor
         for _ in range(_BISECTIONS):
@@ -556,15 +579,15 @@ def _sure_until_s(
 ) -> float:
     """Return until when the brake need not look at the draw: until ``end_s``, for some seconds, or no longer than it takes to react."""
     spec = params.site
-    heat_w *= _SURE
-    limit_w = min(heat_w, _SURE * cap_w + battery_help_w(params, state, row, end_s - begin_s))
+    heat_w *= SURE
+    limit_w = min(heat_w, SURE * cap_w + battery_help_w(params, state, row, end_s - begin_s))
     _note_later(params, state, row, end_s, slice_end_s)
     if _stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w):
         return end_s
     soon_s = begin_s + _FIT_S
     if soon_s < end_s:
         _note_later(params, state, row, soon_s, slice_end_s)
-        limit_w = min(heat_w, _SURE * cap_w + battery_help_w(params, state, row, _FIT_S))
+        limit_w = min(heat_w, SURE * cap_w + battery_help_w(params, state, row, _FIT_S))
         if _stays_below(params, state, row, _FIT_S, 1.0, 1.0, 1.0, limit_w):
             return soon_s
     # Stop exactly when the brake would have to act.
@@ -599,9 +622,16 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         heat_w = _heat_limit_w(params, state, row)
     slice_end_s = end_s
     end_s = min(end_s, next_cap_change_s(state, row, begin_s), next_rack_change_s(state, row, begin_s))
+    if spec[SiteSpec.GENERATION_W] > 0.0:
+        # What runs at the site is as good as cap.
+        cap_w += site[Site.RUNNING_W]
+        end_s = min(end_s, site[Site.NEXT_UNIT_S])
     clock_limit = 1.0
     prefill_duty = 1.0
     decode_duty = 1.0
+    if spec[SiteSpec.TRAIN_RACKS] > 0.0:
+        end_s = min(end_s, next_training_change_s(params, state, row, begin_s))
+        site[Site.TRAIN_STALLED] = 0.0
     if site[Site.BRAKED] > 0.0:
         end_s = min(end_s, begin_s + _FIT_S)
         seconds = end_s - begin_s
@@ -624,6 +654,8 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
         if params.pool[pool, PoolSpec.PHASE] != PREFILL and nearly_full(params, state, row, pool):
             congested_s = _CONGESTED_COHORTS_S if spec[SiteSpec.RESOLUTION] == COHORT else _CONGESTED_REQUESTS_S
             end_s = min(end_s, begin_s + congested_s)
+    if spec[SiteSpec.TRAIN_RACKS] > 0.0:
+        site[Site.TRAIN_CLOCK] = min(training_clock(params, state, row), clock_limit)
     coupled = spec[SiteSpec.COUPLED] > 0.0
     if coupled:
         end_s = _set_pair_clocks(params, state, row, begin_s, end_s, slice_end_s, clock_limit)
@@ -672,15 +704,30 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         clock_sum += awake * clock
         awake_sum += awake
         it_w += watts
+    block_w = 0.0
+    burst_share = 1.0
+    if spec[SiteSpec.TRAIN_RACKS] > 0.0:
+        block_w, site[Site.TRAIN_BURST_W], burst_share = block_draw_w(params, state, row, site[Site.TRAIN_CLOCK])
+        it_w += block_w
     facility_w = facility_power_w(params, state, row, it_w)
     site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     grid_w = facility_w
+    generates = spec[SiteSpec.GENERATION_W] > 0.0
     if spec[SiteSpec.RAMP] > 0.0:
-        grid_w = smooth_draw(params, state, row, facility_w, elapsed)
+        if generates:
+            grid_w = use_units(params, state, row, facility_w, facility_w, elapsed)
+        grid_w = smooth_draw(params, state, row, grid_w, elapsed)
         facility_w += site[Site.BALLAST_W]
-    elif spec[SiteSpec.BATTERY_W] > 0.0:
-        grid_w -= use_battery(params, state, row, facility_w, elapsed)
+    else:
+        if spec[SiteSpec.BATTERY_W] > 0.0:
+            grid_w -= use_battery(params, state, row, facility_w, site[Site.CAP_W] + site[Site.RUNNING_W], elapsed)
+        if generates:
+            grid_w = use_units(params, state, row, facility_w, grid_w, elapsed)
     over_w = max(0.0, grid_w - site[Site.CAP_W])
+    top_w = grid_w
+    if spec[SiteSpec.TRAIN_RACKS] > 0.0:
+        grid_w, over_w, top_w = meter_bursts(params, state, row, grid_w, burst_share, elapsed)
+        book_training(params, state, row, block_w, elapsed)
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w
     site[Site.STEP_S] += elapsed
@@ -713,7 +760,7 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
         site[Site.CARBON_KG] += carbon_kg
         site[Site.CAP_ENERGY_J] += site[Site.CAP_W] * elapsed
         site[Site.CAP_VIOLATION_J] += over_w * elapsed
-        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], grid_w)
+        site[Site.PEAK_POWER_W] = max(site[Site.PEAK_POWER_W], top_w)
         if site[Site.BRAKED] > 0.0:
             site[Site.BRAKE_S] += elapsed
     if over_w > 0.0:
@@ -751,32 +798,46 @@ def surely_below(
         limit_w: Limit, W.
     """
     _note_later(params, state, row, end_s, slice_end_s)
-    return bool(_stays_below(params, state, row, end_s - begin_s, 1.0, 1.0, 1.0, limit_w))
+    seconds = end_s - begin_s
+    if params.site[SiteSpec.TRAIN_RACKS] <= 0.0:
+        return bool(_stays_below(params, state, row, seconds, 1.0, 1.0, 1.0, limit_w))
+    # A job that was stopped may go on. Ramp limits are for the mean of a segment, whatever its bursts.
+    stopped = state.site[row, Site.TRAIN_STALLED]
+    state.site[row, Site.TRAIN_STALLED] = 0.0
+    limit_w += block_draw_w(params, state, row, 1.0)[1]
+    below = _stays_below(params, state, row, seconds, 1.0, 1.0, 1.0, limit_w)
+    state.site[row, Site.TRAIN_STALLED] = stopped
+    return bool(below)
+
+
+@inlined_kernel
+def _fluid_busy(params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float) -> float:
+    """Return the share of the next ``seconds`` in which a prefill pool runs at cohort resolution; less where requests are turned away."""
+    numbers = state.pool[row, pool]
+    ints = state.pool_int[row, pool]
+    capacity = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool) * compute_rate(clock) * duty
+    if capacity <= 0.0:
+        return 0.0
+    busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
+    return float(busy * ints[PoolInt.ACTIVE] / (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]))
 
 
 @kernel
 def _fluid_power_w(
-    params: Params, state: State, row: int, pool: int, seconds: float, clock: float, duty: float
+    params: Params, state: State, row: int, pool: int, seconds: float, clock: float, busy: float
 ) -> float:
-    """Return a prefill pool's mean power over the next ``seconds`` at cohort resolution, W; less comes of it where requests are turned away.
+    """Return a prefill pool's mean power over the next ``seconds`` at cohort resolution, W, when it runs a share ``busy`` of them.
 
     It goes through the cohorts that arrive meanwhile as ``advance_prefill_fluid`` will, and takes of their effects on the mix of work those
     that raise the draw.
     """
     numbers = state.pool[row, pool]
-    ints = state.pool_int[row, pool]
-    present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING])
     rate = compute_rate(clock)
-    capacity = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool) * rate * duty
-    if capacity <= 0.0:
-        return pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
-    busy = min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty
-    busy *= ints[PoolInt.ACTIVE] / present
     compute = numbers[Pool.SHARE_COMPUTE]
     memory = numbers[Pool.SHARE_MEMORY]
     perf = state.perf[row, pool]
-    slot = ints[PoolInt.INBOX_HEAD]
-    while slot != NOBODY and state.cohort[row, slot, Cohort.KEY] < numbers[Pool.TIME_S] + seconds:
+    slot = state.pool_int[row, pool, PoolInt.INBOX_HEAD]
+    while busy > 0.0 and slot != NOBODY and state.cohort[row, slot, Cohort.KEY] < numbers[Pool.TIME_S] + seconds:
         cohort = state.cohort[row, slot]
         own = server_seconds(perf, cohort, rate)
         scaling, _ = uncached_work_s(perf, cohort)
@@ -789,6 +850,52 @@ def _fluid_power_w(
     return pool_power_w(params, state, row, pool, clock, busy, busy * compute, busy * memory)
 
 
+@inlined_kernel
+def _present_busy(params: Params, state: State, row: int, pool: int, duty: float) -> float:
+    """Return the share of its servers that a prefill pool keeps busy with what it has now, at request resolution."""
+    ints = state.pool_int[row, pool]
+    servers = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
+    if servers <= 0.0:
+        return 0.0
+    return float(min(1.0, (ints[PoolInt.BUSY] + state.pool[row, pool, Pool.QUEUED]) / servers) * duty)
+
+
+@inlined_kernel
+def _present_power_w(params: Params, state: State, row: int, pool: int, clock: float, duty: float) -> float:
+    """Return a prefill pool's power at request resolution as it serves now, W."""
+    numbers = state.pool[row, pool]
+    serving = state.pool_int[row, pool, PoolInt.BUSY]
+    busy = _present_busy(params, state, row, pool, duty)
+    if serving == 0:
+        return pool_power_w(params, state, row, pool, clock, busy, busy, 0.0)
+    compute = busy * min(1.0, numbers[Pool.SHARE_COMPUTE] / serving)
+    memory = busy * min(1.0, numbers[Pool.SHARE_MEMORY] / serving)
+    return pool_power_w(params, state, row, pool, clock, busy, compute, memory)
+
+
+@inlined_kernel
+def _paced_power_w(params: Params, state: State, row: int, pool: int, clock: float, duty: float) -> float:
+    """Return a decode pool's power at the batch by which its iterations are timed, W; idle where none is."""
+    batch = state.pool[row, pool, Pool.PACED_IN_FLIGHT]
+    context = state.pool[row, pool, Pool.PACED_CONTEXT] / batch if batch > 0.0 else 1.0
+    return _decode_power_w(params, state, row, pool, clock, duty, batch, context)
+
+
+@inlined_kernel
+def _goes_on(params: Params, state: State, row: int, pool: int, seconds: float) -> bool:
+    """Tell whether a decode pool has a batch by which iterations are timed, and is sure not to finish all of it in ``seconds``.
+
+    A batch that begins anew is timed anew. Tokens that are promised and not yet generated, over the requests, are what the mean request has
+    left: more than can be generated in twice that time, and not all of them finish.
+    """
+    numbers = state.pool[row, pool]
+    in_flight = numbers[Pool.IN_FLIGHT]
+    if in_flight <= 0.0 or numbers[Pool.PACED_IN_FLIGHT] <= 0.0 or numbers[Pool.TPOT_S] <= 0.0:
+        return False
+    left = numbers[Pool.RESERVED] - numbers[Pool.CONTEXT] - in_flight * state.perf[row, pool, DECODE_KV_REQUEST_TOKENS]
+    return bool(left > 2.0 * in_flight * seconds / numbers[Pool.TPOT_S])
+
+
 @kernel
 def planned_draw_w(
     params: Params,
@@ -799,10 +906,11 @@ def planned_draw_w(
     prefill_duty: float,
     decode_duty: float,
 ) -> float:
-    """Return an upper bound of the mean facility power of a segment that has been planned, W, its clocks and duties lowered to those given.
+    """Return the mean facility power of a segment that has been planned, W, its clocks and duties lowered to those given.
 
-    Up to ``PACE_S`` long it is close at cohort resolution: iterations are timed by a batch that is known beforehand, and what flows into
-    prefill is known too.
+    It is an upper bound, and at cohort resolution close where the segment is at most ``PACE_S`` long: iterations are timed by a batch that is
+    known beforehand, and what flows into prefill is known too. At request resolution a segment of at most ``EVENTS_S`` is predicted from
+    what runs now, and more may come of it: ``decode_may_draw_w`` bounds that, once prefill has been advanced.
 
     Args:
         params: Site parameters.
@@ -814,27 +922,151 @@ def planned_draw_w(
         decode_duty: Largest share of time iterations may run.
     """
     it_w = 0.0
-    paced = seconds <= PACE_S + _SHORTEST_S and params.site[SiteSpec.RESOLUTION] == COHORT
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        it_w = block_draw_w(params, state, row, min(clock_limit, state.site[row, Site.TRAIN_CLOCK]))[0]
+    least_w = 0.0
+    cohorts = params.site[SiteSpec.RESOLUTION] == COHORT
+    close = seconds <= (PACE_S if cohorts else EVENTS_S) + _SHORTEST_S
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         prefill = params.pool[pool, PoolSpec.PHASE] == PREFILL
         clock = min(clock_limit, numbers[Pool.CLOCK])
         duty = min(prefill_duty if prefill else decode_duty, numbers[Pool.DUTY])
-        if params.pool[pool, PoolSpec.COUPLING] != SEPARATE:
+        if params.pool[pool, PoolSpec.COUPLING] == SHARED_GPUS and (cohorts or not close):
             if prefill:
-                partner = state.pool[row, int(params.pool[pool, PoolSpec.PARTNER])]
-                both = min(clock_limit, max(numbers[Pool.CLOCK], partner[Pool.CLOCK]))
-                other = min(decode_duty, partner[Pool.DUTY])
-                it_w += _most_pair_w(params, state, row, pool, seconds, both, duty, other)
+                it_w += _shared_power_w(params, state, row, pool, seconds, clock, duty, decode_duty, close)
             continue
-        watts = 0.0
-        batch = numbers[Pool.PACED_IN_FLIGHT]
-        running = not prefill and numbers[Pool.IN_FLIGHT] > 0.0 and batch > 0.0
-        if running:
-            watts = _decode_power_w(params, state, row, pool, clock, duty, batch, numbers[Pool.PACED_CONTEXT] / batch)
-        if prefill and paced:
-            watts = _fluid_power_w(params, state, row, pool, seconds, clock, duty)
-        elif not (running and paced):
-            watts = max(watts, _most_power_w(params, state, row, pool, seconds, clock, duty))
+        if close and not cohorts:
+            if prefill:
+                it_w += _present_power_w(params, state, row, pool, clock, duty)
+                least_w += _most_power_w(params, state, row, pool, seconds, clock, duty)
+            else:
+                if params.pool[pool, PoolSpec.COUPLING] == SHARED_GPUS:
+                    partner = int(params.pool[pool, PoolSpec.PARTNER])
+                    taken = _present_busy(
+                        params, state, row, partner, min(prefill_duty, state.pool[row, partner, Pool.DUTY])
+                    )
+                    duty *= 1.0 - taken * params.pool[partner, PoolSpec.PREFILL_LIMIT]
+                it_w += _paced_power_w(params, state, row, pool, clock, duty)
+                least_w += pool_power_w(params, state, row, pool, clock, 0.0, 0.0, 0.0)
+            continue
+        if close and prefill:
+            busy = _fluid_busy(params, state, row, pool, seconds, clock, duty)
+            it_w += _fluid_power_w(params, state, row, pool, seconds, clock, busy)
+            continue
+        if close and _goes_on(params, state, row, pool, seconds):
+            it_w += _paced_power_w(params, state, row, pool, clock, duty)
+            continue
+        watts = _most_power_w(params, state, row, pool, seconds, clock, duty)
+        if not prefill:
+            watts = max(watts, _paced_power_w(params, state, row, pool, clock, duty))
         it_w += watts
+    # What prefill may come to must leave something to take from decode.
+    return float(facility_power_w(params, state, row, max(it_w, least_w)))
+
+
+@kernel
+def _shared_power_w(
+    params: Params,
+    state: State,
+    row: int,
+    pool: int,
+    seconds: float,
+    clock: float,
+    prefill_duty: float,
+    decode_duty: float,
+    close: bool,
+) -> float:
+    """Return an upper bound of what two pools on the same GPUs draw in a segment that has been planned, W.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        pool: The prefill pool of the two.
+        seconds: Length of the segment, s.
+        clock: Clock of both.
+        prefill_duty: Share of time prefill may run.
+        decode_duty: Largest share of time iterations may run.
+        close: Whether it is short enough for what happens to be known.
+    """
+    partner = int(params.pool[pool, PoolSpec.PARTNER])
+    duty = min(decode_duty, state.pool[row, partner, Pool.DUTY])
+    if not (close and _goes_on(params, state, row, partner, seconds)):
+        return _most_pair_w(params, state, row, pool, seconds, clock, prefill_duty, duty)
+    # Iterations run in the time that prefill leaves. The draw is linear in it: highest with the most of prefill, or with none.
+    most = _fluid_busy(params, state, row, pool, seconds, clock, prefill_duty)
+    watts = 0.0
+    for busy in (0.0, most):
+        left = 1.0 - busy * params.pool[pool, PoolSpec.PREFILL_LIMIT]
+        both_w = _fluid_power_w(params, state, row, pool, seconds, clock, busy)
+        both_w += _paced_power_w(params, state, row, partner, clock, duty * left)
+        watts = max(watts, both_w)
+    return float(watts)
+
+
+@kernel
+def decode_may_draw_w(
+    params: Params, state: State, row: int, begin_s: float, end_s: float, clock_limit: float, decode_duty: float
+) -> float:
+    """Return an upper bound of the mean facility power of a segment at request resolution whose prefill has been advanced, W.
+
+    What prefill draws is known then, and so is every request that may join a batch.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        begin_s: Start of the segment, s.
+        end_s: Its end, s.
+        clock_limit: Highest clock of decode.
+        decode_duty: Largest share of time iterations may run.
+    """
+    it_w = 0.0
+    elapsed = end_s - begin_s
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        it_w = block_draw_w(params, state, row, state.site[row, Site.TRAIN_CLOCK])[0]
+    for pool in range(params.pool.shape[0]):
+        numbers = state.pool[row, pool]
+        spec = params.pool[pool]
+        if spec[PoolSpec.PHASE] == PREFILL:
+            busy = min(1.0, numbers[Pool.BUSY_S] / elapsed)
+            compute, memory = numbers[Pool.COMPUTE_S] / elapsed, numbers[Pool.MEMORY_S] / elapsed
+            it_w += pool_power_w(params, state, row, pool, numbers[Pool.CLOCK], busy, compute, memory)
+            continue
+        clock = min(clock_limit, numbers[Pool.CLOCK])
+        duty = min(decode_duty, numbers[Pool.DUTY])
+        if spec[PoolSpec.COUPLING] == SHARED_GPUS:
+            partner = int(spec[PoolSpec.PARTNER])
+            busy = min(1.0, state.pool[row, partner, Pool.BUSY_S] / elapsed)
+            duty *= 1.0 - busy * params.pool[partner, PoolSpec.PREFILL_LIMIT]
+        it_w += _joined_power_w(params, state, row, pool, end_s, elapsed, clock, duty)
     return float(facility_power_w(params, state, row, it_w))
+
+
+@kernel
+def _joined_power_w(
+    params: Params, state: State, row: int, pool: int, end_s: float, elapsed: float, clock: float, duty: float
+) -> float:
+    """Return an upper bound of a decode pool's power until ``end_s``, W: all join that are ready by then, and none finishes."""
+    numbers = state.pool[row, pool]
+    joining = 0.0
+    tokens = 0.0
+    for entry in range(state.pool_int[row, pool, PoolInt.READY]):
+        if state.heap_key[row, pool, 0, entry] <= end_s:
+            cohort = state.cohort[row, state.heap_slot[row, pool, 0, entry]]
+            joining += cohort[Cohort.COUNT]
+            tokens += cohort[Cohort.COUNT] * cohort[Cohort.PROMPT]
+    in_flight = numbers[Pool.IN_FLIGHT]
+    most = in_flight + joining
+    if most <= 0.0:
+        return _decode_power_w(params, state, row, pool, clock, duty, 0.0, 1.0)
+    # Each request's context grows by a token at a time; twice the pace of the last segment is more than it comes to.
+    grown = 2.0 * elapsed / numbers[Pool.TPOT_S] if numbers[Pool.TPOT_S] > 0.0 else 0.0
+    mixed = (numbers[Pool.CONTEXT] + tokens) / most + grown
+    present = numbers[Pool.CONTEXT] / in_flight + grown if in_flight > 0.0 else mixed
+    watts = _paced_power_w(params, state, row, pool, clock, duty)
+    for batch in (max(1.0, in_flight), most):
+        for context in (present, mixed):
+            watts = max(watts, _decode_power_w(params, state, row, pool, clock, duty, batch, context))
+    return watts

@@ -19,11 +19,13 @@ from ai_factory_gym.engine.coupled import (
     wanted_racks,
 )
 from ai_factory_gym.engine.decode import advance_decode, predict_admission_wait
-from ai_factory_gym.engine.draw import meter_segment, plan_segment
+from ai_factory_gym.engine.draw import cap_now_w, meter_segment, plan_segment
 from ai_factory_gym.engine.faults import slots_for_faults, strike_and_repair
+from ai_factory_gym.engine.generation import commit_units, set_orders
 from ai_factory_gym.engine.health import follow_racks, working_share
 from ai_factory_gym.engine.layout import (
     DECODE,
+    FIRST_UNIT,
     PREFILL,
     Array,
     Class,
@@ -41,11 +43,12 @@ from ai_factory_gym.engine.layout import (
     Tier,
 )
 from ai_factory_gym.engine.ledger import held_at_most_s, sweep
-from ai_factory_gym.engine.limiter import limit_ramp, ramp_horizon_s
+from ai_factory_gym.engine.limiter import limit_decode, limit_ramp, ramp_horizon_s
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
 from ai_factory_gym.engine.reference import params_of, state_of
 from ai_factory_gym.engine.supply import look_for_peak, look_outside
+from ai_factory_gym.engine.training import advance_training, look_for_job
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import compute_rate
 
@@ -146,12 +149,15 @@ def apply_action(
         racks: int64[pools] racks wanted awake.
         most_batch: float64[pools] requests per decode replica, at most the pool's own.
         gate: float64[classes, Gate].
-        order: float64[Order].
+        order: float64[Order, and behind it the units that the operator decides about].
         own: int64[pools] racks wanted in a pool, awake or not; the others of the two go to its sibling.
     """
     now_s = state.site[row, Site.TIME_S]
     coupled = params.site[SiteSpec.COUPLED] > 0.0
     state.site[row, Site.BATTERY_ORDER] = order[Order.BATTERY]
+    state.site[row, Site.TRAIN_HELD] = order[Order.TRAINING]
+    if params.site[SiteSpec.GENERATION_W] > 0.0:
+        set_orders(params, state, row, order[FIRST_UNIT:])
     for pool in range(params.pool.shape[0]):
         if params.pool[pool, PoolSpec.PHASE] == PREFILL and params.pool[pool, PoolSpec.SIBLING] >= 0.0:
             order_role(params, state, row, pool, own[pool], now_s)
@@ -196,6 +202,9 @@ def begin_step(params: Params, state: State, row: int) -> None:
     site[Site.STEP_WEAR_USD] = 0.0
     site[Site.STEP_COINCIDENT_USD] = 0.0
     site[Site.STEP_BALLAST_J] = 0.0
+    site[Site.STEP_TRAIN_CREDIT_J] = 0.0
+    site[Site.STEP_TRAIN_S] = 0.0
+    site[Site.STEP_GENERATION_J] = 0.0
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         numbers[Pool.STEP_ENERGY_J] = 0.0
@@ -266,7 +275,11 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     if state.site[row, Site.FAULTS] > 0.0:
         strike_and_repair(params, state, row, begin_s)
     advance_racks(params, state, row, begin_s)
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        advance_training(params, state, row)
     slice_end_s = end_s
+    if params.site[SiteSpec.GENERATION_W] > 0.0:
+        commit_units(params, state, row, begin_s, cap_now_w(state, row, begin_s))
     ramp = params.site[SiteSpec.RAMP] > 0.0
     if ramp:
         end_s = ramp_horizon_s(params, state, row, begin_s, end_s)
@@ -280,6 +293,8 @@ def run_segment(params: Params, state: State, row: int, begin_s: float, end_s: f
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == PREFILL:
             advance_prefill(params, state, row, pool, end_s)
+    if ramp:
+        limit_decode(params, state, row, begin_s, end_s)
     for pool in range(pools):
         if params.pool[pool, PoolSpec.PHASE] == DECODE:
             if coupled:
@@ -316,6 +331,8 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
         look_outside(state, row, minute_of(state, path_start_s, begin_s))
         if params.site[SiteSpec.COINCIDENT_USD_PER_W] > 0.0:
             look_for_peak(state, row, minute_of(state, path_start_s, begin_s))
+        if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+            look_for_job(state, row, minute_of(state, path_start_s, begin_s))
         needed = most_arrivals(params, state, row, begin_s, tick_s, path_start_s)
         if progress[SiteInt.FREE] < needed + slots_for_faults(state, row, begin_s + tick_s):
             return NEEDS_SLOTS
@@ -390,7 +407,7 @@ def act_rows(
         racks: int64[n, pools].
         most_batch: float64[n, pools].
         gate: float64[n, classes, Gate].
-        order: float64[n, Order].
+        order: float64[n, Order and units].
         own: int64[n, pools].
     """
     params = params_of(params_table)

@@ -126,6 +126,63 @@ class SiteSpec(IntEnum):
     STORAGE_J = 46  # what it holds
     STORAGE_EFFICIENCY = 47  # of one way
     STORAGE_REST_J = 48  # charge to which it returns when nothing is asked of it
+    TRAIN_RACKS = 49  # racks of the training block; 0 where there is none
+    TRAIN_IDLE_W = 50  # IT power of all its racks when idle
+    TRAIN_MOST_W = 51  # what running GPUs may add to it
+    TRAIN_COMPUTE_CORE_W = 52  # what a compute phase adds at clock 1 that depends on the clock
+    TRAIN_COMPUTE_FIXED_W = 53  # and what does not
+    TRAIN_WAIT_CORE_W = 54  # the same of a communication phase
+    TRAIN_WAIT_FIXED_W = 55
+    TRAIN_VOLTAGE_FLOOR = 56
+    TRAIN_CHECKPOINT_W = 57  # IT power while a checkpoint is written or read
+    TRAIN_COMPUTE_SHARE = 58  # share of an iteration at clock 1
+    TRAIN_CLOCK = 59  # by itself
+    TRAIN_LEAST_CLOCK = 60  # lowest the operator may set
+    TRAIN_PERIOD_S = 61  # running time between checkpoints
+    TRAIN_CHECKPOINT_S = 62
+    TRAIN_RESTORE_S = 63
+    TRAIN_STALL_LIMIT_S = 64
+    TRAIN_REFERENCE_W = 65  # IT energy per job-second of a job left alone, checkpoints included
+    TRAIN_WORTH = 66  # worth of that energy's work over the energy's price in the reward
+    TRAIN_USD_PER_S = 67  # what a job-second pays
+    TRAIN_TARGET = 68  # progress asked for, over that of a job left alone
+    GENERATION_W = 69  # power of all units at the site; 0 where there are none
+    EXPORT_W = 70  # most the site may feed into the grid
+    EXPORT_USD_PER_MWH = 71
+
+
+class UnitSpec(IntEnum):
+    """Columns of ``Params.unit``, one line per unit that makes power at the site."""
+
+    POWER_W = 0
+    LEAST_W = 1  # least output while it runs
+    START_S = 2
+    MIN_RUN_S = 3
+    MIN_DOWN_S = 4
+    FUEL_USD_PER_MWH = 5
+    START_USD = 6
+    G_PER_KWH = 7
+    MUST_RUN = 8
+    LEVER = 9  # its place among those the operator decides about, -1 for none
+    MERIT = 10  # of the line, not of its unit: number of the unit with the n-th lowest cost of a MWh
+
+
+OFF, STARTING, RUNNING, STOPPING = 0, 1, 2, 3
+
+
+class Unit(IntEnum):
+    """Columns of ``State.unit``, one line per unit that makes power at the site."""
+
+    # OFF, STARTING, RUNNING, or STOPPING: taken off load as fast as a ramp limit of the draw from the grid lets
+    MODE = 0
+    READY_S = 1  # starting: when it will run
+    HOLD_S = 2  # until when it may not be stopped (running) or started (off)
+    ORDER = 3  # what the operator wants: see lever ``generation``
+    OUTPUT_W = 4  # of the last segment
+    ENERGY_J = 5
+    RUN_S = 6
+    STARTS = 7
+    LOADED = 8  # 1 once it has come to its least output
 
 
 class PoolSpec(IntEnum):
@@ -181,6 +238,7 @@ class ClassSpec(IntEnum):
     OUTPUT_USD = 22  # and an output token
     BUDGET_USD_PER_S = 23  # what customers mean to spend; 0 where they have not said
     MODEL = 24  # place of the model that serves it among those of the site
+    BUDGET_CAPPED = 25  # 1 where requests are turned away once the day's budget is spent
 
 
 class Cell(IntEnum):
@@ -295,6 +353,43 @@ class Site(IntEnum):
     HELD_RACK_S = 90  # rack-seconds in which racks that were ordered awake waited for the ramp
     GROUPS_STRUCK = 91  # parts of racks that have gone out of service
     GPU_DOWN_S = 92  # GPU-seconds out of service in racks that are not
+    JOB = 93  # 1 while there is a training job, -1 while it waits for a rack that is out of service
+    TRAIN_PHASE = 94  # NO_JOB to LOADING of ``engine.training``
+    TRAIN_HELD = 95  # how far the operator holds it back: 0 not at all, up to 1 by its clock, above it is to pause
+    TRAIN_CLOCK = 96  # in force
+    # BY_BRAKE or BY_LIMITER of ``engine.training`` while one of them keeps its iterations from running
+    TRAIN_STALLED = 97
+    TRAIN_STALL_S = 98  # for how long it has without a break
+    TRAIN_LEFT_S = 99  # time left of writing or loading
+    TRAIN_RAN_S = 100  # time it has run since its last checkpoint
+    TRAIN_SINCE_S = 101  # job-seconds done in it
+    TRAIN_JOB_S = 102  # time since it would have begun to run; negative while it would still be loading
+    TRAIN_DONE_S = 103  # job-seconds done, those that were lost included
+    TRAIN_LOST_S = 104
+    TRAIN_DUE_S = 105  # job-seconds of a job left alone
+    TRAIN_ENERGY_J = 106  # facility energy of the block
+    TRAIN_CREDIT_J = 107  # reference energy of what was done and not lost
+    TRAIN_PAUSED_S = 108
+    TRAIN_CHECKPOINTS = 109  # written
+    TRAIN_KILLS = 110
+    TRAIN_POWER_W = 111  # facility power of the last segment
+    STEP_TRAIN_CREDIT_J = 112
+    STEP_TRAIN_S = 113  # job-seconds done and not lost
+    TRAIN_SINCE_J = 114  # reference energy of what was done since the last checkpoint
+    TRAIN_IT_ENERGY_J = 115  # IT energy of the block
+    TRAIN_BURST_W = 116  # what its bursts added to the mean draw of the last segment
+    RUNNING_W = 117  # power of the units at the site that run: what they can give; 0 without any
+    NEXT_UNIT_S = 118  # when the next unit that is starting will run
+    DRAW_W = 119  # facility power by which units are started and stopped: smoothed
+    GENERATION_J = 120  # made by the site's own units
+    EXPORT_J = 121  # of that, fed into the grid
+    SPILLED_J = 122  # of that, of no use to anybody: units that could not go lower
+    FUEL_USD = 123
+    START_USD = 124
+    EXPORT_USD = 125
+    STEP_GENERATION_J = 126
+    MADE_W = 127  # by all units in the last segment
+    STOPPING_W = 128  # of that, by units that are being stopped
 
 
 class SiteInt(IntEnum):
@@ -369,10 +464,9 @@ class Pool(IntEnum):
     LATER_TOKENS = 53  # their prompt + output tokens
     PREFILL_SHARE = 54  # decode on shared GPUs: share of their time that prefill took in the last segment
     HELD = 55  # KV tokens of sessions between turns; 0 without a prefix cache
-    OUT_SHARE = (
-        56  # share of the replicas of its awake racks that is out of service; 0 without faults of parts of racks
-    )
-    OUT_REPLICAS = 56  # replicas out of service in racks that are not, awake or resting
+    # share of the replicas of its awake racks that is out of service; 0 without faults of parts of racks
+    OUT_SHARE = 56
+    OUT_REPLICAS = 57  # replicas out of service in racks that are not, awake or resting
 
 
 class PoolInt(IntEnum):
@@ -434,6 +528,10 @@ class Class(IntEnum):
     BUSY_S = 29  # classes with sessions: time in the system of the requests that were answered, summed
     ANSWERED = 30  # classes with sessions: requests that were answered
     DELAY_S = 31  # time that new requests wait at the gate
+    SERVED_J = 32  # where tokens are paid for: reference joules of the requests that were answered, without what a cache had for them
+    PAID_PROMPT = 33  # and the prompt tokens they paid for
+    PAID_OUTPUT = 34  # and the output tokens
+    OVER_BUDGET = 35  # requests turned away because their customers' budget of the day was spent
 
 
 COHORT_COLUMNS = 16
@@ -523,10 +621,9 @@ class Fault(IntEnum):
     BACK_S = 8  # when that rack may be woken again, or that part of it serves again; inf while it is not out
     DOMAIN = 9  # RACK, GPU_GROUP or LINK_DOMAIN: what it is to take
     PLACE = 10  # in [0, 1): where in the rack, and which of those in its state
-    REPLICAS = (
-        11  # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
-    )
-    AWAKE = 11  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
+    # replicas it has taken while the rest of the rack serves on; 0 where it took the rack, or has not happened
+    REPLICAS = 11
+    AWAKE = 12  # of a part that is out: 1 while its rack is awake, 0 while it rests, -1 - i while event i has it out of service
 
 
 class CapStep(IntEnum):
@@ -546,6 +643,7 @@ class World(IntEnum):
     PEAK_UNTIL_S = 3
     PEAK_LEFT_S = 4
     COINCIDENT = 5
+    JOB = 6  # 1 in minutes with a training job, -1 while a rack of it is out of service
 
 
 class Gate(IntEnum):
@@ -637,9 +735,14 @@ class Found(IntEnum):
 
 
 class Order(IntEnum):
-    """Columns of a decision for the site as a whole."""
+    """Columns of a decision for the site as a whole; behind them one for each unit that the operator decides about."""
 
     BATTERY = 0
+    TRAINING = 1  # how far the training job is held back; see Site.TRAIN_HELD
+
+
+FIRST_UNIT = len(Order)
+"""Column of a decision for the site that is the first unit's."""
 
 
 class Params(NamedTuple):
@@ -663,6 +766,7 @@ class Params(NamedTuple):
     )
     seen_begin: Array  # int64[requests + 1] which lines of ``seen`` are a request's; empty without a prefix cache
     seen: Array  # float64[segments, Seen], in the order of the prompt
+    unit: Array  # float64[units, UnitSpec]; no lines on a site that makes no power
 
 
 class State(NamedTuple):
@@ -705,6 +809,7 @@ class State(NamedTuple):
     context: Array  # float64[rows, classes, pools, Context]; no pools there
     found: Array  # float64[rows, cells, pools, Found]; no cells without a trace
     fault: Array  # float64[rows, events, Fault], padded with inf
+    unit: Array  # float64[rows, units, Unit]; no units on a site that makes no power
 
 
 SLOT_AXIS = {"cohort": 1, "cohort_int": 1, "link": 1, "free": 1, "heap_key": 3, "heap_slot": 3}
@@ -729,6 +834,7 @@ def allocate(
     coefficients: tuple[int, int],
     cached: bool = False,
     faults: int = 0,
+    units: int = 0,
 ) -> State:
     """Return zeroed state arrays of the given sizes, every slot free.
 
@@ -771,6 +877,7 @@ def allocate(
         context=np.zeros((rows, classes, caches, len(Context))),
         found=np.zeros((rows, cells if trace_requests else 0, caches, len(Found))),
         fault=np.full((rows, faults, len(Fault)), np.inf),
+        unit=np.zeros((rows, units, len(Unit))),
     )
     for row in range(rows):
         clear_row(state, row)

@@ -27,6 +27,8 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.jit import inlined_kernel, kernel
 
+DAY_S = 86400.0
+
 MOST_HELD = 0.8
 """Largest share of their patience that requests may be held at the gate (status: design choice): the rest is for the queues behind it."""
 
@@ -224,6 +226,16 @@ def held_at_most_s(spec: Array) -> float:
 
 
 @inlined_kernel
+def _spent(params: Params, state: State, row: int, cls: int) -> bool:
+    """Tell whether a class whose budget is a cap has spent that of the days begun so far."""
+    spec = params.cls[cls]
+    if spec[ClassSpec.BUDGET_CAPPED] == 0.0:
+        return False
+    days = math.floor(state.site[row, Site.SCORED_S] / DAY_S) + 1.0
+    return bool(state.cls[row, cls, Class.REVENUE_USD] >= days * DAY_S * spec[ClassSpec.BUDGET_USD_PER_S])
+
+
+@inlined_kernel
 def pass_gate(
     params: Params,
     state: State,
@@ -236,12 +248,16 @@ def pass_gate(
 ) -> float:
     """Let in those of ``count`` requests that the operator admits; the others have arrived, are missed, and never enter.
 
-    Fractions are carried over, so that of many requests of a class exactly the admitted share comes in.
+    Fractions are carried over, so that of many requests of a class exactly the admitted share comes in. Where customers have capped their
+    budget and it is spent, nobody comes in, and nothing counts as missed.
 
     Returns:
         Requests admitted, a whole number.
     """
     counters = state.cls[row, cls]
+    if params.site[SiteSpec.MONEY] > 0.0 and _spent(params, state, row, cls):
+        counters[Class.OVER_BUDGET] += state.site[row, Site.SCORING] * count
+        return 0.0
     if counters[Class.ADMITTED] >= 1.0:
         return count
     owed = counters[Class.ADMISSION_OWED] + counters[Class.ADMITTED] * count
@@ -316,8 +332,17 @@ def last_token(params: Params, state: State, row: int, slot: int, time_s: float,
         miss(params, state, row, slot)
     if params.site[SiteSpec.MONEY] > 0.0 and ints[CohortInt.SCORED]:
         # Whoever is served pays, in time or not; what lateness costs is the penalty of a missed request.
-        paid_usd = count * price_usd(params.cls[cls], cohort[Cohort.PROMPT], output)
-        state.cls[row, cls, Class.REVENUE_USD] += paid_usd
+        prompt = cohort[Cohort.PROMPT]
+        paid_usd = count * price_usd(params.cls[cls], prompt, output)
+        counters = state.cls[row, cls]
+        counters[Class.REVENUE_USD] += paid_usd
+        counters[Class.PAID_PROMPT] += count * prompt
+        counters[Class.PAID_OUTPUT] += count * output
+        prompt_sq = cohort[Cohort.PROMPT_SQ]
+        if params.cache.shape[0] > 0:
+            prompt -= cohort[Cohort.CACHED]
+            prompt_sq -= cohort[Cohort.CACHED_SQ]
+        counters[Class.SERVED_J] += count * reference_energy_j(params.cls[cls], prompt, prompt_sq, output)
         state.site[row, Site.STEP_REVENUE_USD] += paid_usd
     write_log(state, row, slot, cohort[Cohort.FIRST_TOKEN_S] - cohort[Cohort.ARRIVAL_S], tpot_s, met)
     state.pool_int[row, ints[CohortInt.PREFILL_POOL], PoolInt.ASSIGNED] -= 1

@@ -1,9 +1,10 @@
 """Before a segment: what keeps the draw from rising faster than its ramp limit allows.
 
-The limiter is no brake: it lowers clocks, then the share of time in which iterations and prefill run, by just what the limit asks for, anew
-in every segment, and lets go at once. While it does, the draw rises at its limit: what the prediction of a segment's draw is above what
-comes of it is stored or burnt, lest the margin of one segment lower the limit of the next. Racks that are ordered awake draw at once most of
-what they will ever draw, which no clock can make up for: they wait until the draw has been raised for them.
+The limiter is no brake: it slows a training job, then lets it wait; it lowers clocks, then the share of time in which iterations and
+prefill run, by just what the limit asks for, anew in every segment, and lets go at once. While it does, the draw rises at its limit: what
+the prediction of a segment's draw is above what comes of it is stored or burnt, lest the margin of one segment lower the limit of the
+next. Racks that are ordered awake draw at once most of what they will ever draw, which no clock can make up for: they wait until the draw
+has been raised for them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,17 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.decode import PACE_S
-from ai_factory_gym.engine.draw import note_arrivals, planned_draw_w, surely_below
+from ai_factory_gym.engine.draw import (
+    EVENTS_S,
+    SURE,
+    decode_may_draw_w,
+    next_cap_change_s,
+    note_arrivals,
+    planned_draw_w,
+    surely_below,
+)
 from ai_factory_gym.engine.layout import (
+    COHORT,
     DECODE,
     PREFILL,
     SEPARATE,
@@ -24,9 +34,10 @@ from ai_factory_gym.engine.layout import (
     SiteSpec,
     State,
 )
-from ai_factory_gym.engine.racks import switching_w, wake_racks, waking_w
+from ai_factory_gym.engine.racks import next_rack_change_s, switching_w, wake_racks, waking_w
 from ai_factory_gym.engine.smoothing import allowed_w
 from ai_factory_gym.engine.supply import battery_help_w
+from ai_factory_gym.engine.training import BY_LIMITER
 from ai_factory_gym.jit import kernel
 
 _BISECTIONS = 24
@@ -61,16 +72,18 @@ def ramp_horizon_s(params: Params, state: State, row: int, begin_s: float, end_s
         return end_s
     _start_racks(params, state, row, begin_s)
     slice_end_s = end_s
+    end_s = min(end_s, next_cap_change_s(state, row, begin_s), next_rack_change_s(state, row, begin_s))
     if site[Site.RAMP_RESERVE_W] > 0.0:
         end_s = min(end_s, begin_s + _SOON_S)
-    if surely_below(params, state, row, begin_s, end_s, slice_end_s, allowed_w(params, state, row, end_s - begin_s)):
+    limit_w = SURE * allowed_w(params, state, row, end_s - begin_s)
+    if surely_below(params, state, row, begin_s, end_s, slice_end_s, limit_w):
         return end_s
     soon_s = begin_s + _SOON_S
     if soon_s < end_s:
-        limit_w = allowed_w(params, state, row, _SOON_S)
+        limit_w = SURE * allowed_w(params, state, row, _SOON_S)
         if surely_below(params, state, row, begin_s, soon_s, slice_end_s, limit_w):
             return soon_s
-    return min(end_s, begin_s + PACE_S)
+    return min(end_s, begin_s + (PACE_S if params.site[SiteSpec.RESOLUTION] == COHORT else EVENTS_S))
 
 
 @kernel
@@ -82,7 +95,8 @@ def _start_racks(params: Params, state: State, row: int, now_s: float) -> None:
     """
     site = state.site[row]
     spec = params.site
-    spare_w = site[Site.RAMP_SPARE_W]
+    # What units at the site could give more is there at once.
+    spare_w = site[Site.RAMP_SPARE_W] + max(0.0, site[Site.RUNNING_W] - site[Site.MADE_W])
     for pool in range(params.pool.shape[0]):
         shared = params.pool[pool, PoolSpec.COUPLING] != SEPARATE
         if shared and params.pool[pool, PoolSpec.PHASE] == DECODE:
@@ -109,7 +123,7 @@ def _start_racks(params: Params, state: State, row: int, now_s: float) -> None:
             by_s = now_s + step_w / spec[SiteSpec.RAMP_UP_W_PER_S]
             switch_w = switching_w(params, state, row, pool, by_s) * site[Site.PUE]
             site[Site.RAMP_RESERVE_W] = max(site[Site.RAMP_RESERVE_W], switch_w)
-    site[Site.RAMP_SPARE_W] = max(0.0, spare_w)
+    site[Site.RAMP_SPARE_W] = max(0.0, min(site[Site.RAMP_SPARE_W], spare_w))
 
 
 @kernel
@@ -156,6 +170,8 @@ def limit_ramp(params: Params, state: State, row: int, begin_s: float, end_s: fl
     site[Site.RAMP_LIMITS] = 1.0
     site[Site.RAMP_RESERVE_W] = math.inf
     floor = spec[SiteSpec.BRAKE_FLOOR]
+    if spec[SiteSpec.TRAIN_RACKS] > 0.0 and _hold_training(params, state, row, seconds, limit_w, floor):
+        return
     clock, prefill_duty, decode_duty = 1.0, 1.0, 1.0
     if planned_draw_w(params, state, row, seconds, floor, 1.0, 1.0) <= limit_w:
         clock = _largest(params, state, row, seconds, limit_w, 0, floor)
@@ -171,6 +187,67 @@ def limit_ramp(params: Params, state: State, row: int, begin_s: float, end_s: fl
         duty = prefill_duty if params.pool[pool, PoolSpec.PHASE] == PREFILL else decode_duty
         numbers[Pool.CLOCK] = min(numbers[Pool.CLOCK], clock)
         numbers[Pool.DUTY] = min(numbers[Pool.DUTY], duty)
+
+
+@kernel
+def _hold_training(params: Params, state: State, row: int, seconds: float, limit_w: float, floor: float) -> bool:
+    """Lower the clock of a training job, or let it wait, before anything that serves is touched; tell whether that is enough."""
+    site = state.site[row]
+    if site[Site.TRAIN_STALLED] > 0.0:
+        return False
+    own = site[Site.TRAIN_CLOCK]
+    low = min(floor, own)
+    site[Site.TRAIN_CLOCK] = low
+    if planned_draw_w(params, state, row, seconds, 1.0, 1.0, 1.0) > limit_w:
+        site[Site.TRAIN_STALLED] = BY_LIMITER
+        return bool(planned_draw_w(params, state, row, seconds, 1.0, 1.0, 1.0) <= limit_w)
+    high = own
+    for _ in range(_BISECTIONS):
+        site[Site.TRAIN_CLOCK] = 0.5 * (low + high)
+        if planned_draw_w(params, state, row, seconds, 1.0, 1.0, 1.0) <= limit_w:
+            low = site[Site.TRAIN_CLOCK]
+        else:
+            high = site[Site.TRAIN_CLOCK]
+    site[Site.TRAIN_CLOCK] = low
+    return True
+
+
+@kernel
+def limit_decode(params: Params, state: State, row: int, begin_s: float, end_s: float) -> None:
+    """Lower decode's clocks and duties further where more than predicted may come of a segment at request resolution.
+
+    Args:
+        params: Site parameters.
+        state: Engine state; prefill has been advanced to ``end_s``.
+        row: Row.
+        begin_s: Start of the segment, s.
+        end_s: Its end, s.
+    """
+    site = state.site[row]
+    spec = params.site
+    exact = spec[SiteSpec.RESOLUTION] == COHORT or end_s - begin_s > EVENTS_S + 1e-6
+    if exact or site[Site.RAMP_ON] == 0.0 or spec[SiteSpec.RAMP_UP_W_PER_S] == math.inf:
+        return
+    limit_w = _TARGET * allowed_w(params, state, row, end_s - begin_s)
+    if decode_may_draw_w(params, state, row, begin_s, end_s, 1.0, 1.0) <= limit_w:
+        return
+    site[Site.RAMP_LIMITS] = 1.0
+    site[Site.RAMP_RESERVE_W] = math.inf
+    floor = spec[SiteSpec.BRAKE_FLOOR]
+    by_clock = decode_may_draw_w(params, state, row, begin_s, end_s, floor, 1.0) <= limit_w
+    low, high = (floor, 1.0) if by_clock else (0.0, 1.0)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        clock, duty = (middle, 1.0) if by_clock else (floor, middle)
+        if decode_may_draw_w(params, state, row, begin_s, end_s, clock, duty) <= limit_w:
+            low = middle
+        else:
+            high = middle
+    for pool in range(params.pool.shape[0]):
+        if params.pool[pool, PoolSpec.PHASE] == DECODE:
+            numbers = state.pool[row, pool]
+            numbers[Pool.CLOCK] = min(numbers[Pool.CLOCK], low if by_clock else floor)
+            numbers[Pool.DUTY] = min(numbers[Pool.DUTY], 1.0 if by_clock else low)
 
 
 @kernel

@@ -18,10 +18,10 @@ _STREAM = 0xFA017
 """Key of the stream of faults below that of its purpose: other parts spawn from there too, and neither is to change the other."""
 
 
-def child(stream: np.random.Generator) -> np.random.Generator:
-    """Return the stream of faults below a purpose's, without counting as one of its children."""
+def child(stream: np.random.Generator, which: int = _STREAM) -> np.random.Generator:
+    """Return the stream of faults, or of something else that has a key, below a purpose's, without counting as one of its children."""
     seed: Any = stream.bit_generator.seed_seq
-    key = (*seed.spawn_key, _STREAM)
+    key = (*seed.spawn_key, which)
     return np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=key, pool_size=seed.pool_size))
 
 

@@ -26,6 +26,7 @@ from ai_factory_gym.engine.layout import (
     Seen,
     SiteSpec,
     State,
+    UnitSpec,
     allocate,
 )
 from ai_factory_gym.engine.lowering import Axes, Referred, found_at
@@ -112,7 +113,10 @@ _COLUMNS: dict[str, Axes] = {
     "session": (None, None),
     "seen_begin": (None,),
     "seen": (None, len(Seen)),
+    "unit": (None, len(UnitSpec)),
 }
+"""Axes of ``Params``; every field is named here."""
+
 _WHOLE = ("trace_cell", "seen_begin")
 
 _REFERRED = {

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ai_factory_gym.engine import kernel
+from ai_factory_gym.engine.generation import begin_units
 from ai_factory_gym.engine.layout import (
     BACKLOG_BIN_S,
     CHANCE,
+    FIRST_UNIT,
     PREFILL,
     RACK,
     REQUEST,
@@ -20,7 +22,6 @@ from ai_factory_gym.engine.layout import (
     ClassSpec,
     Fault,
     Gate,
-    Order,
     Params,
     Pool,
     PoolInt,
@@ -32,6 +33,8 @@ from ai_factory_gym.engine.layout import (
     State,
     Store,
     Tier,
+    Unit,
+    UnitSpec,
     World,
     allocate,
     clear_row,
@@ -39,6 +42,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.reference import Reference
 from ai_factory_gym.engine.rng import seed_stream
+from ai_factory_gym.engine.training import begin_training
 from ai_factory_gym.engine.truth import true_perf, true_power
 from ai_factory_gym.scenarios.mismatch import Truth, no_mismatch
 
@@ -49,6 +53,7 @@ _OUTSIDE = {
     Site.PEAK_UNTIL_S: World.PEAK_UNTIL_S,
     Site.PEAK_LEFT_S: World.PEAK_LEFT_S,
     Site.COINCIDENT: World.COINCIDENT,
+    Site.JOB: World.JOB,
 }
 """What a row knows of the present minute, and where it is in the world."""
 
@@ -70,7 +75,7 @@ class Episode:
         shift: Shifts of the copies of a replayed trace, s, float64[copies].
         kept: Requests the last copy keeps, bool[requests].
         streams: One numpy generator per ``Purpose``.
-        world: Outdoor temperature, price, carbon intensity and coincident peaks by minute, float64[minutes, World].
+        world: Outdoor temperature, price, carbon intensity, coincident peaks and training jobs by minute, float64[minutes, World].
         truth: What is true in this episode over what the catalogue says; None is as it says.
         faults: When which racks go out of service, float64[events, Fault]; None is never.
     """
@@ -99,7 +104,7 @@ class Decision:
         most_batch: Requests per decode replica, float64[n, pools]; None is what the pools allow.
         gate: What is let in, released and thought about by class, float64[n, classes, Gate]; None is everything, by the built-in rule,
             at full effort.
-        order: What is set for the site as a whole, float64[n, Order]; None is nothing.
+        order: What is set for the site as a whole and for the units that make its power, float64[n, Order and units]; None is nothing.
         own: Racks wanted in each pool, awake or not, int64[n, pools]; None is as built.
     """
 
@@ -119,6 +124,11 @@ def open_gate(rows: int, classes: int) -> Array:
     gate[:, :, Gate.ADMITTED] = 1.0
     gate[:, :, Gate.EFFORT] = 1.0
     return gate
+
+
+def no_order(rows: int, params: Params) -> Array:
+    """Return no orders for the site as a whole and its units, float64[rows, Order and units]."""
+    return np.zeros((rows, FIRST_UNIT + int((params.unit[:, UnitSpec.LEVER] >= 0.0).sum())))
 
 
 @dataclass(frozen=True)
@@ -218,8 +228,11 @@ class Engine:
             site[Site.NEXT_FAULT_S] = episode.faults[0, Fault.TIME_S]
         site[Site.DECODE_DUTY] = site[Site.PREFILL_DUTY] = 1.0
         site[Site.BRAKE_CLOCK] = 1.0
+        begin_units(params, state, row)
         if params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
             site[Site.COOLANT_C] = site[Site.COOLANT_PEAK_C] = site[Site.OUTDOOR_C]
+        if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+            begin_training(params, state, row)
         pool = state.pool[row]
         pool[:, Pool.TIME_S] = episode.path_start_s
         pool[:, Pool.CLOCK] = pool[:, Pool.CLOCK_CEILING] = pool[:, Pool.DUTY] = 1.0
@@ -288,6 +301,7 @@ class Engine:
             cached=len(params.cache) > 0,
             coefficients=(params.perf.shape[1], params.power.shape[1]),
             faults=faults,
+            units=len(params.unit),
         )
         self._replace(state)
 
@@ -304,7 +318,7 @@ class Engine:
             most_batch = np.tile(params.pool[:, PoolSpec.MAX_BATCH], (count, 1))
         if gate is None:
             gate = open_gate(count, len(params.cls))
-        order = np.zeros((count, len(Order))) if decision.order is None else decision.order
+        order = no_order(count, params) if decision.order is None else decision.order
         if own is None:
             own = np.tile(params.pool[:, PoolSpec.RACKS].astype(np.int64), (count, 1))
         kernel.act_rows(
@@ -362,6 +376,22 @@ class Engine:
             Site.RAMP_W,
             Site.RAMP_S,
             Site.STORAGE_CHARGE_J,
+            Site.JOB,
+            Site.TRAIN_PHASE,
+            Site.TRAIN_HELD,
+            Site.TRAIN_CLOCK,
+            Site.TRAIN_STALLED,
+            Site.TRAIN_STALL_S,
+            Site.TRAIN_LEFT_S,
+            Site.TRAIN_RAN_S,
+            Site.TRAIN_SINCE_S,
+            Site.TRAIN_SINCE_J,
+            Site.TRAIN_JOB_S,
+            Site.TRAIN_POWER_W,
+            Site.RUNNING_W,
+            Site.MADE_W,
+            Site.NEXT_UNIT_S,
+            Site.DRAW_W,
         ]
         kept = {column: site[column] for column in keep}
         if self.params.site[SiteSpec.HEAT_W_PER_K] > 0.0:
@@ -392,6 +422,7 @@ class Engine:
         state.pool[row, :, Pool.ENERGY_J] = 0.0
         state.pool[row, :, Pool.G_OPEN] = state.pool[row, :, Pool.G]
         state.pool[row, :, Pool.G_CLOSE] = math.inf
+        state.unit[row, :, [Unit.ENERGY_J, Unit.RUN_S, Unit.STARTS]] = 0.0
         state.site_int[row, SiteInt.LOGGED] = 0
 
     def _settled_c(self, row: int) -> float:

@@ -58,7 +58,7 @@ def _storage_room_w(params: Params, state: State, row: int, seconds: float) -> f
 
 @kernel
 def allowed_w(params: Params, state: State, row: int, seconds: float) -> float:
-    """Return the facility power that keeps the limit up for the next ``seconds``, with what storage and battery can give then, W."""
+    """Return the facility power that keeps the limit up for the next ``seconds``, with what stores and units of the site can give then, W."""
     spec = params.site
     order = state.site[row, Site.BATTERY_ORDER]
     help_w = storage_help_w(params, state, row, seconds)
@@ -67,6 +67,8 @@ def allowed_w(params: Params, state: State, row: int, seconds: float) -> float:
         help_w += battery_w
     elif order > 0.0:
         help_w += min(order * spec[SiteSpec.BATTERY_W], battery_w)
+    # Units at the site follow the load: what they can give, and what those give that are being stopped.
+    help_w += state.site[row, Site.RUNNING_W] + state.site[row, Site.STOPPING_W]
     return float(highest_w(params, state, row, seconds) + help_w)
 
 
@@ -86,7 +88,7 @@ def _ordered_w(params: Params, state: State, row: int, facility_w: float, elapse
     if order > 0.0:
         out_w = min(order * spec[SiteSpec.BATTERY_W], max(0.0, facility_w - lowest_w(params, state, row, elapsed)))
     elif order < 0.0:
-        left_w = min(site[Site.CAP_W], highest_w(params, state, row, elapsed)) - facility_w
+        left_w = min(site[Site.CAP_W] - site[Site.TRAIN_BURST_W], highest_w(params, state, row, elapsed)) - facility_w
         room_w = battery_room_w(params, state, row, elapsed)
         out_w = -max(0.0, min(-order * spec[SiteSpec.BATTERY_W], left_w, room_w))
     return float(min(most_w, max(out_w, facility_w - site[Site.CAP_W]) if facility_w > site[Site.CAP_W] else out_w))
@@ -102,7 +104,8 @@ def _wanted_w(params: Params, state: State, row: int, demand_w: float, elapsed: 
         wanted_w += missing_j / max(REST_S, elapsed)
     if site[Site.RAMP_RESERVE_W] > 0.0:
         wanted_w = max(wanted_w, demand_w + site[Site.RAMP_RESERVE_W])
-    return float(min(wanted_w, max(demand_w, site[Site.CAP_W])))
+    # The bursts of a training block come on top.
+    return float(min(wanted_w, max(demand_w, site[Site.CAP_W] - site[Site.TRAIN_BURST_W])))
 
 
 @kernel
@@ -116,7 +119,7 @@ def smooth_draw(params: Params, state: State, row: int, facility_w: float, elaps
         params: Site parameters.
         state: Engine state.
         row: Row.
-        facility_w: Mean power of racks and cooling over the segment, W.
+        facility_w: Mean power of racks and cooling over the segment, less what the site's own units give, W.
         elapsed: Its length, s.
     """
     site = state.site[row]
@@ -124,7 +127,7 @@ def smooth_draw(params: Params, state: State, row: int, facility_w: float, elaps
     if site[Site.RAMP_ON] == 0.0:
         grid_w = facility_w
         if spec[SiteSpec.BATTERY_W] > 0.0:
-            grid_w -= use_battery(params, state, row, facility_w, elapsed)
+            grid_w -= use_battery(params, state, row, facility_w, site[Site.CAP_W], elapsed)
         site[Site.RAMP_W] = grid_w
         site[Site.RAMP_S] = elapsed
         return float(grid_w)
@@ -133,7 +136,7 @@ def smooth_draw(params: Params, state: State, row: int, facility_w: float, elaps
     battery_w = _ordered_w(params, state, row, facility_w, elapsed)
     demand_w = facility_w - battery_w
     wanted_w = _wanted_w(params, state, row, demand_w, elapsed)
-    grid_w = min(high_w, max(wanted_w, min(low_w, max(demand_w, site[Site.CAP_W]))))
+    grid_w = min(high_w, max(wanted_w, min(low_w, max(demand_w, site[Site.CAP_W] - site[Site.TRAIN_BURST_W]))))
     site[Site.RAMP_SPARE_W] = max(0.0, grid_w - demand_w)
     stands_by = spec[SiteSpec.BATTERY_W] > 0.0 and site[Site.BATTERY_ORDER] == 0.0
     storage_w = 0.0

@@ -24,21 +24,31 @@ def battery_help_w(params: Params, state: State, row: int, seconds: float) -> fl
 
 
 @kernel
-def use_battery(params: Params, state: State, row: int, facility_w: float, elapsed: float) -> float:
+def use_battery(params: Params, state: State, row: int, facility_w: float, limit_w: float, elapsed: float) -> float:
     """Book what the battery did in a segment and return what it gave, W; negative is what it took.
 
-    It gives what is ordered, and whatever the site draws above its cap, as long as it holds anything; it never exports. It is charged
-    from what is left below the cap only. What is lost is lost one half on the way in and one half on the way out.
+    It gives what is ordered, and whatever the site draws above its limit, as long as it holds anything; it never exports. It is charged
+    from what is left below that only. What is lost is lost one half on the way in and one half on the way out.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        facility_w: Draw in front of it, W.
+        limit_w: What may be drawn behind it, W: the cap, and what units at the site can give that stand there.
+        elapsed: Length of the segment, s.
     """
     site = state.site[row]
     spec = params.site
     order = site[Site.BATTERY_ORDER]
-    wanted_w = max(order * spec[SiteSpec.BATTERY_W], facility_w - site[Site.CAP_W])
+    wanted_w = max(order * spec[SiteSpec.BATTERY_W], facility_w - limit_w)
     if wanted_w > 0.0:
         out_w = min(wanted_w, facility_w, battery_help_w(params, state, row, elapsed))
     else:
         room_w = battery_room_w(params, state, row, elapsed)
-        out_w = -max(0.0, min(-order * spec[SiteSpec.BATTERY_W], site[Site.CAP_W] - facility_w, room_w))
+        # The bursts of a training block come on top.
+        left_w = limit_w - site[Site.TRAIN_BURST_W] - facility_w
+        out_w = -max(0.0, min(-order * spec[SiteSpec.BATTERY_W], left_w, room_w))
     book_battery(params, state, row, out_w, elapsed)
     return float(out_w)
 

@@ -16,13 +16,14 @@ def violations(row: Mapping[str, Any]) -> dict[str, str]:
     """List the conditions an episode broke; an empty dictionary means that it is feasible.
 
     Feasible means: the episode ran to its end, every class met its attainment target, energy above the cap and time
-    under the brake stay within `MAX_CAP_VIOLATION_SHARE` and `MAX_BRAKE_SHARE`.
+    under the brake stay within `MAX_CAP_VIOLATION_SHARE` and `MAX_BRAKE_SHARE`, and a training block of which the site asks for progress
+    has made it.
 
     Args:
         row: One episode, as in ``EvaluationResult.episodes``.
 
     Returns:
-        Condition (``"chat attainment"``, ``"energy above cap"``, ``"brake"``, ``"terminated"``) -> what was found.
+        Condition (``"chat attainment"``, ``"energy above cap"``, ``"brake"``, ``"training progress"``, ``"terminated"``) -> what was found.
     """
     broken: dict[str, str] = {}
     if row["terminated"]:
@@ -35,6 +36,8 @@ def violations(row: Mapping[str, Any]) -> dict[str, str]:
         broken["energy above cap"] = f"{row['cap_violation_share']:.4%} > {MAX_CAP_VIOLATION_SHARE:.2%}"
     if not row["brake_share"] <= MAX_BRAKE_SHARE:
         broken["brake"] = f"{row['brake_share']:.2%} of the horizon > {MAX_BRAKE_SHARE:.1%}"
+    if row.get("training_target_share", 0.0) > 0.0 and not row["training_share"] >= row["training_target_share"]:
+        broken["training progress"] = f"{row['training_share']:.4f} < {row['training_target_share']:g}"
     return broken
 
 

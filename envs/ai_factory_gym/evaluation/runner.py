@@ -22,7 +22,10 @@ from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, w
 from ai_factory_gym.evaluation.seeds import check_seeds
 
 STEP_INFO = frozenset(
-    {"time_s", "facility_power_w", "it_power_w", "cap_w", "pue", "clock_mean", "cost", "requests_in_flight"}
+    {
+        *("time_s", "facility_power_w", "it_power_w", "cap_w", "pue", "clock_mean", "cost", "requests_in_flight"),
+        *("generation_power_w", "generation_available_w"),
+    }
 )
 """Info keys that describe one step; all others, ``reward_terms/...`` apart, are totals over the episode."""
 
@@ -93,7 +96,8 @@ def evaluate(
       ``reward_terms/<name>`` (sums over all steps);
     - ``tokens_per_joule_facility``, ``tokens_per_joule_it``, ``tokens_per_joule_cap``: good tokens over the facility's
       energy, over the energy of the IT equipment, and over the energy the cap would have allowed (which is good
-      tokens/s per watt of cap), each in [0, horizon);
+      tokens/s per watt of cap), each in [0, horizon); at a site with a training block the first is over the facility's energy less the
+      reference energy of the block's work (``serving_energy_j``), the others are over all there is;
     - ``it_energy_j, cap_energy_j``, ``facility_power_mean_w``, ``facility_power_max_w`` (highest mean of a control
       step);
     - ``cap_violation_share`` (of ``cap_energy_j``), ``brake_share`` (of the horizon);
@@ -252,6 +256,7 @@ class _Totals:
         self.horizon_s = 0.0
         self.episode_return = 0.0
         self.cap_energy_j = 0.0
+        self.supply_energy_j = 0.0
         self.it_energy_j = 0.0
         self.facility_power_max_w = 0.0
         self.sums: dict[str, float] = {}
@@ -266,6 +271,8 @@ class _Totals:
             duration_s = info["time_s"] - self.time_s
             self.horizon_s = info["time_s"] - self.start_s
             self.cap_energy_j += info["cap_w"] * duration_s
+            # What units at the site can give is as good as cap: a site may have no other.
+            self.supply_energy_j += (info["cap_w"] + info.get("generation_available_w", 0.0)) * duration_s
             self.it_energy_j += info["it_power_w"] * duration_s
             self.facility_power_max_w = max(self.facility_power_max_w, float(info["facility_power_w"]))
         self.time_s, self.energy_j = info["time_s"], info["energy_j"]
@@ -290,7 +297,7 @@ def _row(bench: _Bench, seed: int, totals: _Totals, info: Mapping[str, Any], ter
         "tokens_per_joule_it": _ratio(info["good_tokens"], totals.it_energy_j),
         "tokens_per_joule_cap": _ratio(info["good_tokens"], totals.cap_energy_j),
         "return": totals.episode_return,
-        "cap_violation_share": _ratio(info["cap_violation_j"], totals.cap_energy_j),
+        "cap_violation_share": _ratio(info["cap_violation_j"], totals.supply_energy_j),
         "brake_share": _ratio(info["brake_s"], totals.horizon_s),
         "facility_power_mean_w": _ratio(info["energy_j"], totals.horizon_s),
         "facility_power_max_w": totals.facility_power_max_w,

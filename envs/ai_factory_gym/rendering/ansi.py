@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ai_factory_gym.engine.layout import Class, Pool, PoolInt, Site
+from ai_factory_gym.engine.layout import STARTING, Class, Pool, PoolInt, Site, Unit
 from ai_factory_gym.factory import Factory
 from ai_factory_gym.metrics import attainment
 
@@ -15,6 +15,21 @@ def _bar(share: float, width: int = _WIDTH) -> str:
     return "#" * filled + "." * (width - filled)
 
 
+def _units(factory: Factory, row: int) -> list[str]:
+    """Return a line about the units that make power at the site, none where there are none."""
+    parts = []
+    for unit, mine in zip(factory.task.site.generation, factory.engine.state.unit[row], strict=True):
+        doing = (
+            "starting"
+            if mine[Unit.MODE] == STARTING
+            else f"{mine[Unit.OUTPUT_W] / 1e6:.3f} MW"
+            if mine[Unit.MODE]
+            else "off"
+        )
+        parts.append(f"{unit.name} {doing}")
+    return [f"on site: {', '.join(parts)}"] if parts else []
+
+
 def draw(factory: Factory, row: int) -> str:
     """Return the picture of one row.
 
@@ -25,12 +40,13 @@ def draw(factory: Factory, row: int) -> str:
     state = factory.engine.state
     site = state.site[row]
     seconds = int(site[Site.TIME_S])
-    power_w, cap_w = site[Site.FACILITY_POWER_W], site[Site.CAP_W]
+    power_w, cap_w = site[Site.FACILITY_POWER_W], site[Site.CAP_W] + site[Site.RUNNING_W]
     brake = "  BRAKE" if site[Site.BRAKED] else ""
     lines = [
         f"{factory.task.site.name}  {factory.task.scenario.name}  {seconds // 3600:02d}:{seconds // 60 % 60:02d}"
         f"  good tokens/J {site[Site.GOOD_TOKENS] / max(site[Site.ENERGY_J], 1e-9):.4f}",
         f"power {power_w / 1e6:8.3f} MW of {cap_w / 1e6:.3f} [{_bar(power_w / cap_w)}]{brake}",
+        *_units(factory, row),
         f"{'pool':<28}{'awake':>7}{'waking':>7}{'clock':>7}{'MW':>8}  load",
     ]
     for index, pool in enumerate(factory.pools):

@@ -20,6 +20,7 @@ from ai_factory_gym.grid.coincident import MAX_WINDOWS, PeakWindowSpec
 from ai_factory_gym.grid.series import MAX_EVENTS, SeriesEventSpec
 from ai_factory_gym.scenarios.faults import MAX_MAINTENANCE, NO_FAULTS, FaultSpec, MaintenanceSpec
 from ai_factory_gym.scenarios.mismatch import NO_SPREAD, MismatchSpec
+from ai_factory_gym.scenarios.training import MAX_JOBS, NO_BLOCK, TrainingBlockSpec, TrainingJobSpec
 from ai_factory_gym.workload.demand import (
     MAX_BURSTS,
     MAX_SHIFTS,
@@ -33,9 +34,20 @@ from ai_factory_gym.workload.demand import (
 
 SCENARIO_DIR = Path(__file__).parent
 
-_Spec = TypeVar("_Spec", BurstSpec, CapEventSpec, ShiftSpec, SeriesEventSpec, PeakWindowSpec, MaintenanceSpec)
+_Spec = TypeVar(
+    "_Spec", BurstSpec, CapEventSpec, ShiftSpec, SeriesEventSpec, PeakWindowSpec, MaintenanceSpec, TrainingJobSpec
+)
 
-_EVENTS = ("bursts", "cap_events", "shifts", "price_events", "temperature_events", "peak_windows", "maintenance")
+_EVENTS = (
+    "bursts",
+    "cap_events",
+    "shifts",
+    "price_events",
+    "temperature_events",
+    "peak_windows",
+    "maintenance",
+    "training_jobs",
+)
 
 NAMES = {"classes", "models"}
 """Keys of shifts that hold names; one of them has to be given."""
@@ -63,6 +75,8 @@ class Scenario:
         peak_windows: Hours in which a coincident peak of the grid falls, once a day each; a site that does not pay for it does not notice.
         faults: How much oftener racks fail than at the site.
         maintenance: Racks that are taken out for some hours, once a day.
+        training_block: Training block of a site that has none of its own.
+        training_jobs: Jobs that come to a training block, once a day each; without any there is one all the time.
     """
 
     name: str
@@ -79,6 +93,8 @@ class Scenario:
     peak_windows: tuple[PeakWindowSpec, ...] = ()
     faults: FaultSpec = NO_FAULTS
     maintenance: tuple[MaintenanceSpec, ...] = ()
+    training_block: TrainingBlockSpec = NO_BLOCK
+    training_jobs: tuple[TrainingJobSpec, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -91,6 +107,7 @@ class Scenario:
             ("temperature_events", self.temperature_events, MAX_EVENTS),
             ("peak_windows", self.peak_windows, MAX_WINDOWS),
             ("maintenance", self.maintenance, MAX_MAINTENANCE),
+            ("training_jobs", self.training_jobs, MAX_JOBS),
         ):
             if len(items) > most:
                 raise ConfigError(f"scenario {self.name!r}: {key}: {len(items)} given; at most {most} are allowed.")
@@ -112,7 +129,7 @@ class Scenario:
         """Return a day that brings what both bring.
 
         Events of both happen (equal ones once; where curtailments overlap the deeper one holds), the daily curve and deferral
-        are there if either has them, and the larger overdispersion, mismatch and rate of faults apply.
+        are there if either has them, and the larger overdispersion, mismatch, rate of faults and training block apply.
         """
         return Scenario(
             name=f"{self.name}{PLUS}{other.name}",
@@ -129,6 +146,8 @@ class Scenario:
             peak_windows=tuple(dict.fromkeys(self.peak_windows + other.peak_windows)),
             faults=self.faults | other.faults,
             maintenance=tuple(dict.fromkeys(self.maintenance + other.maintenance)),
+            training_block=self.training_block | other.training_block,
+            training_jobs=tuple(dict.fromkeys(self.training_jobs + other.training_jobs)),
         )
 
     def draw_cap(
@@ -189,6 +208,17 @@ def _faults(where: str, raw: Any) -> FaultSpec:
         raise ConfigError(f"{where}: {error}") from None
 
 
+def _training_block(where: str, raw: Any) -> TrainingBlockSpec:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: training_block: {raw!r} is not allowed; must be a table.")
+    names = [field.name for field in dataclasses.fields(TrainingBlockSpec)]
+    check_keys(f"{where}: training_block", raw, required=(), optional=names)
+    try:
+        return TrainingBlockSpec(**raw)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def _read(path: Path) -> Scenario:
     where = f"scenario {str(path)!r}"
     try:
@@ -198,7 +228,7 @@ def _read(path: Path) -> Scenario:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: is not valid TOML ({error}).") from None
     keys = ("description", "daily", "overdispersion", "deferrable")
-    check_keys(where, table, required=keys, optional=("mismatch", "faults", *_EVENTS))
+    check_keys(where, table, required=keys, optional=("mismatch", "faults", "training_block", *_EVENTS))
     for key in ("daily", "deferrable"):
         if not isinstance(table[key], bool):
             raise ConfigError(f"{where}: {key}: {table[key]!r} is not allowed; must be true or false.")
@@ -217,6 +247,8 @@ def _read(path: Path) -> Scenario:
         peak_windows=_specs(f"{where}: peak_windows", table.get("peak_windows", []), PeakWindowSpec),
         faults=_faults(where, table.get("faults", {})),
         maintenance=_specs(f"{where}: maintenance", table.get("maintenance", []), MaintenanceSpec),
+        training_block=_training_block(where, table.get("training_block", {})),
+        training_jobs=_specs(f"{where}: training_jobs", table.get("training_jobs", []), TrainingJobSpec),
     )
 
 

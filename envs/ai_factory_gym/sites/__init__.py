@@ -12,8 +12,10 @@ from typing import Any
 from ai_factory_gym.catalogue import PHASES, PRECISIONS, Group, Model, Rack, load_models, load_racks, model, rack
 from ai_factory_gym.errors import ConfigError, check_count, check_flag, check_keys, check_range, check_text, unknown
 from ai_factory_gym.grid.series import SYNTHETIC, UNITS, Series, load_series
+from ai_factory_gym.sites.generation import GenerationConfig, GridConfig, generation_from_tables
 from ai_factory_gym.sites.money import MoneyConfig, money_from_table
 from ai_factory_gym.sites.reliability import ReliabilityConfig
+from ai_factory_gym.sites.training import TrainingConfig
 from ai_factory_gym.workload.classes import RequestClass, load_classes
 
 SITES_PATH = Path(__file__).parent
@@ -395,7 +397,7 @@ class SiteConfig:
 
     Attributes:
         name: Name for people.
-        cap_w: Facility cap, W.
+        cap_w: Cap of the grid connection, W; 0 for a site without one, which has units of its own (``generation``).
         model: Catalogue id of the served model, or a model of one's own; a pool or a class may have another.
         pools: Prefill pools first, then decode pools.
         demand_rps: Mean requests per second over a day, deferrable ones included.
@@ -424,6 +426,9 @@ class SiteConfig:
         class_models: Model of each class that is not served by the site's.
         ramp: How fast the draw from the grid may change; None is at will.
         rack_storage: Energy storage inside the racks, which smooths that draw; None for none.
+        training: Racks that do a training job beside the pools; None for none.
+        generation: Units that make power at the site.
+        grid: What it may export; None is nothing.
     """
 
     name: str
@@ -453,6 +458,9 @@ class SiteConfig:
     kv_store: StoreConfig | None = None
     ramp: RampConfig | None = None
     rack_storage: StorageConfig | None = None
+    training: TrainingConfig | None = None
+    generation: tuple[GenerationConfig, ...] = ()
+    grid: GridConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
@@ -462,7 +470,7 @@ class SiteConfig:
             check_text(f"{where}{key}", getattr(self, key), empty=True)
         if not isinstance(self.model, Model):
             check_text(where + "model", self.model)
-        check_range(where + "cap_w", self.cap_w, 1e4, 1e11, "W")
+        self._check_supply(where)
         check_range(where + "demand_rps", self.demand_rps, 1e-6, 1e9, "requests/s")
         # Above it the clock lever's zero would lie below its lowest ceiling (levers.NEUTRAL_CLOCK).
         check_range(where + "clock_min", self.clock_min, 0.2, 0.75)
@@ -506,6 +514,40 @@ class SiteConfig:
         if abs(total - 1.0) > 1e-6:
             raise ConfigError(f"{where}mix: shares sum to {total:.6g}; they must sum to 1.")
         self._check_class_models(where, classes)
+
+    def _check_supply(self, where: str) -> None:
+        """Refuse a connection and units that give nothing, or cannot be told apart (ConfigError)."""
+        if self.generation and self.cap_w == 0:
+            check_range(where + "cap_w", self.cap_w, 0.0, 0.0, "W")
+        else:
+            least = "; 0 is for a site with units of its own, [[generation]]" if self.cap_w == 0 else ""
+            check_range(where + "cap_w", self.cap_w, 1e4, 1e11, "W" + least)
+        names = [unit.name for unit in self.generation]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{where}generation: {name!r} is given twice; give each unit a name of its own.")
+        if self.ramp is not None and self.cap_w == 0:
+            raise ConfigError(f"{where}ramp: a site without a grid connection (cap_w 0) has no draw to limit.")
+        if self.grid is None or self.grid.export_w == 0.0:
+            return
+        if not self.generation:
+            raise ConfigError(f"{where}grid.export_w: a site without [[generation]] has nothing to export.")
+        if self.cap_w == 0:
+            raise ConfigError(f"{where}grid.export_w: a site without a grid connection (cap_w 0) cannot export.")
+        if self.ramp is not None:
+            raise ConfigError(
+                f"{where}grid.export_w: is not possible with ramp limits, which are for the draw from the grid; leave one of them out."
+            )
+
+    @property
+    def supply_w(self) -> float:
+        """What its connection and its own units give together, W."""
+        return self.cap_w + sum(unit.power_w for unit in self.generation)
+
+    @property
+    def firm_w(self) -> float:
+        """What those of its own units give that always run, W."""
+        return sum(unit.power_w for unit in self.generation if unit.must_run)
 
     def _name_models(self, where: str) -> None:
         """Give each pool the model it serves where there are several, and none where there is one; refuse half a model."""
@@ -726,6 +768,14 @@ def _subtable(where: str, kind: type[Any], table: Any, required: tuple[str, ...]
     return kind(**table)
 
 
+def _training(where: str, table: Any, racks: Mapping[str, Rack]) -> TrainingConfig:
+    """Build a site's training block from its table, rack types of the user's own looked up first."""
+    if isinstance(table, Mapping) and isinstance(table.get("rack"), str):
+        table = {**table, "rack": racks.get(table["rack"], table["rack"])}
+    built: TrainingConfig = _subtable(where, TrainingConfig, table, ("rack", "racks"))
+    return built
+
+
 _OWN_FILES = ("racks", "models", "classes")
 """What a site may bring along in files of its own, in the form of the shipped ones."""
 
@@ -864,8 +914,14 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         values["rack_storage"] = _subtable(f"{source}: rack_storage", StorageConfig, storage)
     if "reliability" in values:
         values["reliability"] = _subtable(f"{source}: reliability", ReliabilityConfig, values["reliability"])
+    if "training" in values:
+        values["training"] = _training(f"{source}: training", values["training"], own["racks"])
     if "cooling" in values:
         values["cooling"] = _subtable(f"{source}: cooling", CoolingConfig, values["cooling"])
+    if "generation" in values:
+        values["generation"] = generation_from_tables(f"{source}: generation", values["generation"])
+    if "grid" in values:
+        values["grid"] = _subtable(f"{source}: grid", GridConfig, values["grid"])
     if "kv_store" in values:
         values["kv_store"] = _subtable(f"{source}: kv_store", StoreConfig, values["kv_store"], ("gb", "gb_s"))
     return SiteConfig(**values)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ai_factory_gym.errors import ConfigError, check_count, check_keys, check_range, unknown
+from ai_factory_gym.errors import ConfigError, check_count, check_flag, check_keys, check_range, unknown
 
 TOKENS_PER_MTOK = 1e6
 
@@ -29,17 +29,23 @@ class Tariff:
     Attributes:
         input_usd_per_mtok: Per million prompt tokens.
         output_usd_per_mtok: Per million output tokens.
-        budget_usd_per_day: What its customers mean to spend a day; 0 is no budget. It meters and warns, it turns nobody away.
+        budget_usd_per_day: What its customers mean to spend a day; 0 is no budget. It meters and warns.
+        budget_cap: Whether it also ends there: once the answers of a day have cost it, further requests of the class are turned away until the
+            next day begins (days are counted from the start of the episode). They are the customers' own refusal: neither arrived nor missed.
     """
 
     input_usd_per_mtok: float = 0.0
     output_usd_per_mtok: float = 0.0
     budget_usd_per_day: float = 0.0
+    budget_cap: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range (ConfigError)."""
-        for field in fields(self):
-            check_range(field.name, getattr(self, field.name), 0.0, 1e9, "USD")
+        for key in ("input_usd_per_mtok", "output_usd_per_mtok", "budget_usd_per_day"):
+            check_range(key, getattr(self, key), 0.0, 1e9, "USD")
+        check_flag("budget_cap", self.budget_cap)
+        if self.budget_cap and self.budget_usd_per_day == 0.0:
+            raise ConfigError("budget_cap: True is not allowed without a budget; give budget_usd_per_day.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,7 @@ def money_from_table(where: str, table: Any, classes: list[str], racks: list[str
     for name, mine in tables["classes"].items():
         if not isinstance(mine, Mapping):
             raise ConfigError(f"{where}: classes.{name}: {mine!r} is not allowed; must be a table.")
-        prices = {key: getattr(tariff, key) for key in own if key != "budget_usd_per_day"}
+        prices = {key: getattr(tariff, key) for key in own if not key.startswith("budget")}
         by_class.append((name, _tariff(f"{where}: classes.{name}", {**prices, **mine})))
     return MoneyConfig(
         tariff=tariff,
