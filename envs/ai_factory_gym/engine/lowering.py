@@ -1,7 +1,8 @@
 # mypy: disable-error-code="no-untyped-call, attr-defined, override"
 """How the arrays of an engine look to its kernels: what numba is told to compile for ``state.pool[row, pool]``, and for asking for memory.
 
-numba's own modules are typed in part only, hence the first line.
+numba's own modules are typed in part only, hence the first line. Compiled kernels on disk name the types of this module: where one is moved
+or renamed, those of before have to be deleted (``__pycache__``).
 """
 
 from __future__ import annotations
@@ -147,17 +148,17 @@ def ask(array: Array, offset: int) -> None:
 
 
 @type_callable(ask)
-def _typeask(context: Any) -> Any:
+def _type_ask(context: Any) -> Any:
     return lambda array, offset: types.none
 
 
 @lower_builtin(ask, types.Array, types.Integer)
-def _lowerask(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _lower_ask(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     address = builder.gep(builder.bitcast(array.data, byte), [arguments[1]])
     function = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-    prefetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], function)
     # To be read, into the second-level cache, data.
     builder.call(prefetch, [address, word(0), word(2), word(1)])
     return context.get_dummy_value()
