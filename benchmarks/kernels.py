@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from ai_factory_gym.engine.arrivals import admit
 from ai_factory_gym.engine.calendar import find_next, schedule, take_next
+from ai_factory_gym.engine.decode import advance_decode
 from ai_factory_gym.engine.draw import pool_power_w
 from ai_factory_gym.engine.heap import pop, push
-from ai_factory_gym.engine.layout import Array, Params, State
+from ai_factory_gym.engine.layout import PREFILL, Array, PoolSpec
+from ai_factory_gym.engine.prefill import advance_prefill
+from ai_factory_gym.engine.reference import params_of, state_of
 from ai_factory_gym.engine.rng import poisson
 from ai_factory_gym.jit import kernel
 from ai_factory_gym.physics.performance import decode_iteration_s
@@ -24,12 +28,10 @@ def heap_through(keys: Array, slots: Array, values: Array) -> int:
 
 
 @kernel
-def calendar_through(
-    params_arrays: tuple[Array, ...], state_arrays: tuple[Array, ...], pool: int, finishes: Array
-) -> int:
+def calendar_through(params_table: Array, state_table: Array, pool: int, finishes: Array) -> int:
     """Enter cohorts that finish at these token clocks and take them out in order; returns the last one's slot."""
-    params = Params(*params_arrays)
-    state = State(*state_arrays)
+    params = params_of(params_table)
+    state = state_of(state_table)
     for slot in range(finishes.shape[0]):
         schedule(params, state, 0, pool, slot, finishes[slot])
     last = -1
@@ -37,6 +39,23 @@ def calendar_through(
         find_next(params, state, 0, pool)
         last = take_next(state, 0, pool)
     return last
+
+
+@kernel
+def admit_tick(params_table: Array, state_table: Array, begin_s: float, tick_s: float, path_start_s: float) -> None:
+    """Create the work of a tick of the first row."""
+    admit(params_of(params_table), state_of(state_table), 0, begin_s, tick_s, path_start_s)
+
+
+@kernel
+def advance_pool(params_table: Array, state_table: Array, pool: int, end_s: float) -> None:
+    """Advance a pool of the first row to ``end_s``."""
+    params = params_of(params_table)
+    state = state_of(state_table)
+    if params.pool[pool, PoolSpec.PHASE] == PREFILL:
+        advance_prefill(params, state, 0, pool, end_s)
+    else:
+        advance_decode(params, state, 0, pool, end_s)
 
 
 @kernel
@@ -58,10 +77,10 @@ def iterations_sum(coef: Array, batches: Array, context: float, clock: float) ->
 
 
 @kernel
-def power_sum(params_arrays: tuple[Array, ...], state_arrays: tuple[Array, ...], pool: int, clocks: Array) -> float:
+def power_sum(params_table: Array, state_table: Array, pool: int, clocks: Array) -> float:
     """Return the sum of a pool's power at these clocks, half busy, W."""
-    params = Params(*params_arrays)
-    state = State(*state_arrays)
+    params = params_of(params_table)
+    state = state_of(state_table)
     total = 0.0
     for index in range(clocks.shape[0]):
         total += pool_power_w(params, state, 0, pool, clocks[index], 0.5, 0.2, 0.3)

@@ -1,8 +1,7 @@
 """Micro-benchmarks: ``python -m pytest benchmarks/ --benchmark-only`` (pytest-benchmark, extra ``dev``).
 
 For comparing two states of the code on one machine (``--benchmark-save``, ``--benchmark-compare``); nothing is asserted about
-time. Ticks, steps and reports are called from Python, which hands some forty arrays over at each call: that is part of them. The
-first run compiles the loops of ``benchmarks/kernels.py``.
+time. Ticks, steps and reports are called from Python: the call is part of them. The first run compiles the loops of ``benchmarks/kernels.py``.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ import pytest
 
 import ai_factory_baselines as baselines
 from ai_factory_gym import AIFactoryEnv, AIFactoryVectorEnv
-from ai_factory_gym.engine.arrivals import admit
-from ai_factory_gym.engine.decode import advance_decode
 from ai_factory_gym.engine.layout import Pool, SiteSpec
-from ai_factory_gym.engine.prefill import advance_prefill
+from ai_factory_gym.engine.reference import Reference
 from ai_factory_gym.factory import Factory
 from benchmarks import kernels
 from benchmarks.measure import drawn_actions
@@ -53,6 +50,11 @@ def factory_of(env: AIFactoryVectorEnv) -> Factory:
     return env.fleet.first
 
 
+def _handed(factory: Factory) -> tuple[Any, Any]:
+    """Return what kernels are handed of parameters and state."""
+    return Reference(factory.params).handed, factory.engine.reference.handed
+
+
 # ------------------------------------------------------------------------------------------------------ small kernels
 
 
@@ -75,7 +77,7 @@ def test_calendar(benchmark: Any, warm: dict[int, AIFactoryVectorEnv], values: n
 
     def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
         factory.engine.restore(empty)
-        return (tuple(factory.params), tuple(factory.engine.state), DECODE_POOL, finishes), {}
+        return (*_handed(factory), DECODE_POOL, finishes), {}
 
     last = benchmark.pedantic(kernels.calendar_through, setup=setup, rounds=50, warmup_rounds=2)
     assert last == int(finishes.argmax())
@@ -95,37 +97,36 @@ def test_decode_iteration(benchmark: Any, warm: dict[int, AIFactoryVectorEnv], v
 def test_pool_power(benchmark: Any, warm: dict[int, AIFactoryVectorEnv], values: np.ndarray) -> None:
     factory = factory_of(warm[1])
     clocks = 0.4 + 0.6 * values
-    assert benchmark(kernels.power_sum, tuple(factory.params), tuple(factory.engine.state), DECODE_POOL, clocks) > 0.0
+    assert benchmark(kernels.power_sum, *_handed(factory), DECODE_POOL, clocks) > 0.0
 
 
 # --------------------------------------------------------------------------------------- a tick of one pool, and steps
 
 
-def _tick(benchmark: Any, env: AIFactoryVectorEnv, advance: Any, pool: int) -> None:
+def _tick(benchmark: Any, env: AIFactoryVectorEnv, pool: int) -> None:
     """Time the advance of one pool by a tick, from the same state in every round."""
     factory = factory_of(env)
     saved = factory.engine.snapshot()
-    params = factory.params
-    tick_s = float(params.site[SiteSpec.TICK_S])
+    tick_s = float(factory.params.site[SiteSpec.TICK_S])
     begin_s = float(saved.state.pool[0, pool, Pool.TIME_S])
 
     def setup() -> tuple[tuple[Any, ...], dict[str, Any]]:
         factory.engine.restore(saved)
-        state = factory.engine.state
-        admit(params, state, 0, begin_s, tick_s, float(factory.engine.path_start_s[0]))
-        return (params, state, 0, pool, begin_s + tick_s), {}
+        params, state = _handed(factory)
+        kernels.admit_tick(params, state, begin_s, tick_s, float(factory.engine.path_start_s[0]))
+        return (params, state, pool, begin_s + tick_s), {}
 
-    benchmark.pedantic(advance, setup=setup, rounds=50, warmup_rounds=2)
+    benchmark.pedantic(kernels.advance_pool, setup=setup, rounds=50, warmup_rounds=2)
     assert factory.engine.state.pool[0, pool, Pool.TIME_S] == begin_s + tick_s
     factory.engine.restore(saved)
 
 
 def test_prefill_tick(benchmark: Any, warm: dict[int, AIFactoryVectorEnv]) -> None:
-    _tick(benchmark, warm[1], advance_prefill, PREFILL_POOL)
+    _tick(benchmark, warm[1], PREFILL_POOL)
 
 
 def test_decode_tick(benchmark: Any, warm: dict[int, AIFactoryVectorEnv]) -> None:
-    _tick(benchmark, warm[1], advance_decode, DECODE_POOL)
+    _tick(benchmark, warm[1], DECODE_POOL)
 
 
 @pytest.mark.parametrize("rows", ROWS)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 from scipy import stats
 
 from ai_factory_gym import jit
@@ -40,6 +44,7 @@ from ai_factory_gym.engine.layout import (
     clear_row,
     grow,
 )
+from ai_factory_gym.engine.reference import Reference, state_of
 from ai_factory_gym.engine.simulator import Decision, Engine, Episode
 from ai_factory_gym.params import build_params, resolution, served_classes
 from ai_factory_gym.sites import SiteConfig, load_site
@@ -583,3 +588,60 @@ def test_the_cache_of_kernels_depends_on_every_source_of_kernels() -> None:
     top = {package / "control_step.py"}
     assert top <= with_kernels
     assert with_kernels - top <= set(jit.shared_sources())
+
+
+# ---------------------------------------------------------------------------------------------------------- references
+
+
+def _some_state() -> State:
+    return allocate(
+        rows=3,
+        pools=2,
+        classes=2,
+        groups=2,
+        cells=5,
+        slots=9,
+        minutes=4,
+        backlog_bins=3,
+        transitions=3,
+        cap_steps=3,
+        copies=1,
+        trace_requests=0,
+        log_lines=0,
+        coefficients=(15, 12),
+    )
+
+
+@njit(_nrt=False)  # type: ignore[untyped-decorator]
+def _touch(handed: Any, row: int, pool: int) -> float:
+    state = state_of(handed)
+    numbers = state.pool[row, pool]
+    numbers[Pool.CLOCK] += 1.0
+    state.cohort_int[row, pool, 2] += 7
+    state.carry[row, 1, 0, :, pool] = 3.0
+    return float(numbers[Pool.CLOCK] + state.cohort_int[row, pool, 2] + 100.0 * state.cohort.shape[1])
+
+
+def test_kernels_find_the_arrays_of_a_reference_and_those_of_its_copies() -> None:
+    state = _some_state()
+    state.pool[2, 1, Pool.CLOCK] = 20.0
+    reference = Reference(state)
+    assert _touch(reference.handed, 2, 1) == 928.0
+    assert state.pool[2, 1, Pool.CLOCK] == 21.0
+    assert state.carry[2, 1, 0, :, 1].tolist() == [3.0] * state.carry.shape[3]
+    assert state.carry.sum() == 3.0 * state.carry.shape[3]
+    for other in (copy.deepcopy(reference), pickle.loads(pickle.dumps(reference))):
+        assert _touch(other.handed, 2, 1) == 936.0
+    assert state.pool[2, 1, Pool.CLOCK] == 21.0
+
+
+def test_a_reference_refuses_arrays_that_kernels_do_not_expect() -> None:
+    state = _some_state()
+    for wrong in (
+        state.pool.astype(np.float32),
+        state.pool[:, :, :-1].copy(),
+        state.pool[:, ::2],
+        state.pool[0],
+    ):
+        with pytest.raises(TypeError, match="pool"):
+            Reference(state._replace(pool=wrong))

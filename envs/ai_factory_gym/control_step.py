@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ai_factory_gym.engine.ahead import FEW_ROWS, ask_for_row
+from ai_factory_gym.engine.arrivals import minute_of
 from ai_factory_gym.engine.kernel import DONE, NEEDS_SLOTS, apply_action, begin_step, close_window, run_step
 from ai_factory_gym.engine.layout import Array, Class, Params, Site, SiteSpec, State
+from ai_factory_gym.engine.reference import params_of, state_of
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.levers import decide_row
 from ai_factory_gym.metrics import write_info
@@ -107,8 +110,8 @@ def _report(
 
 @kernel
 def step_rows(
-    params_arrays: tuple[Array, ...],
-    state_arrays: tuple[Array, ...],
+    params_table: Array,
+    state_table: Array,
     episode_arrays: tuple[Array, ...],
     decision_arrays: tuple[Array, ...],
     outcome_arrays: tuple[Array, ...],
@@ -125,8 +128,8 @@ def step_rows(
     Tuples of arrays are handed over as plain tuples, which is cheaper than as named ones.
 
     Args:
-        params_arrays: The arrays of ``Params``.
-        state_arrays: The arrays of ``State``.
+        params_table: ``Params`` by reference.
+        state_table: ``State`` by reference.
         episode_arrays: The arrays of ``Episodes``.
         decision_arrays: Room for the decisions of all rows, as in ``Decision``.
         outcome_arrays: The arrays of ``Outcome``, written.
@@ -141,8 +144,8 @@ def step_rows(
     Returns:
         DONE when every row is, else NEEDS_SLOTS: call again when the cohort arrays have grown.
     """
-    params = Params(*params_arrays)
-    state = State(*state_arrays)
+    params = params_of(params_table)
+    state = state_of(state_table)
     episodes = Episodes(*episode_arrays)
     outcome = Outcome(*outcome_arrays)
     constants = Constants(*numbers)
@@ -187,6 +190,9 @@ def step_rows(
                 order[row],
                 own[row],
             )
+        if FEW_ROWS < rows.shape[0] and index + 1 < rows.shape[0]:
+            after = rows[index + 1]
+            ask_for_row(params, state, after, minute_of(state, path_start_s[after], state.site[after, Site.TIME_S]))
         status[row] = run_step(params, state, row, path_start_s[row])
         if status[row] != DONE:
             result = NEEDS_SLOTS
@@ -220,8 +226,8 @@ def step_rows(
 
 @kernel
 def report_rows(
-    params_arrays: tuple[Array, ...],
-    state_arrays: tuple[Array, ...],
+    params_table: Array,
+    state_table: Array,
     episode_arrays: tuple[Array, ...],
     outcome_arrays: tuple[Array, ...],
     scales: tuple[Array, ...],
@@ -230,8 +236,8 @@ def report_rows(
     rows: Array,
 ) -> None:
     """Write the observations and infos of rows as they are; arguments as ``step_rows``."""
-    params = Params(*params_arrays)
-    state = State(*state_arrays)
+    params = params_of(params_table)
+    state = state_of(state_table)
     episodes = Episodes(*episode_arrays)
     outcome = Outcome(*outcome_arrays)
     constants = Constants(*numbers)

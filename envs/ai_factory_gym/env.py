@@ -155,6 +155,8 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.action_space = spaces.Box(-1.0, 1.0, (self.action_layout.size,), np.float32)
         self.observation_space = spaces.Box(-LIMIT, LIMIT, (self.observation_layout.size,), np.float32)
         self._row = np.zeros(1, dtype=np.int64)
+        self._shape = (self.action_layout.size,)
+        self._outcome = self.factory.new_outcome()  # written by every step; what is returned is copied out of it
 
     @property
     def action_layout(self) -> ActionLayout:
@@ -188,11 +190,10 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run one control step."""
-        factory = self.factory
-        outcome = factory.new_outcome()
-        factory.step(self._row, factory.check(action, (self.action_layout.size,)), outcome)
+        factory, outcome = self.factory, self._outcome
+        factory.step(self._row, factory.check(action, self._shape), outcome)
         return (
-            outcome.observation[0],
+            outcome.observation[0].copy(),
             float(outcome.reward[0]),
             bool(outcome.terminated[0]),
             bool(outcome.truncated[0]),

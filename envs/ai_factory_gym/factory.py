@@ -37,6 +37,7 @@ from ai_factory_gym.engine.layout import (
     World,
 )
 from ai_factory_gym.engine.outages import child, draw_faults
+from ai_factory_gym.engine.reference import Reference
 from ai_factory_gym.engine.simulator import Engine, Episode, Snapshot
 from ai_factory_gym.engine.supply import JOULES_PER_KWH
 from ai_factory_gym.engine.truth import check_idle_power, truth_of
@@ -194,7 +195,7 @@ class Factory:
         self._fixed_numbers = (self.observation_layout.constants, tuple(self._constants))
         decision = no_decision(rows, self.params)
         self._decision = tuple(getattr(decision, field.name) for field in dataclasses.fields(decision))
-        self._params_arrays = tuple(self.params)
+        self._params = Reference(self.params)
         self._status = np.zeros(rows, dtype=np.int64)
         self._episodes = new_episodes(rows, self.action_layout.size, len(TERMS))
         self._episode_arrays = tuple(self._episodes)
@@ -503,8 +504,10 @@ class Factory:
 
     def put(self, rows: Array, actions: Array | float) -> None:
         """Take the actions with which ``run`` is to begin a control step of rows."""
-        self._episodes.action[rows] = actions
-        self._status[rows] = FRESH
+        # Of one row there is nothing to look up, which takes longer than to copy.
+        places: Any = slice(None) if self.rows == 1 else rows
+        self._episodes.action[places] = actions
+        self._status[places] = FRESH
 
     def run(self, rows: Array, outcome: Outcome) -> int:
         """Run, or resume, a control step of rows; returns DONE, or NEEDS_SLOTS when the engine must grow first.
@@ -515,8 +518,8 @@ class Factory:
         seen, numbers = self._fixed_numbers
         return int(
             step_rows(
-                self._params_arrays,
-                self.engine.arrays,
+                self._params.handed,
+                self.engine.reference.handed,
                 self._episode_arrays,
                 self._decision,
                 tuple(outcome),
@@ -535,8 +538,8 @@ class Factory:
         _, scales = self._fixed_arrays
         seen, numbers = self._fixed_numbers
         report_rows(
-            self._params_arrays,
-            self.engine.arrays,
+            self._params.handed,
+            self.engine.reference.handed,
             self._episode_arrays,
             tuple(outcome),
             scales,

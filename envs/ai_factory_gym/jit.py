@@ -13,8 +13,8 @@ from numba import njit
 Function = TypeVar("Function", bound=Callable[..., object])
 
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, "_nrt": False}
-"""Kernels never allocate, so numba's reference counting is off: with it every call counts the two dozen arrays of the
-state up and down atomically, several times the work between the calls. The error model is numpy's because Python's check
+"""Kernels never allocate, so numba's reference counting is off: with it every view of an array is counted up and down atomically,
+several times the work between. The error model is numpy's because Python's check
 for division by zero would stand in every inner loop. The interpreter lock is released: rows of different factories share
 nothing and may run in threads."""
 
@@ -61,10 +61,7 @@ def kernel(function: Function) -> Function:
 
 
 def inlined_kernel(function: Function) -> Function:
-    """Compile a function that is called for every cohort so that its callers take it in.
-
-    A call hands over every array of the state by value, a few hundred words: more than most such functions do.
-    """
+    """Compile a function that is called for every cohort so that its callers take it in: a call takes longer than most of them do."""
     compiled: Function = njit(**_OPTIONS, forceinline=True)(function)
     _stamp(compiled)
     return compiled

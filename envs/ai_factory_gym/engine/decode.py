@@ -185,6 +185,12 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     ready_slots = state.heap_slot[row, pool, 0]
     finish_keys = state.heap_key[row, pool, 1]
     time_s = numbers[Pool.TIME_S]
+    # Sums that nothing else reads or writes meanwhile.
+    token_clock = numbers[Pool.G]
+    all_generated = numbers[Pool.KV_TOKENS_GENERATED]
+    step_output = state.site[row, Site.STEP_OUTPUT_TOKENS]
+    output_tokens = state.site[row, Site.OUTPUT_TOKENS]
+    step_batch_s = numbers[Pool.STEP_BATCH_S]
     admitted = NOBODY
     blocked = duty <= 0.0
     exact = params.site[SiteSpec.RESOLUTION] == REQUEST
@@ -247,24 +253,24 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             kind = 1
         if speed > 0.0:
             find_next(params, state, row, pool)
-            finish_s = max(time_s, time_s + (finish_keys[0] - numbers[Pool.G]) / speed)
+            finish_s = max(time_s, time_s + (finish_keys[0] - token_clock) / speed)
             if finish_s <= next_s and finish_s < end_s:
                 next_s = finish_s
                 kind = 2
         elapsed = next_s - time_s
         if elapsed > 0.0:
             generated = numbers[Pool.EMITTING] * speed * elapsed
-            numbers[Pool.G] += speed * elapsed
-            numbers[Pool.CONTEXT] += generated
-            numbers[Pool.KV_TOKENS_GENERATED] += generated
-            state.site[row, Site.STEP_OUTPUT_TOKENS] += generated
-            state.site[row, Site.OUTPUT_TOKENS] += scoring * generated
+            token_clock += speed * elapsed
+            numbers[Pool.CONTEXT] = context + generated
+            all_generated += generated
+            step_output += generated
+            output_tokens += scoring * generated
             busy_s += busy * elapsed
             compute_s += compute * elapsed
             memory_s += memory * elapsed
             in_flight_s += in_flight * elapsed
             context_s += context * elapsed
-            numbers[Pool.STEP_BATCH_S] += in_flight * elapsed
+            step_batch_s += in_flight * elapsed
         time_s = next_s
         if kind == 0:
             if time_s >= end_s:
@@ -272,7 +278,8 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             continue
         events += 1
         if kind == 2:
-            numbers[Pool.G] = finish_keys[0]
+            token_clock = finish_keys[0]
+            numbers[Pool.G] = token_clock
             _complete(params, state, row, pool, time_s)
             blocked = False
             continue
@@ -290,7 +297,13 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         else:
             blocked = True
             continue
+        numbers[Pool.G] = token_clock
         _admit(params, state, row, pool, admitted)
+    numbers[Pool.G] = token_clock
+    numbers[Pool.KV_TOKENS_GENERATED] = all_generated
+    state.site[row, Site.STEP_OUTPUT_TOKENS] = step_output
+    state.site[row, Site.OUTPUT_TOKENS] = output_tokens
+    numbers[Pool.STEP_BATCH_S] = step_batch_s
     if not exact and time_s > pace_begin_s:
         _follow(numbers, in_flight_s, context_s, time_s - pace_begin_s)
     numbers[Pool.TPOT_S] = iteration / tokens_per_iteration if numbers[Pool.IN_FLIGHT] > 0.0 else 0.0

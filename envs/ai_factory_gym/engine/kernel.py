@@ -46,6 +46,7 @@ from ai_factory_gym.engine.ledger import held_at_most_s, sweep
 from ai_factory_gym.engine.limiter import limit_decode, limit_ramp, ramp_horizon_s
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.racks import advance_racks, order_racks, order_role
+from ai_factory_gym.engine.reference import params_of, state_of
 from ai_factory_gym.engine.supply import look_for_peak, look_outside
 from ai_factory_gym.engine.training import advance_training, look_for_job
 from ai_factory_gym.jit import inlined_kernel, kernel
@@ -350,8 +351,8 @@ def run_step(params: Params, state: State, row: int, path_start_s: float) -> int
 
 @kernel
 def run_rows(
-    params_arrays: tuple[Array, ...],
-    state_arrays: tuple[Array, ...],
+    params_table: Array,
+    state_table: Array,
     rows: Array,
     path_start_s: Array,
     status: Array,
@@ -359,8 +360,8 @@ def run_rows(
     """Run one control step of the given rows.
 
     Args:
-        params_arrays: The arrays of ``Params`` as a plain tuple (cheaper to hand over than a named one).
-        state_arrays: The arrays of ``State`` as a plain tuple.
+        params_table: ``Params`` by reference (``Reference.handed``).
+        state_table: ``State`` by reference.
         rows: int64[n] rows to run.
         path_start_s: float64[all rows] s.
         status: int64[all rows]; rows that are DONE are skipped and the result of each row is written back.
@@ -368,8 +369,8 @@ def run_rows(
     Returns:
         DONE when every row is, else NEEDS_SLOTS.
     """
-    params = Params(*params_arrays)
-    state = State(*state_arrays)
+    params = params_of(params_table)
+    state = state_of(state_table)
     result = DONE
     for index in range(rows.shape[0]):
         row = rows[index]
@@ -382,8 +383,8 @@ def run_rows(
 
 @kernel
 def act_rows(
-    params_arrays: tuple[Array, ...],
-    state_arrays: tuple[Array, ...],
+    params_table: Array,
+    state_table: Array,
     rows: Array,
     bias: Array,
     ceiling: Array,
@@ -397,8 +398,8 @@ def act_rows(
     """Begin a control step of the given rows with one action each.
 
     Args:
-        params_arrays: The arrays of ``Params``.
-        state_arrays: The arrays of ``State``.
+        params_table: ``Params`` by reference.
+        state_table: ``State`` by reference.
         rows: int64[n] rows.
         bias: float64[n, 2, groups, pools].
         ceiling: float64[n, pools].
@@ -409,8 +410,8 @@ def act_rows(
         order: float64[n, Order and units].
         own: int64[n, pools].
     """
-    params = Params(*params_arrays)
-    state = State(*state_arrays)
+    params = params_of(params_table)
+    state = state_of(state_table)
     for index in range(rows.shape[0]):
         row = rows[index]
         begin_step(params, state, row)

@@ -40,6 +40,7 @@ from ai_factory_gym.engine.layout import (
     clear_row,
     grow,
 )
+from ai_factory_gym.engine.reference import Reference
 from ai_factory_gym.engine.rng import seed_stream
 from ai_factory_gym.engine.training import begin_training
 from ai_factory_gym.engine.truth import true_perf, true_power
@@ -55,6 +56,11 @@ _OUTSIDE = {
     Site.JOB: World.JOB,
 }
 """What a row knows of the present minute, and where it is in the world."""
+
+_SLOTS_COHORT = 2048 + 32
+_SLOTS_REQUEST = 32768
+"""Cohort slots to begin with. What a step uses lies at the beginning of a row's slots: with a power of two the rows would be that far apart,
+and all of them would have to share a few places of the caches."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +152,13 @@ class Engine:
     def __init__(self, params: Params, *, rows: int = 1, slots: int = 0, log_lines: int = 0) -> None:
         """Allocate the arrays."""
         self.params = params
+        self._params = Reference(params)
         self.rows = rows
         self._log_lines = log_lines
         exact = params.site[SiteSpec.RESOLUTION] == REQUEST
-        self._slots = slots or (32768 if exact else 2048)
+        self._slots = slots or (_SLOTS_REQUEST if exact else _SLOTS_COHORT)
         self._state: State | None = None
-        self._arrays: tuple[Array, ...] = ()
+        self._reference: Reference | None = None
         self._path_start_s = np.zeros(rows)
         self._status = np.zeros(rows, dtype=np.int64)
 
@@ -168,14 +175,16 @@ class Engine:
         return self._state
 
     @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The arrays of ``state`` as a plain tuple: what kernels are handed at every step."""
-        return self._arrays
+    def reference(self) -> Reference:
+        """The state as kernels are handed it."""
+        if self._reference is None:
+            raise RuntimeError("Engine.begin() has to be called before the state is read.")
+        return self._reference
 
     def _replace(self, state: State) -> None:
         """Take other arrays for the state."""
         self._state = state
-        self._arrays = tuple(state)
+        self._reference = Reference(state)
 
     @property
     def path_start_s(self) -> Array:
@@ -313,8 +322,8 @@ class Engine:
         if own is None:
             own = np.tile(params.pool[:, PoolSpec.RACKS].astype(np.int64), (count, 1))
         kernel.act_rows(
-            tuple(self.params),
-            tuple(self.state),
+            self._params.handed,
+            self.reference.handed,
             rows,
             decision.bias,
             decision.ceiling,
@@ -327,7 +336,7 @@ class Engine:
         )
         self._status[rows] = kernel.NEEDS_SLOTS
         while (
-            kernel.run_rows(tuple(self.params), tuple(self.state), rows, self._path_start_s, self._status)
+            kernel.run_rows(self._params.handed, self.reference.handed, rows, self._path_start_s, self._status)
             != kernel.DONE
         ):
             self.grow()
