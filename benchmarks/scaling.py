@@ -17,10 +17,11 @@ from ai_factory_gym.factory import Factory
 from ai_factory_gym.grid.series import SYNTHETIC, UNITS
 from ai_factory_gym.levers import LEVERS
 from ai_factory_gym.params import RESOLUTIONS, Resolution
-from ai_factory_gym.sites import BatteryConfig, CacheConfig, StoreConfig, load_site
+from ai_factory_gym.sites import BatteryConfig, CacheConfig, RampConfig, StorageConfig, StoreConfig, load_site
 from ai_factory_gym.sites.generation import unit
 from ai_factory_gym.sites.money import MoneyConfig, Tariff
 from ai_factory_gym.sites.reliability import ReliabilityConfig
+from ai_factory_gym.sites.training import TrainingConfig
 from ai_factory_gym.workload.classes import Session
 from benchmarks.anatomy import COUNTERS, counters
 from benchmarks.environments import NOON, NOON_S
@@ -199,14 +200,19 @@ def _states(effort: Effort) -> dict[str, Probe]:
         "noon, all levers": probe(
             at(12.0, levers=tuple(name for name in LEVERS if name not in ("battery", "generation"))), steps
         ),
-        "noon, all parts of a site and all levers": probe(at(12.0, **_everything()), steps),
+        "noon, all parts of a site but ramp limits, all levers": probe(at(12.0, **_everything(ramp=False)), steps),
+        "noon, all parts of a site and all levers": probe(at(12.0, **_everything(ramp=True)), steps),
         "noon, demand x 1.3, full clocks: braked": held(at(12.0, demand_scale=1.3), steps, decode_racks=1.0),
         "noon, fewest decode racks: crowded": held(at(12.0), steps, decode_racks=-1.0),
     }
 
 
-def _everything() -> dict[str, Any]:
-    """Return settings of the Edge site with every part a site may have, under a scenario that uses them, with every lever."""
+def _everything(ramp: bool) -> dict[str, Any]:
+    """Return settings of the Edge site with every part a site may have, under a scenario that uses them, with every lever.
+
+    Args:
+        ramp: Whether ramp limits are among the parts: they cut steps into segments of a second.
+    """
     edge = load_site("edge")
     classes = {name: edge.known_classes[name] for name in edge.mix}
     # Of every two requests one follows another within a minute and repeats most of its prompt.
@@ -225,10 +231,17 @@ def _everything() -> dict[str, Any]:
         series=tuple((kind, SYNTHETIC) for kind in UNITS),
         battery=BatteryConfig(power_w=4e5, energy_wh=4e5),
         generation=(unit("engine", 5e5),),
+        training=TrainingConfig("gb300_nvl72", 2),
         money=MoneyConfig(tariff=Tariff(0.5, 2.0), demand_usd_per_kw_month=12.0, coincident_usd_per_kw_year=100.0),
         cooling=dataclasses.replace(edge.cooling, coolant_limit_c=45.0, design_outdoor_c=30.0),
-        reliability=ReliabilityConfig(),
+        reliability=ReliabilityConfig(gpu_group_share=0.6, nvlink_domain_share=0.1),
     )
+    if ramp:
+        # 5 % of the cap per minute.
+        limit_w_per_s = 0.05 * edge.cap_w / 60.0
+        site = dataclasses.replace(
+            site, ramp=RampConfig(limit_w_per_s, limit_w_per_s), rack_storage=StorageConfig(("gb300_nvl72",))
+        )
     return {
         "site": site,
         "scenario": "diurnal+faults+mismatch+price_spike+four_cp+agent_surge",

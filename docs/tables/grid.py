@@ -16,6 +16,7 @@ import numpy as np
 
 import ai_factory_baselines as baselines
 from ai_factory_gym import AIFactoryEnv
+from ai_factory_gym.evaluation import read_csv
 from ai_factory_gym.grid.series import SYNTHETIC
 from ai_factory_gym.levers import DEFAULT_LEVERS
 from ai_factory_gym.observation import NOTICE_SCALE_S
@@ -386,7 +387,66 @@ def ramp(seeds: range) -> list[str]:
     return lines
 
 
-TABLES = {"heat": heat, "emergency": emergency, "peaks": peaks, "trial": trial, "supply": supply, "ramp": ramp}
+RESULTS = PAGE.parent / "results"
+
+TASK_COLUMNS: dict[str, dict[str, tuple[str, float, str]]] = {
+    "sovereign-v1": {
+        "training done": ("training_share", 1.0, ".1%"),
+        "made on site, MWh": ("generation_j", 1.0 / 3.6e9, ",.0f"),
+        "energy, thousand USD": ("energy_cost_usd", 1e-3, ",.1f"),
+        "carbon, t": ("carbon_kg", 1e-3, ",.0f"),
+        "limited by the ramp, s": ("ramp_limited_s", 1.0, ",.0f"),
+        "ballast, MWh": ("ballast_j", 1.0 / 3.6e9, ",.2f"),
+    },
+    "hyperscale-v1": {
+        "energy, thousand USD": ("energy_cost_usd", 1e-3, ",.0f"),
+        "carbon, t": ("carbon_kg", 1e-3, ",.0f"),
+        "coincident peaks, thousand USD": ("coincident_charge_usd", 1e-3, ",.0f"),
+        "battery, MWh": ("battery_out_j", 1.0 / 3.6e9, ",.0f"),
+        "racks struck": ("racks_struck", 1.0, ",.0f"),
+        "profit, million USD": ("profit_usd", 1e-6, ",.3f"),
+    },
+}
+"""Tasks with such parts, and what the table shows of each beside the tokens: key of ``info``, factor, format."""
+
+
+def tasks(seeds: range) -> list[str]:
+    """Return the tables of the tasks with these parts, from the files of ``docs/results``; ``seeds`` is for tables that are played here."""
+    lines = []
+    for name, columns in TASK_COLUMNS.items():
+        results = read_csv(RESULTS / f"{name}.csv")
+        lines += [f"`{results[0].summary['task']}`, means over {len(results[0].episodes)} evaluation seeds:", ""]
+        lines += [
+            f"| scenario | rule | feasible | tokens/J | lowest attainment of a class | {' | '.join(columns)} |",
+            f"|---|---|---:|---:|---:|{'---:|' * len(columns)}",
+        ]
+        for result in results:
+            rows = result.episodes
+            worst = [
+                min(v for k, v in row.items() if k.startswith("class/") and k.endswith("/attainment")) for row in rows
+            ]
+            shown = [
+                format(float(np.mean([row[key] for row in rows])) * factor, form)
+                for key, factor, form in columns.values()
+            ]
+            good = np.mean([row["tokens_per_joule_facility"] for row in rows])
+            lines.append(
+                f"| `{result.summary['scenario']}` | `{result.summary['policy']}` | {np.mean([row['feasible'] for row in rows]):.0%} | {good:.3f} | "
+                f"{np.mean(worst):.4f} | {' | '.join(shown)} |"
+            )
+        lines.append("")
+    return lines[:-1]
+
+
+TABLES = {
+    "heat": heat,
+    "emergency": emergency,
+    "peaks": peaks,
+    "trial": trial,
+    "supply": supply,
+    "ramp": ramp,
+    "tasks": tasks,
+}
 
 
 def main() -> None:

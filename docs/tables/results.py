@@ -29,6 +29,10 @@ COMMANDS = {
     "--csv docs/results/edge_mismatch.csv",
     "tasks.csv": "python evaluate.py --task {task} --policies reactive --scenario steady diurnal burst curtailment "
     "--seeds 3 --jobs 2 --csv docs/results/{name}.csv",
+    "sovereign-v1.csv": "python evaluate.py --task ai_factory/Sovereign-v1 --policies reactive grid_aware "
+    "--scenario diurnal burst curtailment grid_emergency --seeds 10 --jobs 2 --csv docs/results/sovereign-v1.csv",
+    "hyperscale-v1.csv": "python evaluate.py --task ai_factory/Hyperscale-v1 --policies reactive grid_aware "
+    "--scenario diurnal curtailment price_spike heatwave diurnal+four_cp --seeds 10 --jobs 2 --csv docs/results/hyperscale-v1.csv",
     "azure.csv": "python evaluate.py --task ai_factory/Edge-v0 --policies rules --scenario steady --resolution request --seeds 1 "
     "--trace azure_llm_2023_conv.csv.gz --env rate_scale=1000 --csv docs/results/azure.csv",
     "azure_cohort.csv": "python evaluate.py --task ai_factory/Edge-v0 --policies rules --scenario steady --seeds 1 "
