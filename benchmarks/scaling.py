@@ -198,7 +198,7 @@ def _states(effort: Effort) -> dict[str, Probe]:
         "noon, `reactive` acts": Probe(at(12.0), None, steps),
         "noon, actions from the whole range": Probe(wide, drawn_actions(steps, *wide.action_space.shape, span=1.0)),
         "noon, all levers": probe(
-            at(12.0, levers=tuple(name for name in LEVERS if name not in ("battery", "generation"))), steps
+            at(12.0, levers=tuple(name for name in LEVERS if name not in ("battery", "training", "generation"))), steps
         ),
         "noon, all parts of a site but ramp limits, all levers": probe(at(12.0, **_everything(ramp=False)), steps),
         "noon, all parts of a site and all levers": probe(at(12.0, **_everything(ramp=True)), steps),
