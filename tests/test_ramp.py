@@ -406,7 +406,7 @@ def test_a_limit_that_leaves_nothing_is_refused() -> None:
         ({"ramp": {"up_w_per_s": 0.0}}, "ramp.up_w_per_s: 0.0 is not allowed"),
         ({"ramp": {"up_w_per_s": 1e3, "down_w_per_s": -1.0}}, "ramp.down_w_per_s: -1.0 is not allowed"),
         ({"ramp": {"up_w_per_s": 1e3, "ballast_w": math.nan}}, "ramp.ballast_w: nan is not allowed"),
-        ({"ramp": {"up": 1e3}}, "ramp: key: unknown value 'up'.*up_w_per_s"),
+        ({"ramp": {"up": 1e3}}, "ramp: unknown key 'up'.*up_w_per_s"),
         ({"ramp": 3.0}, "ramp: 3.0 is not allowed; must be a table"),
         ({"rack_storage": {}}, "rack_storage: it smooths the draw where that has a ramp limit"),
         (

@@ -347,7 +347,8 @@ RAMP_SHARES = (0.01, 0.05, 0.2)
 
 
 def ramp(seeds: range) -> list[str]:
-    """Return the table of ramp limits: what they cost, with the racks' storage and with a battery."""
+    """Return the table of ramp limits: what they cost, with the racks' storage and with a battery; two seeds, for segments are short."""
+    seeds = seeds[:2]
     edge = load_site("edge")
     battery = BatteryConfig(power_w=4e5, energy_wh=1e5, initial_charge=0.5)
     helps: dict[str, dict[str, Any]] = {
