@@ -97,6 +97,8 @@ decode_time = 0.15
 
 [faults]
 rate_factor = 10.0
+gpu_group_share = 0.916       # any of the two: faults that take a part of a rack
+nvlink_domain_share = 0.084
 
 [[maintenance]]
 window_start_hour = 1.0
