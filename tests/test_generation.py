@@ -393,7 +393,12 @@ def test_with_ramp_limits_units_take_load_and_give_it_up_as_the_limits_let(batte
     assert 0.0 < outputs[6] < 7e5 and 0.0 < outputs[12] < 7e5
     assert np.abs(np.diff(grid)).max() <= slope * 60.0 * (1.0 + 1e-9)
     assert info["ramp_excess_w"] == 0.0 and info["ballast_j"] < 1e-3 * info["energy_j"]
-    assert info["ramp_limited_s"] == 0.0 and info["generation/engine/starts"] == 1.0
+    assert info["ramp_limited_s"] < 30.0 and info["generation/engine/starts"] == 1.0
+    # One that is being stopped can take load again, without another start.
+    for order in (1.0,) * 4 + (-1.0, 1.0, 1.0, 1.0):
+        info = env.step(env.action_layout.encode(clock=0.7, racks=env.action_layout.racks, generation=order))[4]
+    assert info["generation/engine/starts"] == 2.0 and units(env)[0, Unit.OUTPUT_W] == pytest.approx(7e5)
+    assert info["ramp_excess_w"] == 0.0 and abs(balance(info)) < 1e-9
 
 
 def test_units_that_run_make_room_for_a_steep_rise() -> None:

@@ -164,7 +164,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         (
             "decode_time = 0.15",
             "decode_times = 0.15",
-            "mismatch: key: unknown value 'decode_times'.*Did you mean 'decode_time'",
+            "mismatch: unknown key 'decode_times'.*Did you mean 'decode_time'",
         ),
         (
             "idle_power = 0.3",

@@ -210,7 +210,7 @@ def test_mistakes_are_named() -> None:
     names, racks = ["chat", "coding"], ["gb300_nvl72"]
     for table, message in (
         (3, "money: 3 is not allowed; must be a table"),
-        ({"input_usd": 1.0}, "money: key: unknown value 'input_usd'"),
+        ({"input_usd": 1.0}, "money: unknown key 'input_usd'"),
         ({"input_usd_per_mtok": -1.0}, "money.input_usd_per_mtok: -1.0 is not allowed"),
         ({"sla_penalty_share": "much"}, "money.sla_penalty_share: 'much' is not allowed"),
         ({"classes": {"chats": {}}}, "money: classes: unknown value 'chats'.*Did you mean 'chat'"),

@@ -383,6 +383,28 @@ def test_a_battery_shaves_bursts() -> None:
     )
 
 
+@pytest.mark.parametrize(("cap_w", "power_w"), [(8e5, 1.6e6), (0.0, 2.5e6)])
+def test_units_of_the_site_leave_the_bursts_to_the_connection_if_it_is_large_enough(
+    cap_w: float, power_w: float
+) -> None:
+    unit = {"name": "engine", "kind": "engine", "power_w": power_w, "fuel_usd_per_mwh": 90.0, "must_run": cap_w == 0.0}
+    table = {"based_on": "edge", "name": "Mine", "cap_w": cap_w, "generation": [unit]}
+    env = make(with_block(load_site(table), checkpoint_period_s=1e5), demand_scale=0.4, warmup_s=300.0)
+    infos = play(env, [None] * 6)
+    state = env.factory.engine.state
+    site_row = site_numbers(env)
+    burst_w = site_row[Site.TRAIN_BURST_W]
+    assert burst_w > 4e4 and infos[-1]["facility_power_w"] > 1.1e6
+    assert infos[-1]["cap_violation_j"] == infos[-1]["brake_s"] == 0.0
+    assert infos[-1]["grid_power_w"] == pytest.approx(max(0.0, cap_w - burst_w), abs=1e3)
+    assert infos[-1]["peak_power_w"] <= cap_w * (1.0 + 1e-9)
+    # What runs at the site has to be enough for bursts too.
+    state.site[0, Site.RUNNING_W] = site_row[Site.MADE_W]
+    state.site[0, Site.CAP_W] = 0.5 * burst_w
+    _, over_w, top_w = meter_bursts(env.factory.params, state, 0, 0.0, 0.8, 1.0)
+    assert top_w == pytest.approx(burst_w) and over_w == pytest.approx(0.8 * 0.5 * burst_w)
+
+
 def test_a_job_waits_for_the_ramp_and_serving_does_not() -> None:
     # What the block draws when it runs takes two minutes at this limit.
     ramp = RampConfig(up_w_per_s=2500.0)

@@ -297,7 +297,7 @@ def test_a_user_file_may_give_bare_numbers(tmp_path: Path) -> None:
         ("tpot = 0.05", 'tpot = {value = 1, unit = "s", status = "asumed", source = "x"}', "Did you mean 'assumed'"),
         ("sigma = 0.5, minimum = 1, maximum = 1000", "sigma = -1, minimum = 1, maximum = 1000", r"mine\.prompt\.sigma"),
         ("patience = 2", "patience = 2, deadline = 60", "not deferrable"),
-        ("[mine]", "[mine]\ndeferrable = true", "deadline_s"),
+        ("[mine]", "[mine]\ndeferrable = true", r"mine\.slo\.deadline"),
         ("[mine]", "[mine]\ndeferrable = 1", "true or false"),
         ("[mine]", "[mine]\ndemand = {peak_hour = 25}", r"mine\.demand\.peak_hour"),
         ("[mine]", "[mine", "not valid TOML"),

@@ -36,6 +36,7 @@ from ai_factory_agents.callbacks import score
 from ai_factory_agents.hyperparameters import ZOO_KEYS, load_hyperparameters
 from ai_factory_agents.run_directory import RunDirectory
 from ai_factory_agents.training import CLASSES, Settings, check_settings, train
+from ai_factory_gym.console import ends_with_its_reader
 from ai_factory_gym.errors import ConfigError, check_count, unknown
 from ai_factory_gym.evaluation import write_csv
 from ai_factory_gym.evaluation.backends import check_backend, distribute, pack
@@ -194,6 +195,7 @@ def table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str] = ()) -> str:
     return "\n".join([*parts, *(f"{row['run']} failed: {row['error']}" for row in failed)])
 
 
+@ends_with_its_reader
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 when a run failed, 2 for input that cannot be used, 130 when stopped."""
     import tyro

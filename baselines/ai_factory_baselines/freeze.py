@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ai_factory_baselines
+from ai_factory_gym.console import ends_with_its_reader
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.evaluation import TUNING_SEEDS, evaluate
 from ai_factory_gym.registration import TASKS
@@ -123,6 +124,7 @@ def write(path: Path, found: Sequence[Frozen], command: str) -> None:
     os.replace(temporary, path)
 
 
+@ends_with_its_reader
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 1 when a scenario has no feasible rule, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m ai_factory_baselines.freeze", description=__doc__.split("\n")[0])

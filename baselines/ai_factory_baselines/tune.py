@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ai_factory_baselines.reactive import TUNED_PATH, Reactive, Settings, tuned_settings
+from ai_factory_gym.console import ends_with_its_reader
 from ai_factory_gym.errors import ConfigError, check_range
 from ai_factory_gym.evaluation import MAX_BRAKE_SHARE, MAX_CAP_VIOLATION_SHARE, TUNING_SEEDS, evaluate
 
@@ -224,6 +225,7 @@ def write(path: Path, site: str, entry: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
+@ends_with_its_reader
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ai_factory_baselines.tune", description=__doc__.split("\n")[0])

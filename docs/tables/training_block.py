@@ -132,7 +132,7 @@ def main() -> None:
     """Fill the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stdout", action="store_true", help="print the table; write nothing")
-    parser.add_argument("--seeds", type=int, default=5, help="evaluation seeds of each row (default 5)")
+    parser.add_argument("--seeds", type=int, default=3, help="evaluation seeds of each row (default 3)")
     arguments = parser.parse_args()
     text = "\n".join(table(range(arguments.seeds)))
     if arguments.stdout:

@@ -20,8 +20,11 @@ def ends_with_its_reader(main: Callable[P, int]) -> Callable[P, int]:
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
-            code = main(*args, **kwargs)
-            sys.stdout.flush()
+            try:
+                code = main(*args, **kwargs)
+            finally:
+                # After --help too, which exits by an exception.
+                sys.stdout.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1

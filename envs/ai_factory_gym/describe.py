@@ -21,7 +21,7 @@ from ai_factory_gym.params import (
     waking_step_w,
 )
 from ai_factory_gym.registration import CUSTOM, TASKS
-from ai_factory_gym.sites import RampConfig, SiteConfig, load_site
+from ai_factory_gym.sites import RampConfig, SiteConfig, StorageConfig, load_site
 from ai_factory_gym.sites.reliability import ReliabilityConfig
 from ai_factory_gym.sites.training import TrainingConfig
 from ai_factory_gym.steady_cache import steady_cache
@@ -163,7 +163,7 @@ def _cooling(site: SiteConfig) -> list[str]:
 
 
 def _ramp(site: SiteConfig, ramp: RampConfig) -> list[str]:
-    """Return what limits the ramps of the draw, and what the racks store."""
+    """Return what limits the ramps of the draw."""
     limits = [
         f"{limit:,.0f} W/s {way} ({60.0 * limit / site.cap_w:.2%} of the cap per minute)".replace("%", " %")
         for way, limit in (("up", ramp.up_w_per_s), ("down", ramp.down_w_per_s))
@@ -172,14 +172,25 @@ def _ramp(site: SiteConfig, ramp: RampConfig) -> list[str]:
     lines = [f"ramp: at most {', '.join(limits)}"]
     if ramp.up_w_per_s is not None:
         lines[0] += f"; room for a rack to wake takes up to {waking_step_w(site) / ramp.up_w_per_s / 60.0:,.1f} min"
-    storage = site.rack_storage
-    if storage is not None:
-        held_j = site.rack_storage_gpus * storage.energy_j_per_gpu
-        lines.append(
-            f"rack storage: {site.rack_storage_gpus} GPUs x {storage.energy_j_per_gpu:g} J = {held_j / 1e6:,.3f} MJ, "
-            f"{held_j / site.cap_w * 1e3:,.0f} ms of the cap"
-        )
     return lines
+
+
+def _storage(site: SiteConfig, storage: StorageConfig) -> list[str]:
+    """Return what racks store: those of pools where the draw has a ramp limit, those that train in any case."""
+    found = []
+    if site.ramp is not None and site.rack_storage_gpus > 0:
+        held_j = site.rack_storage_gpus * storage.energy_j_per_gpu
+        found.append(
+            f"rack storage: {site.rack_storage_gpus} GPUs x {storage.energy_j_per_gpu:g} J = {held_j / 1e6:,.3f} MJ"
+            f", {held_j / site.cap_w * 1e3:,.0f} ms of the cap"
+        )
+    block = site.training
+    if block is not None and block.rack_type.id in storage.racks:
+        gpus = block.racks * block.group.gpus
+        found.append(
+            f"rack storage of the training block: {gpus} GPUs x {storage.energy_j_per_gpu:g} J, lowers its bursts"
+        )
+    return found
 
 
 def _parts(site: SiteConfig) -> list[str]:
@@ -204,6 +215,8 @@ def _parts(site: SiteConfig) -> list[str]:
         )
     if site.ramp is not None:
         lines += _ramp(site, site.ramp)
+    if site.rack_storage is not None:
+        lines += _storage(site, site.rack_storage)
     if site.series:
         given = (f"{kind} ({what if isinstance(what, str) else what.source})" for kind, what in site.series)
         lines.append(f"varies with time: {', '.join(given)}")

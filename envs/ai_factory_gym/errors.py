@@ -12,6 +12,10 @@ class ConfigError(ValueError):
     """A value given by the user cannot be used; the message says which, and what would be."""
 
 
+class PolicyRefused(ConfigError):
+    """A policy cannot be made for an environment that is itself in order: others may well be."""
+
+
 def nearest(value: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name most like ``value``, or None when none is close."""
     names = {str(name).lower(): str(name) for name in allowed}
@@ -22,13 +26,14 @@ def nearest(value: str, allowed: Iterable[str]) -> str | None:
     return names[matches[0]] if matches else None
 
 
-def unknown(key: str, value: object, allowed: Collection[str]) -> ConfigError:
+def unknown(key: str, value: object, allowed: Collection[str], kind: str = "value") -> ConfigError:
     """Build the error for a name that is not among the allowed ones.
 
     Args:
         key: What the name stands for, as the user wrote it (``"scenario"``, ``"racks.gpu"``).
         value: The value that was given.
         allowed: Every valid name.
+        kind: What it is: a value, or a key.
 
     Returns:
         The error, ready to be raised.
@@ -36,7 +41,7 @@ def unknown(key: str, value: object, allowed: Collection[str]) -> ConfigError:
     names = sorted(str(name) for name in allowed)
     guess = nearest(str(value), names)
     hint = f" Did you mean {guess!r}?" if guess else ""
-    return ConfigError(f"{key}: unknown value {value!r}; allowed: {', '.join(names) or '(none)'}.{hint}")
+    return ConfigError(f"{key}: unknown {kind} {value!r}; allowed: {', '.join(names) or '(none)'}.{hint}")
 
 
 def check_keys(
@@ -56,7 +61,7 @@ def check_keys(
     allowed = [*required, *optional]
     for key in given:
         if key not in allowed:
-            raise unknown(f"{where}: key", key, allowed)
+            raise unknown(where, key, allowed, "key")
     missing = [key for key in required if key not in given]
     if missing:
         raise ConfigError(f"{where}: missing key(s) {', '.join(missing)}; required: {', '.join(required)}.")

@@ -518,11 +518,31 @@ def _capacity(site: SiteConfig, classes: tuple[RequestClass, ...], perf: Array, 
         for phase, name in ((PREFILL, "prefill"), (DECODE, "decode")):
             if served.asked and not capacity[phase, groups].any(axis=1).all():
                 of = f" of {site.models[served.index].id}" if len(site.models) > 1 else ""
+                why = f": {_tightest_tpot(site, classes, served, perf, cells, 1.0)}" if phase == DECODE else ""
                 raise ConfigError(
-                    f"site {site.name!r}: no {name} pool{of} can serve every request class within its SLO; add racks or change the "
-                    "layout."
+                    f"site {site.name!r}: no {name} pool{of} can serve every request class within its SLO{why}; add racks, change the "
+                    "layout, or loosen the limit."
                 )
     return capacity
+
+
+def _tightest_tpot(
+    site: SiteConfig, classes: tuple[RequestClass, ...], served: ServedModel, perf: Array, cells: Array, clock: float
+) -> str:
+    """Return a phrase that names the class with a model's tightest TPOT limit, and the least TPOT that a decode pool of it reaches."""
+    context = mean_context(cells, served.share)
+    found = []
+    for index in served.pools:
+        if site.pools[index].phase == "decode":
+            iteration_s = decode_iteration_s(perf[index], 1.0, context, clock)[0]
+            found.append((iteration_s / perf[index, DECODE_TOKENS_PER_ITERATION], site.pools[index].name))
+    least_s, name = min(found)
+    asked = [cls for cls in classes if site.model_index(site.class_model(cls.name)) == served.index] or list(classes)
+    tightest = min([cls for cls in asked if not cls.deferrable] or asked, key=lambda cls: cls.tpot_s)
+    return (
+        f"the tightest TPOT limit is that of class {tightest.name!r}, slo.tpot = {tightest.tpot_s:g} s (less a margin of "
+        f"{1.0 - REFERENCE_TPOT_SHARE:.0%}); a request alone takes {least_s:.3g} s per token on {name}, and memory has to hold it"
+    )
 
 
 def _reference_joules(
@@ -534,11 +554,15 @@ def _reference_joules(
     mean over its pools of a model, weighted by racks; for a model without requests it is 0.
     """
     models = served_models(site, classes, cells, weights)
-    joules = [_model_joules(site, served, perf, power, cells) if served.asked else np.zeros(3) for served in models]
+    joules = [
+        _model_joules(site, classes, served, perf, power, cells) if served.asked else np.zeros(3) for served in models
+    ]
     return np.array(joules)
 
 
-def _model_joules(site: SiteConfig, served: ServedModel, perf: Array, power: Array, cells: Array) -> Array:
+def _model_joules(
+    site: SiteConfig, classes: tuple[RequestClass, ...], served: ServedModel, perf: Array, power: Array, cells: Array
+) -> Array:
     """Return the facility joules of one model's requests, float64[3]; see ``_reference_joules``."""
     factor = site_pue(site, 1.0)
     tpot_s, share = served.tpot_s, served.share
@@ -571,8 +595,9 @@ def _model_joules(site: SiteConfig, served: ServedModel, perf: Array, power: Arr
             sums[2] += pool.racks * factor * rack_w / tokens_per_s
             racks[DECODE] += pool.racks
     if racks[DECODE] == 0.0:
+        tightest = _tightest_tpot(site, classes, served, perf, cells, REFERENCE_CLOCK)
         raise ConfigError(
-            f"site {site.name!r}: no decode pool keeps the tightest TPOT limit at clock {REFERENCE_CLOCK}."
+            f"site {site.name!r}: no decode pool keeps the tightest TPOT limit at clock {REFERENCE_CLOCK}: {tightest}."
         )
     return sums / np.array([racks[PREFILL], racks[PREFILL], racks[DECODE]])
 
@@ -981,7 +1006,7 @@ def with_block(site: SiteConfig, spec: TrainingBlockSpec) -> SiteConfig:
         raise ConfigError(f"training_block: {str(error).removeprefix('training.')}") from None
     rack_w = block_nameplate_w(one) * site_pue(site, 1.0)
     return dataclasses.replace(
-        site, training=dataclasses.replace(one, racks=max(1, math.floor(spec.cap_share * site.cap_w / rack_w)))
+        site, training=dataclasses.replace(one, racks=max(1, math.floor(spec.cap_share * site.supply_w / rack_w)))
     )
 
 
@@ -1052,6 +1077,12 @@ def _highest_load(site: SiteConfig, nameplate_w: float) -> float:
 def at_hottest(site: SiteConfig, events: Sequence[SeriesEventSpec] = ()) -> SiteConfig:
     """Return a site on the hottest day that its weather and a scenario's temperature events may bring."""
     hottest = hottest_c(dict(site.series).get("temperature"), site.cooling.outdoor_c, events)
+    if events and not -50.0 <= hottest <= 60.0:
+        rise = sum(event.high for event in events)
+        raise ConfigError(
+            f"scenario: temperature_events: high: {rise:g} K is not allowed at site {site.name!r}: it could be {hottest:.1f} degC outdoors, and "
+            f"the model of cooling holds in [-50, 60] degC; at most {60.0 - hottest + rise:.1f} K."
+        )
     return dataclasses.replace(site, cooling=dataclasses.replace(site.cooling, outdoor_c=hottest))
 
 
@@ -1215,6 +1246,13 @@ def training_numbers(site: SiteConfig, block: TrainingConfig) -> dict[SiteSpec, 
     by_energy_usd = block.worth * reference_w * site_pue(site, 1.0) * usd_per_j
     by_hour = block.usd_per_rack_hour
     found[SiteSpec.TRAIN_USD_PER_S] = by_energy_usd if by_hour is None else block.racks * by_hour / 3600.0
+    found[SiteSpec.TRAIN_ITERATION_S] = block.iteration_s
+    storage = site.rack_storage
+    if storage is not None and block.rack_type.id in storage.racks:
+        gpus = block.racks * block.group.gpus
+        found[SiteSpec.TRAIN_STORAGE_W] = gpus * storage.power_w_per_gpu
+        found[SiteSpec.TRAIN_STORAGE_J] = gpus * storage.energy_j_per_gpu
+        found[SiteSpec.TRAIN_STORAGE_EFFICIENCY] = math.sqrt(storage.round_trip_efficiency)
     return {column: float(value) for column, value in found.items()}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ai_factory_agents.policies.artefact import TrainedPolicy
 from ai_factory_gym.errors import ConfigError, unknown
+from ai_factory_gym.registration import CUSTOM
 
 DIRECTORY = Path(__file__).parent
 ALGORITHMS = ("ppo", "sac")
@@ -32,9 +33,15 @@ def load(algo: str, task: str) -> TrainedPolicy:
     from ai_factory_gym import TASKS
 
     plain = str(task).rpartition(":")[2]
-    if plain not in TASKS:
+    if plain not in (*TASKS, CUSTOM):
         raise unknown("task", task, list(TASKS))
     path = DIRECTORY / algo / f"{plain.rpartition('/')[2]}.zip"
+    if not path.is_file() and plain == CUSTOM:
+        raise ConfigError(
+            f"algo: no trained {algo!r} ships for {CUSTOM}, and none can: an agent is of one site. "
+            f"`python train.py --algo {algo} --task {CUSTOM} --env site=my_site.toml` trains one on yours; give its run directory "
+            "(runs/Custom-v0-...) among the policies instead."
+        )
     if not path.is_file():
         known = ", ".join(f"{a} for {t}" for a, t in available()) or "none"
         raise ConfigError(

@@ -28,7 +28,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.prefill import server_seconds, uncached_work_s
 from ai_factory_gym.engine.racks import next_rack_change_s
-from ai_factory_gym.engine.smoothing import smooth_draw
+from ai_factory_gym.engine.smoothing import note_shaved, smooth_draw
 from ai_factory_gym.engine.supply import (
     JOULES_PER_KWH,
     JOULES_PER_MWH,
@@ -727,6 +727,8 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     top_w = grid_w
     if spec[SiteSpec.TRAIN_RACKS] > 0.0:
         grid_w, over_w, top_w = meter_bursts(params, state, row, grid_w, burst_share, elapsed)
+        if spec[SiteSpec.RAMP] > 0.0:
+            note_shaved(state, row, grid_w)
         book_training(params, state, row, block_w, elapsed)
     site[Site.FACILITY_POWER_W] = facility_w
     site[Site.IT_POWER_W] = it_w

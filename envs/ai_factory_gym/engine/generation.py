@@ -143,21 +143,29 @@ def commit_units(params: Params, state: State, row: int, now_s: float, cap_w: fl
         unit = int(params.unit[place, UnitSpec.MERIT])
         spec = params.unit[unit]
         mine = state.unit[row, unit]
-        if mine[Unit.MODE] != OFF or now_s < mine[Unit.HOLD_S] or _ordered_off(spec, mine[Unit.ORDER]):
+        # One that is being stopped still runs: it can take load again.
+        stopping = mine[Unit.MODE] == STOPPING
+        rests = mine[Unit.MODE] == OFF and now_s >= mine[Unit.HOLD_S]
+        if not (stopping or rests) or _ordered_off(spec, mine[Unit.ORDER]):
             continue
         lowest_w = _lowest_known_cap_w(state, row, now_s, now_s + spec[UnitSpec.START_S] + LEAD_S, cap_w)
         wanted = short or _ordered_on(spec, mine[Unit.ORDER]) or draw_w > START_SHARE * (lowest_w + committed_w)
         if not wanted:
             hours = max(spec[UnitSpec.MIN_RUN_S], STARTS_OVER_S) / 3600.0
-            start_usd = spec[UnitSpec.START_USD] / (spec[UnitSpec.POWER_W] / 1e6 * hours)
+            start_usd = 0.0 if stopping else spec[UnitSpec.START_USD] / (spec[UnitSpec.POWER_W] / 1e6 * hours)
             wanted = _pays(params, state, row, place, spec[UnitSpec.FUEL_USD_PER_MWH] + start_usd, connected)
-        if wanted:
+        if wanted and stopping:
+            mine[Unit.MODE] = RUNNING
+            mine[Unit.LOADED] = 1.0 if mine[Unit.OUTPUT_W] >= spec[UnitSpec.LEAST_W] else 0.0
+            site[Site.STOPPING_W] -= mine[Unit.OUTPUT_W]
+        elif wanted:
             mine[Unit.MODE] = STARTING
             mine[Unit.READY_S] = now_s + spec[UnitSpec.START_S]
             mine[Unit.STARTS] += site[Site.SCORING]
             site[Site.START_USD] += site[Site.SCORING] * spec[UnitSpec.START_USD]
             site[Site.ENERGY_USD] += site[Site.SCORING] * spec[UnitSpec.START_USD]
             site[Site.STEP_ENERGY_USD] += spec[UnitSpec.START_USD]
+        if wanted:
             committed_w += spec[UnitSpec.POWER_W]
             short = False
     running_w = 0.0
@@ -201,7 +209,8 @@ def _stop_units(
         lowest_w = _lowest_known_cap_w(state, row, now_s, now_s + spec[UnitSpec.START_S] + LEAD_S, cap_w)
         left_w = lowest_w + running_w - spec[UnitSpec.POWER_W]
         if _ordered_off(spec, mine[Unit.ORDER]):
-            if max(draw_w, state.site[row, Site.FACILITY_POWER_W]) > params.site[SiteSpec.BRAKE_TARGET] * left_w:
+            last_w = state.site[row, Site.FACILITY_POWER_W] + state.site[row, Site.TRAIN_BURST_W]
+            if max(draw_w, last_w) > params.site[SiteSpec.BRAKE_TARGET] * left_w:
                 continue
         elif (
             _held_by_cap(state.site[row])
@@ -313,7 +322,8 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         elapsed: Length of the segment, s.
     """
     site = state.site[row]
-    most_w = site[Site.CAP_W]
+    # The bursts of a training block are left to the connection: units do not follow within seconds.
+    most_w = max(0.0, site[Site.CAP_W] - site[Site.TRAIN_BURST_W])
     least_w = 0.0
     if site[Site.RAMP_ON] > 0.0:
         most_w = min(most_w, highest_w(params, state, row, elapsed))
@@ -326,9 +336,11 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
         made_w = max(made_w, load_w) if grid_w <= 0.0 else load_w - grid_w
     surplus_w = max(0.0, made_w - load_w)
     sold_w = min(surplus_w, params.site[SiteSpec.EXPORT_W])
+    # The bursts of a training block count at their height.
+    top_w = facility_w + site[Site.TRAIN_BURST_W]
     if site[Site.DRAW_W] <= 0.0:
-        site[Site.DRAW_W] = facility_w
-    site[Site.DRAW_W] += (facility_w - site[Site.DRAW_W]) * (1.0 - math.exp(-elapsed / SMOOTHED_S))
+        site[Site.DRAW_W] = top_w
+    site[Site.DRAW_W] += (top_w - site[Site.DRAW_W]) * (1.0 - math.exp(-elapsed / SMOOTHED_S))
     fuel_usd = 0.0
     carbon_kg = 0.0
     scoring = site[Site.SCORING]

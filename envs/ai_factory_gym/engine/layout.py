@@ -149,6 +149,10 @@ class SiteSpec(IntEnum):
     GENERATION_W = 69  # power of all units at the site; 0 where there are none
     EXPORT_W = 70  # most the site may feed into the grid
     EXPORT_USD_PER_MWH = 71
+    TRAIN_ITERATION_S = 72  # length of an iteration at the job's own clock
+    TRAIN_STORAGE_W = 73  # largest power of the energy storage in the block's racks, in and out; 0 where there is none
+    TRAIN_STORAGE_J = 74
+    TRAIN_STORAGE_EFFICIENCY = 75  # of one way
 
 
 class UnitSpec(IntEnum):
@@ -390,6 +394,7 @@ class Site(IntEnum):
     STEP_GENERATION_J = 126
     MADE_W = 127  # by all units in the last segment
     STOPPING_W = 128  # of that, by units that are being stopped
+    RAMP_LOW_W = 129  # lowest mean draw that the limit down allowed in the last segment
 
 
 class SiteInt(IntEnum):

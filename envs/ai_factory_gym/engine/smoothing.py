@@ -133,6 +133,7 @@ def smooth_draw(params: Params, state: State, row: int, facility_w: float, elaps
         return float(grid_w)
     high_w = highest_w(params, state, row, elapsed)
     low_w = lowest_w(params, state, row, elapsed)
+    site[Site.RAMP_LOW_W] = low_w
     battery_w = _ordered_w(params, state, row, facility_w, elapsed)
     demand_w = facility_w - battery_w
     wanted_w = _wanted_w(params, state, row, demand_w, elapsed)
@@ -178,6 +179,16 @@ def smooth_draw(params: Params, state: State, row: int, facility_w: float, elaps
     site[Site.RAMP_W] = grid_w
     site[Site.RAMP_S] = elapsed
     return float(grid_w)
+
+
+@inlined_kernel
+def note_shaved(state: State, row: int, grid_w: float) -> None:
+    """Note that a segment's mean draw came to ``grid_w`` when the battery had shaved what bursts of a training block had above the cap."""
+    site = state.site[row]
+    if site[Site.RAMP_ON] > 0.0:
+        below_w = max(0.0, site[Site.RAMP_LOW_W] - grid_w) - max(0.0, site[Site.RAMP_LOW_W] - site[Site.RAMP_W])
+        site[Site.RAMP_EXCESS_W] += site[Site.SCORING] * max(0.0, below_w)
+    site[Site.RAMP_W] = grid_w
 
 
 @kernel

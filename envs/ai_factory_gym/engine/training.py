@@ -12,7 +12,13 @@ from ai_factory_gym.engine.layout import Params, Site, SiteSpec, State, World
 from ai_factory_gym.engine.supply import JOULES_PER_MWH
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.cooling import pue
-from ai_factory_gym.physics.training import compute_time_share, iteration_time, phase_power_w, undisturbed_s
+from ai_factory_gym.physics.training import (
+    compute_time_share,
+    iteration_time,
+    phase_power_w,
+    stored_burst_w,
+    undisturbed_s,
+)
 
 BY_BRAKE, BY_LIMITER = 1.0, 2.0
 """What keeps iterations from running: the brake, or the limiter of the ramp, which a job waits for as long as it takes."""
@@ -168,6 +174,20 @@ def draw_of_phase_w(params: Params, phase: int, clock: float) -> tuple[float, fl
     )
     share = compute_time_share(spec[SiteSpec.TRAIN_COMPUTE_SHARE], clock)
     mean_w = share * compute_w + (1.0 - share) * wait_w
+    if spec[SiteSpec.TRAIN_STORAGE_W] > 0.0:
+        relative = iteration_time(spec[SiteSpec.TRAIN_COMPUTE_SHARE], spec[SiteSpec.TRAIN_CLOCK])
+        relative = iteration_time(spec[SiteSpec.TRAIN_COMPUTE_SHARE], clock) / relative
+        efficiency = spec[SiteSpec.TRAIN_STORAGE_EFFICIENCY]
+        given_w = stored_burst_w(
+            compute_w - wait_w,
+            share,
+            spec[SiteSpec.TRAIN_ITERATION_S] * relative,
+            spec[SiteSpec.TRAIN_STORAGE_W],
+            spec[SiteSpec.TRAIN_STORAGE_J],
+            efficiency,
+        )
+        compute_w -= given_w
+        mean_w += share * given_w * (1.0 / (efficiency * efficiency) - 1.0)
     return mean_w, compute_w - mean_w, share
 
 
@@ -254,8 +274,9 @@ def meter_bursts(
     cap_w = site[Site.CAP_W]
     burst_w = site[Site.TRAIN_BURST_W]
     if spec[SiteSpec.GENERATION_W] > 0.0:
-        # Units that run follow the load at once, with what they have left: mean and fuel stay the same.
-        burst_w -= min(burst_w, max(0.0, site[Site.RUNNING_W] - site[Site.MADE_W]))
+        # Where the connection is too small for that, units that run swing around their mean as far as they have to and can.
+        swing_w = min(max(0.0, grid_w + burst_w - cap_w), max(0.0, site[Site.RUNNING_W] - site[Site.MADE_W]))
+        burst_w -= min(burst_w, swing_w)
     top_w = grid_w + burst_w
     low_w = grid_w - burst_w * share / (1.0 - share) if share < 1.0 else grid_w
     if spec[SiteSpec.BATTERY_W] > 0.0 and top_w > cap_w:

@@ -6,18 +6,19 @@ package and not the other way round.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ai_factory_gym.console import ends_with_its_reader
-from ai_factory_gym.errors import ConfigError, check_count
+from ai_factory_gym.errors import ConfigError, PolicyRefused, check_count
 from ai_factory_gym.evaluation.backends import check_backend, connected
 from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, write_csv
-from ai_factory_gym.evaluation.runner import PolicyFactory, evaluate
+from ai_factory_gym.evaluation.runner import RESERVED_ENV_KWARGS, PolicyFactory, evaluate
 from ai_factory_gym.evaluation.seeds import EVALUATION_SEEDS
 from ai_factory_gym.evaluation.table import comparison_table, versus_table
 
@@ -76,9 +77,10 @@ def main(resolve: Resolver, argv: Sequence[str] | None = None) -> int:
         return 2
     # The class, not `main`, carries the description, so that the help is the fields' docstrings and nothing else.
     arguments = tyro.cli(Arguments, args=argv)
+    refused: dict[str, str] = {}
     try:
-        results = run(arguments, resolve)
-        print(report(arguments, results))
+        results = run(arguments, resolve, refused)
+        print(report(arguments, results, refused))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -88,8 +90,13 @@ def main(resolve: Resolver, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(arguments: Arguments, resolve: Resolver) -> list[EvaluationResult]:
+def run(arguments: Arguments, resolve: Resolver, refused: dict[str, str] | None = None) -> list[EvaluationResult]:
     """Evaluate every policy in every scenario.
+
+    Args:
+        arguments: The command line.
+        resolve: Turns a name into policies.
+        refused: Takes up which policies are not for this site, and why, while others are; None raises the error.
 
     Raises:
         ConfigError: For input that cannot be used; what names alone can show is refused before the first episode.
@@ -104,31 +111,46 @@ def run(arguments: Arguments, resolve: Resolver) -> list[EvaluationResult]:
     if arguments.versus is not None and arguments.versus not in factories:
         raise ConfigError(f"versus: {arguments.versus!r} is not among the policies compared: {', '.join(factories)}.")
     with connected(check_backend(arguments.backend), check_count("jobs", arguments.jobs)):
-        results = [
-            evaluate(
-                factory,
-                arguments.task,
-                scenario=scenario,
-                seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),
-                resolution=arguments.resolution,
-                trace=arguments.trace,
-                horizon_s=arguments.horizon_s,
-                env_kwargs=parse_env(arguments.env),
-                n_jobs=arguments.jobs,
-                backend=arguments.backend,
-                policy_name=name,
-            )
-            for scenario in arguments.scenario
-            for name, factory in factories.items()
-        ]
+        results = []
+        for scenario, (name, factory) in itertools.product(arguments.scenario, factories.items()):
+            if refused is not None and name in refused:
+                continue
+            try:
+                results.append(_evaluated(arguments, scenario, name, factory))
+            except PolicyRefused as error:
+                # One that is compared with others is not worth theirs; nor are theirs without what they are compared with.
+                if refused is None or name == arguments.versus:
+                    raise
+                refused[name] = str(error).removeprefix(f"policy {name!r}: ")
+                if len(refused) == len(factories):
+                    raise
     if arguments.csv is not None:
         write_csv([row for result in results for row in result.episodes], arguments.csv)
     return results
 
 
-def report(arguments: Arguments, results: Sequence[EvaluationResult]) -> str:
-    """Return everything that is printed about the results."""
+def _evaluated(arguments: Arguments, scenario: str, name: str, factory: PolicyFactory) -> EvaluationResult:
+    """Evaluate one policy in one scenario."""
+    return evaluate(
+        factory,
+        arguments.task,
+        scenario=scenario,
+        seeds=range(arguments.first_seed, arguments.first_seed + arguments.seeds),
+        resolution=arguments.resolution,
+        trace=arguments.trace,
+        horizon_s=arguments.horizon_s,
+        env_kwargs=parse_env(arguments.env),
+        n_jobs=arguments.jobs,
+        backend=arguments.backend,
+        policy_name=name,
+    )
+
+
+def report(arguments: Arguments, results: Sequence[EvaluationResult], refused: Mapping[str, str] | None = None) -> str:
+    """Return everything that is printed about the results, and about policies that refused the site."""
     parts = [comparison_table(results, markdown=arguments.markdown)]
+    if refused:
+        parts.append("\n".join(f"{name} was not run, it refuses the site: {why}" for name, why in refused.items()))
     if arguments.versus is not None:
         parts.append(versus_table(results, arguments.versus, markdown=arguments.markdown))
     if arguments.show_violations:
@@ -151,6 +173,10 @@ def parse_env(pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"env: {pair!r} is not allowed; write KEY=VALUE, for example control_interval_s=30.")
         if key in parsed:
             raise ConfigError(f"env: {key} is given twice.")
+        if key in RESERVED_ENV_KWARGS:
+            flag = "--" + key.replace("_", "-")
+            hint = f"give it as {flag} {value}" if key != "drain" else RESERVED_ENV_KWARGS[key]
+            raise ConfigError(f"env: {pair!r} is not allowed; {hint}.")
         try:
             parsed[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -158,6 +184,11 @@ def parse_env(pairs: Sequence[str]) -> dict[str, Any]:
                 raise ConfigError(
                     f"env: {key}: {value!r} is not JSON; write names in double quotes and the whole in single ones, for example "
                     """--env 'levers=["clock", "active_racks"]'."""
+                ) from None
+            if key == "levers":
+                names = ", ".join(f'"{name.strip()}"' for name in value.split(","))
+                raise ConfigError(
+                    f"env: {key}: {value!r} is not allowed; write a list in JSON: --env 'levers=[{names}]'."
                 ) from None
             parsed[key] = value
     return parsed

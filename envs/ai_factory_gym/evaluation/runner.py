@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import gymnasium
 import numpy as np
 
-from ai_factory_gym.errors import ConfigError, check_count, unknown
+from ai_factory_gym.errors import ConfigError, PolicyRefused, check_count, unknown
 from ai_factory_gym.evaluation.backends import check_backend, distribute, pack
 from ai_factory_gym.evaluation.feasibility import infeasible_reason
 from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, write_csv
@@ -127,7 +127,8 @@ def evaluate(
         progress: Show a bar; None shows one when ``tqdm`` is installed and standard error is a terminal.
 
     Raises:
-        ConfigError: For an unknown task or other argument that cannot be used, before any episode is run.
+        ConfigError: For an unknown task or other argument that cannot be used, before any episode is run; of its kind PolicyRefused
+            when the policy is not for this environment, a rule for pools that share racks for example.
     """
     job = _Job(
         policy=policy,
@@ -187,7 +188,11 @@ def _open_bench(job: _Job) -> _Bench:
     given = {key: value for key, value in optional.items() if value is not None} | job.env_kwargs
     env = gymnasium.make(job.task, scenario=job.scenario, resolution=job.resolution, drain=True, **given)
     try:
-        policy = _build_policy(job.policy, env)
+        try:
+            policy = _build_policy(job.policy, env)
+        except ConfigError as error:
+            name = job.policy_name or getattr(job.policy, "__name__", None) or type(job.policy).__name__
+            raise PolicyRefused(f"policy {name!r}: {error}") from error
         name = job.policy_name or getattr(policy, "name", None) or type(policy).__name__
         targets = _attainment_targets(job.task, env)
     except BaseException:

@@ -31,6 +31,13 @@ MAX_EVENTS = 8
 UNITS = {"electricity": "usd_per_mwh", "carbon": "g_per_kwh", "temperature": "celsius"}
 """Kinds of series and the unit of their values, which is the name of the column in a CSV file."""
 
+_WORDS = {
+    "electricity": "US dollars per megawatt-hour",
+    "carbon": "grams of CO2 per kilowatt-hour",
+    "temperature": "degrees Celsius",
+}
+"""These units in words."""
+
 RANGES = {"electricity": (-1e4, 1e5), "carbon": (0.0, 5e3), "temperature": (-60.0, 60.0)}
 """Values that can be meant."""
 
@@ -104,7 +111,10 @@ def load_series(path: str | Path, kind: str) -> Series:
     if first not in TIME_COLUMNS and first != "timestamp":
         raise unknown(f"{where}: first column", first, [*TIME_COLUMNS, "timestamp"])
     if second != UNITS[kind]:
-        raise unknown(f"{where}: second column", second, [UNITS[kind]])
+        raise ConfigError(
+            f"{where}: second column: {second!r} is not allowed; must be {UNITS[kind]!r}: values in {_WORDS[kind]}. Convert the values, "
+            "not the name alone, where they are in another unit."
+        )
     times, values = [], []
     for line, row in enumerate(rows[1:], start=2):
         if len(row) != 2:

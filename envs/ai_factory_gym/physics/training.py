@@ -47,6 +47,30 @@ def compute_time_share(compute_share: float, clock: float) -> float:
 
 
 @kernel
+def stored_burst_w(
+    above_w: float, share: float, iteration_s: float, storage_w: float, storage_j: float, efficiency: float
+) -> float:
+    """Return what energy storage in the racks gives in the compute phase of every iteration, and takes back in the rest of it, W.
+
+    As much as it can, up to what makes the draw even.
+
+    Args:
+        above_w: Draw of the compute phase above that of the communication phase, W.
+        share: Share of the iteration in which GPUs compute.
+        iteration_s: Its length, s.
+        storage_w: Largest power of the storage, in and out, W.
+        storage_j: What it holds, J.
+        efficiency: Of one way.
+    """
+    if share >= 1.0:
+        return 0.0
+    # What it takes in the communication phase over what it gives in the compute phase.
+    back = share / ((1.0 - share) * efficiency * efficiency)
+    even_w = above_w / (1.0 + back)
+    return min(even_w, storage_w, storage_w / back, efficiency * storage_j / (share * iteration_s))
+
+
+@kernel
 def undisturbed_s(time_s: float, period_s: float, checkpoint_s: float) -> float:
     """Return the job-seconds that a job left alone has done ``time_s`` after it began to run: a checkpoint after every period.
 

@@ -278,7 +278,7 @@ def scenario(name: str | Path | Scenario) -> Scenario:
     if isinstance(name, str) and PLUS in name:
         # A path may hold a plus.
         if not (name.endswith(".toml") and Path(name).exists()):
-            return functools.reduce(operator.add, (scenario(part) for part in name.split(PLUS)))
+            return functools.reduce(operator.add, (scenario(part.strip()) for part in name.split(PLUS)))
     if isinstance(name, Path) or (isinstance(name, str) and name.endswith(".toml")):
         return _read(Path(name))
     names = scenario_names()

@@ -161,8 +161,14 @@ class PoolConfig:
         if self.phase == "prefill" and (self.mtp or self.ep is not None or self.max_batch != MAX_BATCH):
             raise ConfigError(f"{where}: mtp, ep and max_batch are settings of decode pools.")
         check_range(f"{where}.hold_share", self.hold_share, 0.0, 0.9)
-        if self.hold_share > 0.0 and self.phase != "decode":
+        if self.hold_share > 0.0 and self.phase not in ("decode", BOTH):
             raise ConfigError(f"{where}.hold_share: is a setting of decode pools.")
+        if self.phase == BOTH and (self.cache is not None or self.hold_share > 0.0):
+            key = "cache" if self.cache is not None else "hold_share"
+            raise ConfigError(
+                f"{where}.{key}: is not possible with phase 'both': a prefix cache is kept by prefill pools, and contexts are held by decode "
+                "pools, whose GPUs do one phase; leave it out, or give a prefill pool and a decode pool."
+            )
         if self.cache is not None and self.phase != "prefill":
             raise ConfigError(f"{where}.cache: is a setting of prefill pools.")
         if self.aggregated and (self.cache is not None or self.hold_share > 0.0):
@@ -363,9 +369,11 @@ class RampConfig:
 
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
-    """Energy storage inside the racks, taken together: it smooths the draw before anything else does.
+    """Energy storage inside the racks.
 
-    It sits in the power shelves, which stay on while a rack sleeps; that a failed rack's is missing is left out.
+    That of all pools, taken together, smooths the draw where it has a ramp limit, before anything else does; that of a training block's racks
+    gives in the compute phase of every iteration what it takes back in the rest. It sits in the power shelves,
+    which stay on while a rack sleeps; that a failed rack's is missing is left out.
 
     Attributes:
         racks: Rack types that have it. GB300 NVL72 is the only one whose vendor says so.
@@ -618,22 +626,27 @@ class SiteConfig:
             check_count(f"{where}max_context.{name}", tokens)
 
     def _check_storage(self, where: str) -> None:
-        """Refuse storage in racks that are not there, or that would have nothing to do (ConfigError)."""
+        """Refuse limits of a draw there is none of, and storage in racks that are not there or that would have nothing to do (ConfigError)."""
+        if self.ramp is not None and self.cap_w == 0.0:
+            raise ConfigError(
+                f"{where}ramp: limits the draw from the grid, and the site has none (cap_w is 0); leave it out."
+            )
         if self.rack_storage is None:
             return
-        if self.ramp is None:
+        training = [] if self.training is None else [self.training.rack_type.id]
+        if self.ramp is None and not any(name in self.rack_storage.racks for name in training):
             raise ConfigError(
-                f"{where}rack_storage: it smooths the draw where that has a ramp limit; give the site a [ramp] table with up_w_per_s or "
-                "down_w_per_s, or leave rack_storage out."
+                f"{where}rack_storage: it smooths the draw where that has a ramp limit, and the bursts of a training block; give the site a [ramp] "
+                "table with up_w_per_s or down_w_per_s, or leave rack_storage out."
             )
-        there = list(dict.fromkeys(pool.rack_type.id for pool in self.pools))
+        there = list(dict.fromkeys([*(pool.rack_type.id for pool in self.pools), *training]))
         for name in self.rack_storage.racks:
             if name not in there:
                 raise unknown(f"{where}rack_storage.racks", name, there)
 
     @property
     def rack_storage_gpus(self) -> int:
-        """GPUs in racks that have energy storage."""
+        """GPUs of pools in racks that have energy storage."""
         if self.rack_storage is None:
             return 0
         # Both pools of a rack with two kinds of GPU count; the two halves of an aggregated rack are the same GPUs.

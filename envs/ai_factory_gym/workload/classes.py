@@ -7,6 +7,7 @@ user's file has the same form and may give bare numbers, which are then taken in
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +44,22 @@ _DEMAND_UNITS = {
 _CLASS_UNITS = {"requests_per_task": "1"}
 _SESSION_UNITS = {"reuse_share": "1", "think": "s"}
 _EFFORT_UNITS = {"least_share": "1", "value_loss": "1"}
+
+
+_KEYS = {
+    "ttft_a_s": "slo.ttft_a",
+    "ttft_b_s_per_token": "slo.ttft_b",
+    "ttft_c_s_per_token2": "slo.ttft_c",
+    "tpot_s": "slo.tpot",
+    "patience_s": "slo.patience",
+    "deadline_s": "slo.deadline",
+    "attainment_target": "slo.attainment_target",
+    "effort_least_share": "effort.least_share",
+    "effort_value_loss": "effort.value_loss",
+    "overdispersion_tau_s": "overdispersion_tau",
+    "think_s": "think",
+}
+"""Keys of a class's file by the attributes that hold their values: what errors about a file name."""
 
 
 class Provenance(NamedTuple):
@@ -157,6 +174,14 @@ class RequestClass:
         return self.ttft_a_s + prompt_tokens * (self.ttft_b_s_per_token + prompt_tokens * self.ttft_c_s_per_token2)
 
 
+def _of_file(where: str, error: ConfigError) -> ConfigError:
+    """Return an error about attributes as one about the keys of the file they were read from."""
+    words = re.sub(r"^class '[^']*': ", "", str(error))
+    for attribute, key in _KEYS.items():
+        words = re.sub(rf"\b{attribute}\b", key, words)
+    return ConfigError(f"{where}.{words}")
+
+
 def _number(where: str, key: str, raw: Any, unit: str, provenance: list[Provenance]) -> float:
     """Read one number, bare or a table of value, unit, status and source, and note where it comes from."""
     full = f"{where}.{key}"
@@ -188,7 +213,7 @@ def _lengths(where: str, raw: Any, out: list[Provenance]) -> LengthDistribution:
     try:
         return LengthDistribution(**numbers)
     except ConfigError as error:
-        raise ConfigError(f"{where}.{error}") from None
+        raise _of_file(where, error) from None
 
 
 def _demand(where: str, raw: Any, out: list[Provenance]) -> DemandProfile:
@@ -198,7 +223,7 @@ def _demand(where: str, raw: Any, out: list[Provenance]) -> DemandProfile:
     try:
         return DemandProfile(**numbers)
     except ConfigError as error:
-        raise ConfigError(f"{where}.{error}") from None
+        raise _of_file(where, error) from None
 
 
 def _session(where: str, raw: Any, out: list[Provenance]) -> Session:
@@ -207,7 +232,7 @@ def _session(where: str, raw: Any, out: list[Provenance]) -> Session:
     try:
         return Session(numbers["reuse_share"], numbers["think"], raw.get("hold", True))
     except ConfigError as error:
-        raise ConfigError(f"{where}.{error}") from None
+        raise _of_file(where, error) from None
 
 
 def _build(name: str, raw: Any) -> RequestClass:
@@ -233,26 +258,30 @@ def _build(name: str, raw: Any) -> RequestClass:
     effort = {"least_share": 1.0, "value_loss": 0.0}
     if "effort" in raw:
         effort = _table(f"{name}.effort", raw["effort"], _EFFORT_UNITS, (), notes)
-    return RequestClass(
-        name=name,
-        description=str(raw["description"]),
-        prompt=prompt,
-        output=output,
-        ttft_a_s=slo["ttft_a"],
-        ttft_b_s_per_token=slo["ttft_b"],
-        ttft_c_s_per_token2=slo["ttft_c"],
-        tpot_s=slo["tpot"],
-        patience_s=slo["patience"],
-        deferrable=deferrable,
-        deadline_s=slo.get("deadline", 0.0),
-        attainment_target=slo.get("attainment_target", 0.95),
-        requests_per_task=requests_per_task,
-        effort_least_share=effort["least_share"],
-        effort_value_loss=effort["value_loss"],
-        demand=_demand(f"{name}.demand", raw.get("demand", {}), notes),
-        provenance=tuple(notes),
-        session=session,
-    )
+    demand = _demand(f"{name}.demand", raw.get("demand", {}), notes)
+    try:
+        return RequestClass(
+            name=name,
+            description=str(raw["description"]),
+            prompt=prompt,
+            output=output,
+            ttft_a_s=slo["ttft_a"],
+            ttft_b_s_per_token=slo["ttft_b"],
+            ttft_c_s_per_token2=slo["ttft_c"],
+            tpot_s=slo["tpot"],
+            patience_s=slo["patience"],
+            deferrable=deferrable,
+            deadline_s=slo.get("deadline", 0.0),
+            attainment_target=slo.get("attainment_target", 0.95),
+            requests_per_task=requests_per_task,
+            effort_least_share=effort["least_share"],
+            effort_value_loss=effort["value_loss"],
+            demand=demand,
+            provenance=tuple(notes),
+            session=session,
+        )
+    except ConfigError as error:
+        raise _of_file(name, error) from None
 
 
 @functools.lru_cache(maxsize=1)
