@@ -57,11 +57,6 @@ _OUTSIDE = {
 }
 """What a row knows of the present minute, and where it is in the world."""
 
-_SLOTS_COHORT = 2048 + 32
-_SLOTS_REQUEST = 32768
-"""Cohort slots to begin with. What a step uses lies at the beginning of a row's slots: with a power of two the rows would be that far apart,
-and all of them would have to share a few places of the caches."""
-
 
 @dataclass(frozen=True)
 class Episode:
@@ -156,7 +151,7 @@ class Engine:
         self.rows = rows
         self._log_lines = log_lines
         exact = params.site[SiteSpec.RESOLUTION] == REQUEST
-        self._slots = slots or (_SLOTS_REQUEST if exact else _SLOTS_COHORT)
+        self._slots = slots or (32768 if exact else 2048)
         self._state: State | None = None
         self._reference: Reference | None = None
         self._path_start_s = np.zeros(rows)
