@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ai_factory_gym import AIFactoryEnv, ConfigError
+from ai_factory_gym.engine import layout
 from ai_factory_gym.engine.draw import pool_power_w
 from ai_factory_gym.engine.faults import strike_and_repair
 from ai_factory_gym.engine.health import follow_racks
@@ -70,6 +72,14 @@ def go(env: AIFactoryEnv, steps: int, seed: int = 1, reset: bool = True, **value
         *_, info = env.step(action)
         check(env, info)
     return info
+
+
+def test_no_two_columns_have_one_number() -> None:
+    # An enumeration takes a number that is there already for another name of the same column, without a word.
+    for name, columns in vars(layout).items():
+        if isinstance(columns, type) and issubclass(columns, IntEnum) and columns is not IntEnum:
+            values = [int(member) for member in columns.__members__.values()]
+            assert sorted(values) == list(range(len(values))), name
 
 
 # ---------------------------------------------------------------------------------------------------------- the schedule

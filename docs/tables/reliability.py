@@ -21,17 +21,7 @@ from ai_factory_gym.sites.reliability import LLAMA_3_GPU_GROUP_SHARE, LLAMA_3_NV
 PAGE = Path(__file__).parents[1] / "reliability.md"
 BEGIN, END = "<!-- begin table -->\n", "<!-- end table -->"
 RACKS, PARTS = "racks", "parts"
-ROWS = (
-    (0.0, RACKS),
-    (1.0, RACKS),
-    (1.0, PARTS),
-    (10.0, RACKS),
-    (10.0, PARTS),
-    (30.0, RACKS),
-    (30.0, PARTS),
-    (100.0, RACKS),
-    (100.0, PARTS),
-)
+ROWS = ((0.0, RACKS), (1.0, RACKS), (10.0, RACKS), (30.0, RACKS), (100.0, RACKS))
 """Factors on the rate of the source, and what faults take."""
 SEEDS = range(2_000_000, 2_000_010)
 KEYS = (
