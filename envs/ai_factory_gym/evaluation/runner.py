@@ -24,7 +24,7 @@ from ai_factory_gym.evaluation.seeds import check_seeds
 STEP_INFO = frozenset(
     {
         *("time_s", "facility_power_w", "it_power_w", "cap_w", "pue", "clock_mean", "cost", "requests_in_flight"),
-        *("generation_power_w", "generation_available_w"),
+        *("grid_power_w", "generation_power_w", "generation_available_w", "training_power_w", "training_phase"),
     }
 )
 """Info keys that describe one step; all others, ``reward_terms/...`` apart, are totals over the episode."""
