@@ -109,6 +109,27 @@ def test_the_battery_is_sold_when_that_pays() -> None:
     assert ordered(env, *usual, seen(env, price=0.3))[battery] == pytest.approx(-CHARGE)
 
 
+def test_power_made_on_site_is_no_curtailment() -> None:
+    site = load_site(
+        {
+            **{"based_on": "edge", "name": "Mine", "cap_w": 1.5e6, "battery": PARTS["battery"]},
+            "generation": [{"kind": "engine", "power_w": 5e5}],
+            "training": {"rack": "gb300_nvl72", "racks": 2},
+        }
+    )
+    levers = (*LEVERS, "training", "generation")
+    env = AIFactoryEnv(
+        site=site, lambda_tokens_per_joule=3.0, horizon_s=600.0, warmup_s=0.0, start_time_s=14 * 3600.0, levers=levers
+    )
+    layout = env.action_layout
+    usual = seen(env)
+    assert usual[env.observation_layout["cap"]][0] == pytest.approx(0.75)
+    calm = ordered(env, usual)
+    assert (calm[layout["deferral"]] == 0.0).all() and calm[layout["training"]] == 0.0
+    low = ordered(env, seen(env, cap=0.6, cap_announced=[1.0, 0.5, 0.75, 1.0]))
+    assert (low[layout["deferral"]] == -1.0).all() and low[layout["training"]] == -1.0
+
+
 def test_rows_are_decided_one_by_one() -> None:
     env = make("battery", "cooling", "money", "series", levers=LEVERS)
     rule = baselines.make("grid_aware", env)

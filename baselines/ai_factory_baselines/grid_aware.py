@@ -28,7 +28,7 @@ from ai_factory_gym.engine.layout import Array, SiteSpec
 from ai_factory_gym.observation import DURATION_SCALE_S, NOTICE_SCALE_S, USD_PER_MWH_SCALE
 
 CURTAILED = 0.999
-"""Cap, as a share of the usual one, below which a curtailment is in force."""
+"""Cap of the connection, as a share of the usual one, below which a curtailment is in force."""
 
 CHARGE = 0.3
 """Power with which the battery is charged, as a share of its largest (status: design choice)."""
@@ -71,6 +71,9 @@ class GridAware(Rule):
         self._training = action.get("training")
         # The checkpoint with which a pause begins is written by the time the cap falls.
         self._pause_s = spec[SiteSpec.TRAIN_CHECKPOINT_S] + self.facts.control_interval_s
+        # The base cap is that of the connection and of the site's own units together.
+        self._usual_cap = 1.0 - spec[SiteSpec.GENERATION_W] / self.facts.observation.base_cap_w
+        self._supply = layout["supply"].start if "supply" in layout else None
         self._battery_share = spec[SiteSpec.BATTERY_W] / self.facts.observation.base_cap_w
         self._battery_s = spec[SiteSpec.BATTERY_J] / max(spec[SiteSpec.BATTERY_W], 1e-9)
         self._one_way = spec[SiteSpec.BATTERY_EFFICIENCY]
@@ -91,8 +94,8 @@ class GridAware(Rule):
         usual = self._usual_price(numbers, memory)
         cap = numbers[:, self._cap].copy()
         announced, until, after = numbers[:, self._announced : self._announced + 3].T.copy()
-        curtailed = cap < CURTAILED
-        ahead = (announced > 0.0) & (after < CURTAILED) & ~curtailed
+        curtailed = cap < CURTAILED * self._usual_cap
+        ahead = (announced > 0.0) & (after < CURTAILED * self._usual_cap) & ~curtailed
         peak = np.zeros(len(numbers), dtype=np.bool_)
         left_s = np.where(curtailed, until * NOTICE_SCALE_S, 0.0)
         if self._window is not None:
@@ -105,8 +108,10 @@ class GridAware(Rule):
         numbers[:, self._cap] += np.where(curtailed, np.maximum(order, 0.0) * self._battery_share, 0.0)
         if self._coolant is not None:
             allowed = numbers[:, self._coolant + 1]
-            for column in (self._cap, self._announced + 2):
-                numbers[:, column] = np.minimum(numbers[:, column], allowed)
+            for place, column in enumerate((self._cap, self._announced + 2)):
+                # Heat is made by all power, that of the site's own units too, which ``reactive`` adds to the cap it sees.
+                made = 0.0 if self._supply is None else numbers[:, self._supply + place]
+                numbers[:, column] = np.minimum(numbers[:, column], allowed - made)
         kept = np.ascontiguousarray(memory[:, _OWN:])
         self.inner.decide(numbers, kept, actions)
         memory[:, _OWN:] = kept
