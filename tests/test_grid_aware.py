@@ -26,7 +26,7 @@ def make(*parts: str, **settings: Any) -> AIFactoryEnv:
     """Return Edge with some parts."""
     site = load_site({"based_on": "edge", "name": "Mine", **{name: PARTS[name] for name in parts}})
     return AIFactoryEnv(
-        site=site, lambda_tokens_per_joule=3.0, horizon_s=600.0, warmup_s=0.0, start_time_s=14 * 3600.0, **settings
+        site=site, lambda_tokens_per_joule=3.0, horizon_s=600.0, warmup_s=60.0, start_time_s=14 * 3600.0, **settings
     )
 
 
@@ -119,7 +119,7 @@ def test_power_made_on_site_is_no_curtailment() -> None:
     )
     levers = (*LEVERS, "training", "generation")
     env = AIFactoryEnv(
-        site=site, lambda_tokens_per_joule=3.0, horizon_s=600.0, warmup_s=0.0, start_time_s=14 * 3600.0, levers=levers
+        site=site, lambda_tokens_per_joule=3.0, horizon_s=600.0, warmup_s=60.0, start_time_s=14 * 3600.0, levers=levers
     )
     layout = env.action_layout
     usual = seen(env)
