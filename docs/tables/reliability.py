@@ -21,7 +21,10 @@ from ai_factory_gym.sites.reliability import LLAMA_3_GPU_GROUP_SHARE, LLAMA_3_NV
 PAGE = Path(__file__).parents[1] / "reliability.md"
 BEGIN, END = "<!-- begin table -->\n", "<!-- end table -->"
 RACKS, PARTS = "racks", "parts"
-ROWS = ((0.0, RACKS), (1.0, RACKS), (10.0, RACKS), (30.0, RACKS), (100.0, RACKS))
+ROWS = (
+    (0.0, RACKS),
+    *((factor, taken) for factor in (1.0, 10.0, 30.0, 100.0) for taken in (RACKS, PARTS)),
+)
 """Factors on the rate of the source, and what faults take."""
 SEEDS = range(2_000_000, 2_000_010)
 KEYS = (
