@@ -430,6 +430,8 @@ def test_power_stays_under_an_announced_curtailment() -> None:
 def test_tuned_settings_are_read_and_others_get_the_default() -> None:
     assert isinstance(tuned_settings("Edge"), Settings)
     assert isinstance(tuned_settings("somebody's own"), Settings)
+    # A later version of a task has the settings of the first.
+    assert tuned_settings("Hyperscale-v1") == tuned_settings("Hyperscale") != tuned_settings("somebody's own")
     assert set(RANGES) == set(tune.SEARCH)
     for name, (low, high) in tune.SEARCH.items():
         assert RANGES[name][0] <= low < high <= RANGES[name][1]

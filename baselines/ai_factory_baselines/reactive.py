@@ -157,6 +157,8 @@ def settings_from_table(where: str, table: Mapping[str, Any], base: Settings) ->
 def tuned_settings(site: str) -> Settings:
     """Return the tuned settings of a site by its name, those under ``default`` for a site that was not tuned.
 
+    A later version of a task (``Sovereign-v1``) has the racks and requests of the first, and its settings, as long as it has none of its own.
+
     Raises:
         ConfigError: When ``tuned.toml`` cannot be used.
     """
@@ -164,7 +166,7 @@ def tuned_settings(site: str) -> Settings:
         tables = tomllib.loads(TUNED_PATH.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{TUNED_PATH.name}: not valid TOML ({error}).") from None
-    name = site if site in tables else "default"
+    name = next((name for name in (site, site.partition("-v")[0]) if name in tables), "default")
     return settings_from_table(f"{TUNED_PATH.name}: {name}", tables.get(name, {}).get("settings", {}), Settings())
 
 
