@@ -126,8 +126,14 @@ def test_power_made_on_site_is_no_curtailment() -> None:
     assert usual[env.observation_layout["cap"]][0] == pytest.approx(0.75)
     calm = ordered(env, usual)
     assert (calm[layout["deferral"]] == 0.0).all() and calm[layout["training"]] == 0.0
-    low = ordered(env, seen(env, cap=0.6, cap_announced=[1.0, 0.5, 0.75, 1.0]))
-    assert (low[layout["deferral"]] == -1.0).all() and low[layout["training"]] == -1.0
+    low: dict[str, Any] = {"cap": 0.6, "cap_announced": [1.0, 0.5, 0.75, 1.0]}
+    roomy = ordered(env, seen(env, **low, power=0.3))
+    assert (roomy[layout["deferral"]] == -1.0).all() and roomy[layout["training"]] == 0.0
+    # 0.6 of the connection and 0.25 made on site: the job has to go, and stays away when there is room for it without it.
+    full = seen(env, **low, power=0.8)
+    assert ordered(env, full)[layout["training"]] == -1.0
+    assert ordered(env, full, seen(env, **low, power=0.3))[layout["training"]] == -1.0
+    assert ordered(env, full, usual)[layout["training"]] == 0.0
 
 
 def test_rows_are_decided_one_by_one() -> None:

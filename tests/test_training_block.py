@@ -272,7 +272,7 @@ def test_bursts_count_for_their_share_of_the_time() -> None:
         held_j, used_w = rng.uniform(0.0, 1e6), rng.uniform(-2e5, 2e5)
         state.site[0, Site.BATTERY_CHARGE_J], state.site[0, Site.BATTERY_OUT_W] = held_j, used_w
         state.site[0, Site.TRAIN_BURST_W] = burst_w
-        grid_w, over_w, top_w = meter_bursts(params, state, 0, mean_w, share, 10.0)
+        grid_w, over_w, top_w = meter_bursts(params, state, 0, mean_w, 0.0, share, 10.0)
         # The same, a tick of a square wave after the other.
         high = np.arange(100_000) < share * 100_000
         wave_w = np.where(high, mean_w + burst_w, mean_w - burst_w * high.mean() / max(1e-12, (~high).mean()))
@@ -399,10 +399,12 @@ def test_units_of_the_site_leave_the_bursts_to_the_connection_if_it_is_large_eno
     assert infos[-1]["grid_power_w"] == pytest.approx(max(0.0, cap_w - burst_w), abs=1e3)
     assert infos[-1]["peak_power_w"] <= cap_w * (1.0 + 1e-9)
     # What runs at the site has to be enough for bursts too.
-    state.site[0, Site.RUNNING_W] = site_row[Site.MADE_W]
     state.site[0, Site.CAP_W] = 0.5 * burst_w
-    _, over_w, top_w = meter_bursts(env.factory.params, state, 0, 0.0, 0.8, 1.0)
+    _, over_w, top_w = meter_bursts(env.factory.params, state, 0, 0.0, 0.0, 0.8, 1.0)
     assert top_w == pytest.approx(burst_w) and over_w == pytest.approx(0.8 * 0.5 * burst_w)
+    # What nobody takes of them is there too.
+    _, over_w, top_w = meter_bursts(env.factory.params, state, 0, 0.0, 0.6 * burst_w, 0.8, 1.0)
+    assert top_w == pytest.approx(0.5 * burst_w) and over_w == 0.0
 
 
 def test_a_job_waits_for_the_ramp_and_serving_does_not() -> None:
@@ -632,7 +634,7 @@ def test_the_rule_for_the_parts_of_a_site_pauses_the_job_while_the_cap_is_low() 
         (0.7, [1, 1, 1, 0]),
     ):
         seen = observation.copy()
-        seen[layout["cap"]], seen[layout["cap_announced"]] = cap, announced
+        seen[layout["cap"]], seen[layout["cap_announced"]], seen[layout["power"]] = cap, announced, 0.9
         ordered.append(float(rule.predict(seen)[0][place][0]))
     assert ordered == [0.0, 0.0, -1.0, -1.0]
 

@@ -7,7 +7,8 @@
   one is announced the battery charges. (Doing deferred work early then costs more than it brings: the batch class is not what is short, and an
   hour of all of it at once is.)
 - *Coincident peaks.* While a window is in force the battery is emptied evenly over it, and deferred work waits.
-- *A training job* is paused while a curtailment or a peak's window is in force, its last checkpoint written just before one that is announced.
+- *A training job* is paused for the rest of a curtailment in which the draw with it would come near to what the site may draw, its last
+  checkpoint written just before one that is announced; and for the window of a coincident peak.
 - *Prices.* The battery gives when a MWh costs more than one at the usual price, its losses and its wear together, and is charged at or below
   the usual price; it keeps a reserve for the next curtailment.
 
@@ -41,8 +42,11 @@ FULL = 0.99
 
 DAY_S = 86400.0
 
-_SEEN_S, _MEAN_PRICE = 0, 1
-_OWN = 2
+NEAR = 0.9
+"""Draw, as a share of what the site may draw, from which a training job has to make room (status: design choice)."""
+
+_SEEN_S, _MEAN_PRICE, _PAUSED = 0, 1, 2
+_OWN = 3
 
 
 class GridAware(Rule):
@@ -69,6 +73,10 @@ class GridAware(Rule):
         self._battery = action["battery"].start if "battery" in action else None
         self._deferral = action.get("deferral")
         self._training = action.get("training")
+        self._block = layout["training"].start if "training" in layout else None
+        self._power = layout["power"].start
+        most_w = (spec[SiteSpec.TRAIN_IDLE_W] + spec[SiteSpec.TRAIN_MOST_W]) * spec[SiteSpec.PUE_BASE]
+        self._block_share = most_w / self.facts.observation.base_cap_w
         # The checkpoint with which a pause begins is written by the time the cap falls.
         self._pause_s = spec[SiteSpec.TRAIN_CHECKPOINT_S] + self.facts.control_interval_s
         # The base cap is that of the connection and of the site's own units together.
@@ -81,7 +89,7 @@ class GridAware(Rule):
 
     @property
     def memory_size(self) -> int:
-        """Those of ``reactive``, behind the time that prices were seen for and their mean."""
+        """Those of ``reactive``, behind the time that prices were seen for, their mean, and whether the training job is paused."""
         return _OWN + self.inner.memory_size
 
     def reset(self) -> None:
@@ -121,7 +129,20 @@ class GridAware(Rule):
             actions[:, self._deferral] = np.where(hard, -1.0, 0.0)[:, None]
         if self._training is not None:
             soon = ahead & (until * NOTICE_SCALE_S <= self._pause_s)
-            actions[:, self._training] = np.where(hard | soon, -1.0, 0.0)[:, None]
+            lowest = np.where(soon, after, cap)
+            paused = peak | ((curtailed | soon) & ((memory[:, _PAUSED] > 0.0) | self._near(numbers, lowest)))
+            memory[:, _PAUSED] = paused
+            actions[:, self._training] = np.where(paused, -1.0, 0.0)[:, None]
+
+    def _near(self, numbers: Array, cap: Array) -> Array:
+        """Tell whether the site, its training job running, would draw nearly all it may under a cap, bool[rows]."""
+        others = (
+            numbers[:, self._power] - numbers[:, self._block + 4]
+            if self._block is not None
+            else numbers[:, self._power]
+        )
+        made = numbers[:, self._supply] if self._supply is not None else 0.0
+        return np.asarray(others + self._block_share > NEAR * (cap + made))
 
     def _usual_price(self, numbers: Array, memory: Array) -> Array:
         """Return the mean price of up to a day, USD/MWh, float64[rows], and remember it."""

@@ -712,21 +712,25 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     facility_w = facility_power_w(params, state, row, it_w)
     site[Site.PUE] = facility_w / it_w if it_w > 0.0 else spec[SiteSpec.PUE_BASE]
     grid_w = facility_w
+    spare_w = 0.0
     generates = spec[SiteSpec.GENERATION_W] > 0.0
     if spec[SiteSpec.RAMP] > 0.0:
         if generates:
             grid_w = use_units(params, state, row, facility_w, facility_w, elapsed)
+            spare_w = site[Site.RUNNING_W] - (facility_w - grid_w)
         grid_w = smooth_draw(params, state, row, grid_w, elapsed)
         facility_w += site[Site.BALLAST_W]
     else:
         if spec[SiteSpec.BATTERY_W] > 0.0:
             grid_w -= use_battery(params, state, row, facility_w, site[Site.CAP_W] + site[Site.RUNNING_W], elapsed)
         if generates:
-            grid_w = use_units(params, state, row, facility_w, grid_w, elapsed)
+            load_w = grid_w
+            grid_w = use_units(params, state, row, facility_w, load_w, elapsed)
+            spare_w = site[Site.RUNNING_W] - (load_w - grid_w)
     over_w = max(0.0, grid_w - site[Site.CAP_W])
     top_w = grid_w
     if spec[SiteSpec.TRAIN_RACKS] > 0.0:
-        grid_w, over_w, top_w = meter_bursts(params, state, row, grid_w, burst_share, elapsed)
+        grid_w, over_w, top_w = meter_bursts(params, state, row, grid_w, spare_w, burst_share, elapsed)
         if spec[SiteSpec.RAMP] > 0.0:
             note_shaved(state, row, grid_w)
         book_training(params, state, row, block_w, elapsed)

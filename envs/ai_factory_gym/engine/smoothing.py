@@ -59,14 +59,7 @@ def _storage_room_w(params: Params, state: State, row: int, seconds: float) -> f
 @kernel
 def allowed_w(params: Params, state: State, row: int, seconds: float) -> float:
     """Return the facility power that keeps the limit up for the next ``seconds``, with what stores and units of the site can give then, W."""
-    spec = params.site
-    order = state.site[row, Site.BATTERY_ORDER]
-    help_w = storage_help_w(params, state, row, seconds)
-    battery_w = battery_help_w(params, state, row, seconds)
-    if order == 0.0:
-        help_w += battery_w
-    elif order > 0.0:
-        help_w += min(order * spec[SiteSpec.BATTERY_W], battery_w)
+    help_w = storage_help_w(params, state, row, seconds) + battery_help_w(params, state, row, seconds)
     # Units at the site follow the load: what they can give, and what those give that are being stopped.
     help_w += state.site[row, Site.RUNNING_W] + state.site[row, Site.STOPPING_W]
     return float(highest_w(params, state, row, seconds) + help_w)
@@ -146,7 +139,8 @@ def smooth_draw(params: Params, state: State, row: int, facility_w: float, elaps
         missing_w = demand_w - grid_w
         storage_w = min(missing_w, storage_help_w(params, state, row, elapsed))
         missing_w -= storage_w
-        if stands_by:
+        if spec[SiteSpec.BATTERY_W] > 0.0:
+            # Whatever is ordered: an order to give less, or to charge, is followed no faster than the draw may rise.
             more_w = min(missing_w, battery_help_w(params, state, row, elapsed) - battery_w)
             battery_w += more_w
             missing_w -= more_w

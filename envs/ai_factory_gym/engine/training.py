@@ -257,7 +257,7 @@ def book_training(params: Params, state: State, row: int, mean_w: float, elapsed
 
 @kernel
 def meter_bursts(
-    params: Params, state: State, row: int, grid_w: float, share: float, elapsed: float
+    params: Params, state: State, row: int, grid_w: float, spare_w: float, share: float, elapsed: float
 ) -> tuple[float, float, float]:
     """Return the draw from the grid, what of it is above the cap, in the mean, and its highest level, W; a battery shaves what is above.
 
@@ -266,6 +266,7 @@ def meter_bursts(
         state: Engine state.
         row: Row.
         grid_w: Mean draw from the grid before that, W; ``TRAIN_BURST_W`` is what bursts add to it.
+        spare_w: What units of the site that run could give beyond what it takes of them, W.
         share: Their share of the time.
         elapsed: Length of the segment, s.
     """
@@ -274,9 +275,9 @@ def meter_bursts(
     cap_w = site[Site.CAP_W]
     burst_w = site[Site.TRAIN_BURST_W]
     if spec[SiteSpec.GENERATION_W] > 0.0:
-        # Where the connection is too small for that, units that run swing around their mean as far as they have to and can.
-        swing_w = min(max(0.0, grid_w + burst_w - cap_w), max(0.0, site[Site.RUNNING_W] - site[Site.MADE_W]))
-        burst_w -= min(burst_w, swing_w)
+        # Where the connection is too small for that, units that run swing around their mean as far as they have to and can, and what they make
+        # for nobody is there in any case.
+        burst_w -= min(burst_w, max(0.0, grid_w + burst_w - cap_w), max(0.0, spare_w))
     top_w = grid_w + burst_w
     low_w = grid_w - burst_w * share / (1.0 - share) if share < 1.0 else grid_w
     if spec[SiteSpec.BATTERY_W] > 0.0 and top_w > cap_w:
