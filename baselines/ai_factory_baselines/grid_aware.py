@@ -45,6 +45,9 @@ DAY_S = 86400.0
 NEAR = 0.9
 """Draw, as a share of what the site may draw, from which a training job has to make room (status: design choice)."""
 
+SPARE_PROGRESS = 0.02
+"""Progress above its target below which a training job is not paused (status: design choice)."""
+
 _SEEN_S, _MEAN_PRICE, _PAUSED = 0, 1, 2
 _OWN = 3
 
@@ -75,6 +78,7 @@ class GridAware(Rule):
         self._training = action.get("training")
         self._block = layout["training"].start if "training" in layout else None
         self._power = layout["power"].start
+        self._target = spec[SiteSpec.TRAIN_TARGET]
         most_w = (spec[SiteSpec.TRAIN_IDLE_W] + spec[SiteSpec.TRAIN_MOST_W]) * spec[SiteSpec.PUE_BASE]
         self._block_share = most_w / self.facts.observation.base_cap_w
         # The checkpoint with which a pause begins is written by the time the cap falls.
@@ -131,6 +135,9 @@ class GridAware(Rule):
             soon = ahead & (until * NOTICE_SCALE_S <= self._pause_s)
             lowest = np.where(soon, after, cap)
             paused = peak | ((curtailed | soon) & ((memory[:, _PAUSED] > 0.0) | self._near(numbers, lowest)))
+            # A job that has to make a share of its progress is not paused below it.
+            if self._target > 0.0 and self._block is not None:
+                paused &= numbers[:, self._block + 8] > self._target + SPARE_PROGRESS
             memory[:, _PAUSED] = paused
             actions[:, self._training] = np.where(paused, -1.0, 0.0)[:, None]
 

@@ -186,7 +186,7 @@ class Factory:
             miss_weight=float(task.miss_weight),
             reward_kind=reward_of(task.reward).kind,
             scale_usd=self._nominal_usd(),
-            joules_per_kg=JOULES_PER_KWH * 1000.0 / max(task.site.carbon_g_per_kwh, 1e-9),
+            joules_per_kg=JOULES_PER_KWH * 1000.0 / max(task.site.usual("carbon"), 1e-9),
             breaker_s=math.inf if task.site.brake.enabled else BREAKER_S,
             drain_s=DRAIN_LIMIT_S if task.drain else 0.0,
         )

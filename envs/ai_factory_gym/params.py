@@ -617,6 +617,9 @@ def _enter_money(
     site_row[SiteSpec.CAPITAL_USD_PER_S] = sum(
         pool.racks * by_rack.get(pool.rack_type.id, 0.0) / 3600.0 for pool in owned
     )
+    if site.training is not None:
+        block_usd = site.training.racks * by_rack.get(site.training.rack_type.id, 0.0)
+        site_row[SiteSpec.CAPITAL_USD_PER_S] += block_usd / 3600.0
     for row, cls in zip(cls_rows, classes, strict=True):
         tariff = money.of(cls.name)
         row[ClassSpec.INPUT_USD] = tariff.input_usd_per_mtok / TOKENS_PER_MTOK
@@ -1242,7 +1245,7 @@ def training_numbers(site: SiteConfig, block: TrainingConfig) -> dict[SiteSpec, 
     reference_w = running_w + block.checkpoint_s / block.checkpoint_period_s * writing_w
     found[SiteSpec.TRAIN_CHECKPOINT_W] = writing_w
     found[SiteSpec.TRAIN_REFERENCE_W] = reference_w
-    usd_per_j = max(0.0, site.electricity_usd_per_mwh) / 3.6e9
+    usd_per_j = max(0.0, site.usual("electricity")) / 3.6e9
     by_energy_usd = block.worth * reference_w * site_pue(site, 1.0) * usd_per_j
     by_hour = block.usd_per_rack_hour
     found[SiteSpec.TRAIN_USD_PER_S] = by_energy_usd if by_hour is None else block.racks * by_hour / 3600.0

@@ -260,7 +260,7 @@ def _training(site: SiteConfig, steady: SteadySite) -> Iterator[str]:
             "target_share forbids it."
         )
     hour_usd = steady.params.site[SiteSpec.TRAIN_REFERENCE_W] * site_pue(site, 1.0) * 3600.0 / 3.6e9 / block.racks
-    hour_usd *= site.electricity_usd_per_mwh
+    hour_usd *= site.usual("electricity")
     if block.usd_per_rack_hour is not None and block.usd_per_rack_hour < hour_usd:
         yield (
             f"training.usd_per_rack_hour: {block.usd_per_rack_hour:g} is less than the energy of that hour costs ({hour_usd:,.2f} USD): with "

@@ -28,7 +28,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.prefill import server_seconds, uncached_work_s
 from ai_factory_gym.engine.racks import next_rack_change_s
-from ai_factory_gym.engine.smoothing import note_shaved, smooth_draw
+from ai_factory_gym.engine.smoothing import note_shaved, smooth_draw, wanted_of_battery_w
 from ai_factory_gym.engine.supply import (
     JOULES_PER_KWH,
     JOULES_PER_MWH,
@@ -716,8 +716,11 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     generates = spec[SiteSpec.GENERATION_W] > 0.0
     if spec[SiteSpec.RAMP] > 0.0:
         if generates:
-            grid_w = use_units(params, state, row, facility_w, facility_w, elapsed)
-            spare_w = site[Site.RUNNING_W] - (facility_w - grid_w)
+            # The limits are for the draw behind the battery, whose order comes before the units as it does without limits.
+            load_w = facility_w - wanted_of_battery_w(params, state, row, facility_w, elapsed)
+            left_w = use_units(params, state, row, facility_w, load_w, elapsed)
+            spare_w = site[Site.RUNNING_W] - (load_w - left_w)
+            grid_w = left_w + facility_w - load_w
         grid_w = smooth_draw(params, state, row, grid_w, elapsed)
         facility_w += site[Site.BALLAST_W]
     else:

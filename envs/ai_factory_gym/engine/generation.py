@@ -311,7 +311,7 @@ def use_units(params: Params, state: State, row: int, facility_w: float, load_w:
     """Book what the site's units did in a segment and return what is left for the grid to give, W.
 
     Facility draw and what charges the battery, less what it gives, is the load; load + exported + spilled = what is left + made. With ramp
-    limits the battery comes behind the units: the load is the facility's.
+    limits the battery comes behind the units: the load counts what is ordered of it.
 
     Args:
         params: Site parameters.

@@ -87,6 +87,21 @@ def _ordered_w(params: Params, state: State, row: int, facility_w: float, elapse
     return float(min(most_w, max(out_w, facility_w - site[Site.CAP_W]) if facility_w > site[Site.CAP_W] else out_w))
 
 
+@kernel
+def wanted_of_battery_w(params: Params, state: State, row: int, facility_w: float, elapsed: float) -> float:
+    """Return what the battery is to give by its order alone, W, negative what it is to take: what units of the site need not make."""
+    site = state.site[row]
+    order = site[Site.BATTERY_ORDER]
+    if params.site[SiteSpec.BATTERY_W] <= 0.0:
+        return 0.0
+    if order >= 0.0:
+        most_w = min(facility_w, battery_help_w(params, state, row, elapsed))
+        return float(min(order * params.site[SiteSpec.BATTERY_W], most_w))
+    left_w = site[Site.CAP_W] + site[Site.RUNNING_W] - site[Site.TRAIN_BURST_W] - facility_w
+    room_w = min(left_w, battery_room_w(params, state, row, elapsed))
+    return float(-max(0.0, min(-order * params.site[SiteSpec.BATTERY_W], room_w)))
+
+
 @inlined_kernel
 def _wanted_w(params: Params, state: State, row: int, demand_w: float, elapsed: float) -> float:
     """Return the draw to which the site would go were there no limits, W: never above the cap for anything but its demand."""

@@ -291,7 +291,10 @@ def meter_bursts(
         wear_usd = given_j / JOULES_PER_MWH * spec[SiteSpec.BATTERY_USD_PER_MWH]
         site[Site.STEP_WEAR_USD] += site[Site.SCORING] * wear_usd
         site[Site.BATTERY_OUT_W] += out_w * share
-        grid_w -= out_w * share
+        saved_w = min(out_w * share, max(0.0, grid_w)) if spec[SiteSpec.GENERATION_W] > 0.0 else out_w * share
+        # Units that cannot go lower make for nobody what the battery gives.
+        site[Site.SPILLED_J] += site[Site.SCORING] * (out_w * share - saved_w) * elapsed
+        grid_w -= saved_w
         top_w -= out_w
     over_w = share * max(0.0, top_w - cap_w) + (1.0 - share) * max(0.0, low_w - cap_w)
     return grid_w, over_w, top_w

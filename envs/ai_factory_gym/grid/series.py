@@ -74,6 +74,11 @@ class Series:
         step_s = self.times_s[-1] - self.times_s[-2]
         return int((self.times_s[-1] + step_s + 1e-6) // DAY_S)
 
+    @property
+    def mean(self) -> float:
+        """Mean over its days."""
+        return float(self.at(np.arange(0.0, self.days * DAY_S, 60.0)).mean())
+
     def at(self, time_s: Float64Array) -> Float64Array:
         """Return the values at these times, s since the midnight of the first day."""
         wrapped = np.mod(time_s, self.days * DAY_S)

@@ -423,8 +423,8 @@ class SiteConfig:
         dwell_s: Time racks stay awake, and in their role, at least after the last of them was woken or came from the other role, s.
         brake: Power brake.
         cooling: PUE.
-        electricity_usd_per_mwh: Energy price.
-        carbon_g_per_kwh: Carbon intensity of the supply.
+        electricity_usd_per_mwh: Energy price, or the mean of a synthetic one; a file has its own (``usual``).
+        carbon_g_per_kwh: Carbon intensity of the supply, likewise.
         kv_store: Store of KV that all prefill pools share; None for none.
         calibration: Which model constants the site's figures were set with.
         description: A sentence for people.
@@ -546,6 +546,17 @@ class SiteConfig:
             raise ConfigError(
                 f"{where}grid.export_w: is not possible with ramp limits, which are for the draw from the grid; leave one of them out."
             )
+
+    def usual(self, kind: str) -> float:
+        """Return the mean price of electricity, USD/MWh, or the mean carbon intensity of the grid, g/kWh: that of its file where there is one.
+
+        Args:
+            kind: ``electricity`` or ``carbon``.
+        """
+        given = dict(self.series).get(kind)
+        if isinstance(given, Series):
+            return given.mean
+        return self.electricity_usd_per_mwh if kind == "electricity" else self.carbon_g_per_kwh
 
     @property
     def supply_w(self) -> float:
@@ -905,10 +916,6 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
     values["mix"] = dict(values["mix"])
     if "brake" in values:
         values["brake"] = _subtable(f"{source}: brake", BrakeConfig, values["brake"])
-    if "money" in values:
-        served = [name for name, share in values["mix"].items() if share]
-        racks = list(dict.fromkeys(pool.rack_type.id for pool in values["pools"]))
-        values["money"] = money_from_table(f"{source}: money", values["money"], served, racks)
     if "battery" in values:
         if isinstance(values["battery"], Mapping):
             check_keys(
@@ -937,6 +944,11 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         values["grid"] = _subtable(f"{source}: grid", GridConfig, values["grid"])
     if "kv_store" in values:
         values["kv_store"] = _subtable(f"{source}: kv_store", StoreConfig, values["kv_store"], ("gb", "gb_s"))
+    if "money" in values:
+        served = [name for name, share in values["mix"].items() if share]
+        racks = [pool.rack_type.id for pool in values["pools"]]
+        racks += [values["training"].rack_type.id] if isinstance(values.get("training"), TrainingConfig) else []
+        values["money"] = money_from_table(f"{source}: money", values["money"], served, list(dict.fromkeys(racks)))
     return SiteConfig(**values)
 
 

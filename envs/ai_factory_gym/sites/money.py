@@ -58,7 +58,7 @@ class MoneyConfig:
         sla_penalty_share: What a missed request costs, as a share of what it would have paid (1: it is not paid for; more: a credit on
             top).
         demand_usd_per_kw_month: Charge for the highest mean draw from the grid over any quarter of an hour, per month of 30 days.
-        rack_usd_per_hour: Cost of owning a rack, awake or not, by rack type.
+        rack_usd_per_hour: Cost of owning a rack, awake or not, by rack type; those of a training block too.
         coincident_usd_per_kw_year: Yearly charge per kW of mean draw in the quarter hours of the grid's coincident peaks (ERCOT 4CP: 50 to 150,
             status secondary report); 0 is none. A scenario says when they may be (``peak_windows``).
         coincident_intervals_per_year: How many there are in a year: each costs that share of the yearly charge (4CP: 4).
