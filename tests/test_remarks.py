@@ -73,7 +73,13 @@ def test_what_is_hardly_meant_is_said(changes: dict[str, object], words: tuple[s
 def test_what_is_meant_is_not() -> None:
     assert said(battery=BatteryConfig(power_w=1e6, energy_wh=1e6)) == []
     assert said(money=MoneyConfig(Tariff(0.5))) == []
-    assert said(money=MoneyConfig(rack_usd_per_hour=(("gb300_nvl72", 1.0),))) == []
+    (remark,) = said(money=MoneyConfig(rack_usd_per_hour=(("gb300_nvl72", 1.0),)))
+    assert remark.startswith("money: no token has a price")
+    (remark,) = said(electricity_usd_per_mwh=0.08)
+    assert "0.008 cents a kWh" in remark
+    (remark,) = said(carbon_g_per_kwh=0.439)
+    assert remark.startswith("carbon_g_per_kwh: 0.439 g/kWh")
+    assert said(electricity_usd_per_mwh=0.0, carbon_g_per_kwh=0.0) == []
     assert said(**pools(3, rack_limit_w=1e5)) == []
     assert said(reliability=ReliabilityConfig(gpu_group_share=0.9)) == []
     # Work that may be held back has neither patience nor a pace.

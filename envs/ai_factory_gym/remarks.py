@@ -26,6 +26,9 @@ LARGEST_HOST_GB = 54_000.0
 """Host memory of the largest rack in the catalogue, GB: 36 CPUs of 1.5 TB in a Vera Rubin rack (status: vendor-stated, CES 2026; a GB300 NVL72 rack
 has 17 TB)."""
 
+LOW_USD_PER_MWH, LOW_G_PER_KWH = 2.0, 2.0
+"""Mean price and carbon intensity below which they are taken for a slip of the unit (status: design choice)."""
+
 SHORTENED = 0.8
 """Share of a class's mean prompt or answer below which what is left by ``max_context`` is another class (status: design choice)."""
 
@@ -107,6 +110,14 @@ def _of_racks(site: SiteConfig, params: Params) -> Iterator[str]:
             )
 
 
+def _of_units(site: SiteConfig) -> Iterator[str]:
+    usd, grams = site.usual("electricity"), site.usual("carbon")
+    if 0.0 < usd < LOW_USD_PER_MWH:
+        yield f"electricity_usd_per_mwh: {usd:g} USD/MWh in the mean is {usd / 10.0:.3g} cents a kWh; prices are per MWh here."
+    if 0.0 < grams < LOW_G_PER_KWH:
+        yield f"carbon_g_per_kwh: {grams:g} g/kWh in the mean; no grid has so little (France: 25); grams, not kilograms, per kWh."
+
+
 def _of_parts(site: SiteConfig) -> Iterator[str]:
     battery, money = site.battery, site.money
     if battery is not None:
@@ -128,6 +139,11 @@ def _of_parts(site: SiteConfig) -> Iterator[str]:
                 "money: the table prices nothing: revenue, penalties, charges and capital will be 0, and the cost per token that of energy "
                 "alone; give it token prices, a demand charge or rack_usd_per_hour."
             )
+        elif not any(tariff.input_usd_per_mtok + tariff.output_usd_per_mtok for tariff in tariffs):
+            yield (
+                "money: no token has a price: revenue and penalties will be 0, budgets are never spent, and reward='profit' is costs alone; give "
+                "it input_usd_per_mtok or output_usd_per_mtok."
+            )
 
 
 def settings(site: SiteConfig, classes: tuple[RequestClass, ...], params: Params) -> Iterator[str]:
@@ -141,6 +157,7 @@ def settings(site: SiteConfig, classes: tuple[RequestClass, ...], params: Params
     yield from _of_classes(site, classes, params)
     yield from _of_routing(site, classes)
     yield from _of_racks(site, params)
+    yield from _of_units(site)
     yield from _of_parts(site)
 
 

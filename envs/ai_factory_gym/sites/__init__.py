@@ -647,8 +647,10 @@ class SiteConfig:
         training = [] if self.training is None else [self.training.rack_type.id]
         if self.ramp is None and not any(name in self.rack_storage.racks for name in training):
             raise ConfigError(
-                f"{where}rack_storage: it smooths the draw where that has a ramp limit, and the bursts of a training block; give the site a [ramp] "
-                "table with up_w_per_s or down_w_per_s, or leave rack_storage out."
+                f"{where}rack_storage: it smooths the draw where that has a ramp limit, and the bursts of a training block whose racks have it; "
+                "give the site a [ramp] table with up_w_per_s or down_w_per_s, "
+                + (f"name {training[0]!r} in racks, " if training else "")
+                + "or leave rack_storage out."
             )
         there = list(dict.fromkeys([*(pool.rack_type.id for pool in self.pools), *training]))
         for name in self.rack_storage.racks:
