@@ -309,7 +309,7 @@ def test_an_agent_is_trained_on_a_site_of_ones_own(tmp_path: Path) -> None:
     assert env.action_space.contains(action)
     again = train(Settings(resume=made.path, total_steps=96, final_seeds=0, progress=False), quiet)
     assert [int(row["steps"]) for row in again.read_metrics()] == [0, 32, 64, 96]
-    with pytest.raises(ConfigError, match="env: scenario is not allowed; training sets"):
+    with pytest.raises(ConfigError, match="is not allowed; give it as --scenario"):
         train(dataclasses.replace(chosen, env=("scenario=burst",)), quiet)
     with pytest.raises(ConfigError, match="missing key.s. site"):
         train(dataclasses.replace(chosen, env=()), quiet)
