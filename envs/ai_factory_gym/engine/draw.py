@@ -66,6 +66,9 @@ as it is, and arrivals of a tick as even; a test looks for segments that were tr
 _UNEVEN_S = 1.0
 """Arrivals that the bound counts beyond those of its time, s: cohorts come one after the other, a handful a second, not evenly."""
 
+_ROUNDING = 1e-12
+"""Share of the cap by which sums of powers may miss it."""
+
 _SHORTEST_S = 1e-6
 """Shortest segment, s: a rack that fails within the brake's reaction cuts what is left of it."""
 
@@ -717,11 +720,14 @@ def meter_segment(params: Params, state: State, row: int, begin_s: float, end_s:
     if spec[SiteSpec.RAMP] > 0.0:
         if generates:
             # The limits are for the draw behind the battery, whose order comes before the units as it does without limits.
-            load_w = facility_w - wanted_of_battery_w(params, state, row, facility_w, elapsed)
-            left_w = use_units(params, state, row, facility_w, load_w, elapsed)
-            spare_w = site[Site.RUNNING_W] - (load_w - left_w)
-            grid_w = left_w + facility_w - load_w
+            ordered_w = wanted_of_battery_w(params, state, row, facility_w, elapsed)
+            left_w = use_units(params, state, row, facility_w, facility_w - ordered_w, elapsed)
+            spare_w = site[Site.RUNNING_W] - (facility_w - ordered_w - left_w)
+            grid_w = left_w + ordered_w
         grid_w = smooth_draw(params, state, row, grid_w, elapsed)
+        if generates and abs(grid_w - site[Site.CAP_W]) <= _ROUNDING * site[Site.CAP_W]:
+            # What rounding leaves above the cap is no excess.
+            grid_w = site[Site.CAP_W]
         facility_w += site[Site.BALLAST_W]
     else:
         if spec[SiteSpec.BATTERY_W] > 0.0:

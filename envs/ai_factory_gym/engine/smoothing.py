@@ -11,12 +11,17 @@ difference; where it is above, they take it, and the ballast burns the rest. ``e
 
 from __future__ import annotations
 
+import math
+
 from ai_factory_gym.engine.layout import PREFILL, SEPARATE, Params, PoolInt, PoolSpec, Site, SiteSpec, State
 from ai_factory_gym.engine.supply import battery_help_w, battery_room_w, book_battery, use_battery
 from ai_factory_gym.jit import inlined_kernel, kernel
 
 REST_S = 30.0
 """Time in which the racks' storage returns to its resting charge when nothing is asked of it, s (status: design choice)."""
+
+BRIDGED = 0.9
+"""Share of what the battery holds that is counted on for that: segments end when they end (status: design choice)."""
 
 _EXACT = 1e-9
 """Share of the cap below which a draw outside its limits is rounding."""
@@ -56,10 +61,24 @@ def _storage_room_w(params: Params, state: State, row: int, seconds: float) -> f
     return float(min(spec[SiteSpec.STORAGE_W], room_j / (spec[SiteSpec.STORAGE_EFFICIENCY] * seconds)))
 
 
+@inlined_kernel
+def bridge_w(params: Params, state: State, row: int, seconds: float) -> float:
+    """Return what the battery may give for ``seconds`` and still bridge what is missing then until the draw has risen for it, W.
+
+    A power ``G`` that the draw makes up for at the slope ``u`` takes ``G**2 / (2 u)`` of energy.
+    """
+    help_w = battery_help_w(params, state, row, seconds)
+    up_w_per_s = params.site[SiteSpec.RAMP_UP_W_PER_S]
+    if up_w_per_s == math.inf or help_w <= 0.0:
+        return help_w
+    held_j = state.site[row, Site.BATTERY_CHARGE_J] * params.site[SiteSpec.BATTERY_EFFICIENCY]
+    return float(min(help_w, math.sqrt(2.0 * up_w_per_s * BRIDGED * held_j)))
+
+
 @kernel
 def allowed_w(params: Params, state: State, row: int, seconds: float) -> float:
     """Return the facility power that keeps the limit up for the next ``seconds``, with what stores and units of the site can give then, W."""
-    help_w = storage_help_w(params, state, row, seconds) + battery_help_w(params, state, row, seconds)
+    help_w = storage_help_w(params, state, row, seconds) + bridge_w(params, state, row, seconds)
     # Units at the site follow the load: what they can give, and what those give that are being stopped.
     help_w += state.site[row, Site.RUNNING_W] + state.site[row, Site.STOPPING_W]
     return float(highest_w(params, state, row, seconds) + help_w)
@@ -79,7 +98,9 @@ def _ordered_w(params: Params, state: State, row: int, facility_w: float, elapse
     most_w = min(facility_w, battery_help_w(params, state, row, elapsed))
     out_w = 0.0
     if order > 0.0:
-        out_w = min(order * spec[SiteSpec.BATTERY_W], max(0.0, facility_w - lowest_w(params, state, row, elapsed)))
+        # No more than it can take back slowly enough: it must not be empty all at once.
+        out_w = min(order * spec[SiteSpec.BATTERY_W], bridge_w(params, state, row, elapsed))
+        out_w = min(out_w, max(0.0, facility_w - lowest_w(params, state, row, elapsed)))
     elif order < 0.0:
         left_w = min(site[Site.CAP_W] - site[Site.TRAIN_BURST_W], highest_w(params, state, row, elapsed)) - facility_w
         room_w = battery_room_w(params, state, row, elapsed)
@@ -95,7 +116,7 @@ def wanted_of_battery_w(params: Params, state: State, row: int, facility_w: floa
     if params.site[SiteSpec.BATTERY_W] <= 0.0:
         return 0.0
     if order >= 0.0:
-        most_w = min(facility_w, battery_help_w(params, state, row, elapsed))
+        most_w = min(facility_w, bridge_w(params, state, row, elapsed))
         return float(min(order * params.site[SiteSpec.BATTERY_W], most_w))
     left_w = site[Site.CAP_W] + site[Site.RUNNING_W] - site[Site.TRAIN_BURST_W] - facility_w
     room_w = min(left_w, battery_room_w(params, state, row, elapsed))
