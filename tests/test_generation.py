@@ -531,3 +531,30 @@ def test_a_site_file_reads_and_is_described() -> None:
     assert "on site: engine 1.000 MW" in text and "smr 0.500 MW" in text and "export up to 0.100 MW" in text
     spilled = [text for text in findings(dataclasses.replace(site, grid=None, cap_w=3e6)) if "generation" in text]
     assert len(spilled) == 1 and "spilled" in spilled[0]
+
+
+@pytest.mark.parametrize(("usd_per_mwh", "order"), [(20.0, 0.3), (80.0, -0.3)])
+def test_ramp_limits_do_not_move_units_away_from_what_is_cheap(usd_per_mwh: float, order: float) -> None:
+    # What a battery gives by order is not for the units to give as well, nor what it takes for the grid.
+    table = {
+        **{"based_on": "edge", "name": "Mine", "cap_w": 1.6e6, "electricity_usd_per_mwh": usd_per_mwh},
+        "generation": [{"kind": "engine", "power_w": 7e5, "must_run": True}],
+        "battery": {"power_w": 4e5, "energy_wh": 4e6, "initial_charge": 0.5},
+    }
+    made = []
+    for ramp in ({}, {"ramp": {"up_w_per_s": 1667.0, "down_w_per_s": 1667.0}}):
+        env = AIFactoryEnv(
+            site=load_site({**table, **ramp}),
+            scenario="steady",
+            levers=("clock", "active_racks", "battery"),
+            horizon_s=2400.0,
+            warmup_s=600.0,
+            start_time_s=12 * 3600.0,
+            lambda_tokens_per_joule=3.0,
+        )
+        env.reset(seed=1)
+        action = env.action_layout.encode(clock=0.7, racks=env.action_layout.racks, battery=order)
+        made.append([env.step(action)[4]["generation_power_w"] for _ in range(40)][-10:])
+    assert made[0] == pytest.approx([2.8e5 if order > 0.0 else 7e5] * 10, rel=1e-6)
+    # Units take the swings of the draw that the grid may not follow, a few kilowatts here; before, they ended at the other end of their range.
+    assert np.mean(made[1]) == pytest.approx(made[0][0], rel=0.05)

@@ -701,7 +701,7 @@ def test_describe_and_validate_tell_of_the_block(tmp_path: Path) -> None:
     ("table", "message"),
     [
         ({"rack": "gb300_nvl72"}, "racks"),
-        ({"rack": "gb300", "racks": 2}, "gb300_nvl72"),
+        ({"rack": "gb300", "racks": 2}, "training: rack: unknown value 'gb300'.*gb300_nvl72"),
         ({"rack": "gb300_nvl72", "racks": 0}, "training.racks"),
         ({"rack": "gb300_nvl72", "racks": 2, "periode_s": 1}, "periode_s"),
         ({"rack": "gb300_nvl72", "racks": 2, "clock": 1.2}, "training.clock"),

@@ -798,7 +798,11 @@ def _training(where: str, table: Any, racks: Mapping[str, Rack]) -> TrainingConf
     """Build a site's training block from its table, rack types of the user's own looked up first."""
     if isinstance(table, Mapping) and isinstance(table.get("rack"), str):
         table = {**table, "rack": racks.get(table["rack"], table["rack"])}
-    built: TrainingConfig = _subtable(where, TrainingConfig, table, ("rack", "racks"))
+    try:
+        built: TrainingConfig = _subtable(where, TrainingConfig, table, ("rack", "racks"))
+    except ConfigError as error:
+        # The catalogue does not know whose rack it was asked for.
+        raise ConfigError(f"{where}: {error}" if str(error).startswith("rack:") else str(error)) from None
     return built
 
 
@@ -876,7 +880,7 @@ def site_from_table(table: Mapping[str, Any], source: str = "site", folder: str 
         check_keys(source, table, required=("name",), optional=[*required[1:], *optional])
         table = _with_base(table, source, Path(folder))
     check_keys(source, table, required=required, optional=optional)
-    values = {key: value for key, value in table.items() if key != "based_on"}
+    values = dict(table)
     own = _own(f"{source}: own", values.pop("own", {}), Path(folder))
     if isinstance(values["model"], str):
         values["model"] = own["models"].get(values["model"], values["model"])
