@@ -106,12 +106,15 @@ def route(state: State, row: int, phase: int, group: int, size: int, work: float
     weights = state.weight[row, phase, group]
     carry = state.carry[row, phase, group, size]
     best = -1
+    most = -math.inf
+    # Which pool it is cannot be foreseen: choices between numbers, unlike branches, cost nothing when they were guessed wrong.
     for pool in range(weights.shape[0]):
-        if weights[pool] > 0.0:
-            carry[pool] += work * weights[pool]
-            if best < 0 or carry[pool] > carry[best]:
-                best = pool
-    carry[best] -= work
+        owed = carry[pool] + work * weights[pool]
+        carry[pool] = owed
+        better = (weights[pool] > 0.0) & (owed > most)
+        best = pool if better else best
+        most = owed if better else most
+    carry[best] = most - work
     return best
 
 

@@ -28,6 +28,13 @@ def push(keys: Array, slots: Array, size: int, key: float, slot: int) -> None:
 
 
 @inlined_kernel
+def _lesser(keys: Array, slots: Array, one: int, other: int) -> int:
+    """Return which of two entries comes first."""
+    after = (keys[other] < keys[one]) | ((keys[other] == keys[one]) & (slots[other] < slots[one]))
+    return other if after else one
+
+
+@inlined_kernel
 def pop(keys: Array, slots: Array, size: int) -> int:
     """Remove the smallest entry of a heap of ``size >= 1`` entries and return its slot; the caller takes one off its size."""
     top = slots[0]
@@ -37,14 +44,17 @@ def pop(keys: Array, slots: Array, size: int) -> int:
     parent = 0
     while True:
         first = 4 * parent + 1
-        if first >= last:
+        if first + 4 <= last:
+            # Which child is the least cannot be foreseen: choices between numbers cost nothing when they were guessed wrong.
+            left = _lesser(keys, slots, first, first + 1)
+            child = _lesser(keys, slots, left, _lesser(keys, slots, first + 2, first + 3))
+        elif first < last:
+            child = first
+            for other in range(first + 1, last):
+                child = _lesser(keys, slots, child, other)
+        else:
             break
-        child = first
-        least = keys[first]
-        for other in range(first + 1, min(first + 4, last)):
-            if keys[other] < least or (keys[other] == least and slots[other] < slots[child]):
-                child = other
-                least = keys[other]
+        least = keys[child]
         if key < least or (key == least and slot < slots[child]):
             break
         keys[parent] = least

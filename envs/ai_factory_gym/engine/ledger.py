@@ -35,7 +35,7 @@ MOST_HELD = 0.8
 _UPPER_EDGE_S = HISTOGRAM_LOW_S * 10.0 ** (np.arange(1, HISTOGRAM_BINS) / HISTOGRAM_BINS_PER_DECADE)
 """Upper edge of every bin but the last, s."""
 
-_PREFIX_BITS = 48
+_PREFIX_BITS = 47
 _LOWEST_PREFIX = int(np.float64(HISTOGRAM_LOW_S).view(np.int64)) >> _PREFIX_BITS
 _FIRST_BIN = np.searchsorted(
     _UPPER_EDGE_S,
@@ -44,7 +44,8 @@ _FIRST_BIN = np.searchsorted(
     ),
     side="right",
 )
-"""Lowest bin of the numbers that share sign, exponent and the first four bits after the point: faster than a logarithm."""
+"""Lowest bin of the numbers that share sign, exponent and the first five bits after the point, which at most one edge divides: faster
+than a logarithm."""
 
 
 @inlined_kernel
@@ -55,9 +56,7 @@ def histogram_bin(seconds: float) -> int:
     if seconds >= _UPPER_EDGE_S[-1]:
         return HISTOGRAM_BINS - 1
     index = int(_FIRST_BIN[(np.float64(seconds).view(np.int64) >> _PREFIX_BITS) - _LOWEST_PREFIX])
-    while seconds >= _UPPER_EDGE_S[index]:
-        index += 1
-    return index
+    return index + 1 if seconds >= _UPPER_EDGE_S[index] else index
 
 
 @inlined_kernel
