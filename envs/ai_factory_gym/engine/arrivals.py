@@ -162,12 +162,10 @@ def _enter(
     cohort[Cohort.PROMPT_SQ] = prompt_sq
     cohort[Cohort.CACHED] = 0.0
     cohort[Cohort.OUTPUT] = output
-    if deadline_s < math.inf:
-        cohort[Cohort.DEADLINE_S] = deadline_s
-    else:
-        cohort[Cohort.DEADLINE_S] = (
-            arrival_s + spec[ClassSpec.TTFT_A_S] + spec[ClassSpec.TTFT_B] * prompt + spec[ClassSpec.TTFT_C] * prompt_sq
-        )
+    promised_s = (
+        arrival_s + spec[ClassSpec.TTFT_A_S] + spec[ClassSpec.TTFT_B] * prompt + spec[ClassSpec.TTFT_C] * prompt_sq
+    )
+    cohort[Cohort.DEADLINE_S] = deadline_s if deadline_s < math.inf else promised_s
     cohort[Cohort.FIRST_TOKEN_S] = math.nan
     cohort[Cohort.G_ADMIT] = 0.0
     enter_s = arrival_s + state.cls[row, cls, Class.DELAY_S]
@@ -293,10 +291,9 @@ def _enter_cohort(
     if swing > 0.0:
         # By turns, and so that the cell's tokens stay within a cohort's of what they should be.
         owed = state.owed[row, place] + drawn[Draw.LONG_SHARE] * swing
-        if turn(number, place) * swing < owed:
-            output = drawn[Draw.OUTPUT_LONG]
-            owed -= swing
-        state.owed[row, place] = owed
+        is_long = turn(number, place) * swing < owed
+        output = drawn[Draw.OUTPUT_LONG] if is_long else output
+        state.owed[row, place] = owed - swing if is_long else owed
     shorter, value = _with_effort(params, state, row, cls, output)
     if shorter < output:
         value *= output / shorter

@@ -246,17 +246,18 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         if admitted != NOBODY:
             first_token(params, state, row, admitted, time_s + iteration / duty)
             admitted = NOBODY
+        # What comes next cannot be foreseen; chosen as a number, it is guessed once, not at every comparison.
         next_s = end_s if exact else pace_end_s
-        kind = 0
-        if ints[PoolInt.READY] > 0 and not blocked and ready_keys[0] < next_s:
-            next_s = max(time_s, ready_keys[0])
-            kind = 1
+        ready_s = ready_keys[0] if ints[PoolInt.READY] > 0 and not blocked else math.inf
+        enters = ready_s < next_s
+        next_s = max(time_s, ready_s) if enters else next_s
+        finish_s = math.inf
         if speed > 0.0:
             find_next(params, state, row, pool)
             finish_s = max(time_s, time_s + (finish_keys[0] - token_clock) / speed)
-            if finish_s <= next_s and finish_s < end_s:
-                next_s = finish_s
-                kind = 2
+        finishes = (finish_s <= next_s) & (finish_s < end_s)
+        next_s = finish_s if finishes else next_s
+        kind = 2 if finishes else 1 if enters else 0
         elapsed = next_s - time_s
         if elapsed > 0.0:
             generated = numbers[Pool.EMITTING] * speed * elapsed

@@ -293,14 +293,14 @@ def first_token(params: Params, state: State, row: int, slot: int, time_s: float
         counters[Class.TTFT_COUNT] += count
         state.histogram[row, cls, 0, histogram_bin(ttft_s)] += int(count)
     spec = params.cls[cls]
-    if spec[ClassSpec.DEFERRABLE] == 0.0:
-        if time_s > cohort[Cohort.DEADLINE_S]:
-            miss(params, state, row, slot)
-        else:
-            # One part in a billion absorbs the rounding of a request that runs at exactly its limit.
-            cohort[Cohort.DEADLINE_S] = (
-                time_s + spec[ClassSpec.TPOT_S] * (cohort[Cohort.OUTPUT] - 1.0) * (1.0 + 1e-9) + 1e-9
-            )
+    deadline_s = cohort[Cohort.DEADLINE_S]
+    promised = spec[ClassSpec.DEFERRABLE] == 0.0
+    if promised & (time_s > deadline_s):
+        miss(params, state, row, slot)
+    else:
+        # One part in a billion absorbs the rounding of a request that runs at exactly its limit.
+        last_s = time_s + spec[ClassSpec.TPOT_S] * (cohort[Cohort.OUTPUT] - 1.0) * (1.0 + 1e-9) + 1e-9
+        cohort[Cohort.DEADLINE_S] = last_s if promised else deadline_s
 
 
 @inlined_kernel
