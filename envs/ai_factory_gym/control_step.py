@@ -6,7 +6,7 @@ back and forth would cost as much as simulating them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ai_factory_gym.engine.ahead import FEW_ROWS, ask_for_row
 from ai_factory_gym.engine.arrivals import minute_of
 from ai_factory_gym.engine.kernel import DONE, NEEDS_SLOTS, apply_action, begin_step, close_window, run_step
 from ai_factory_gym.engine.layout import Array, Class, Params, Site, SiteSpec, State
-from ai_factory_gym.engine.reference import params_of, state_of
+from ai_factory_gym.engine.reference import params_of, refer, state_of
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.levers import decide_row
 from ai_factory_gym.metrics import write_info
@@ -36,6 +36,80 @@ class Episodes(NamedTuple):
     scored: Array  # bool[rows] whether the last step began inside it
     terms: Array  # float64[rows, TERMS] reward terms of the last step
     credit: Array  # float64[rows] worth of training work, good tokens per joule of its reference energy
+
+
+class Station(NamedTuple):
+    """Arrays that stay the same as long as a factory does, beside ``Params`` and ``State``.
+
+    Those of ``Episodes``, then room for the decisions of all rows (``Decision``), then ``ActionLayout.arrays``, then
+    ``ObservationLayout.scales``.
+    """
+
+    action: Array
+    start_s: Array
+    horizon_s: Array
+    price: Array
+    closed: Array
+    scored: Array
+    terms: Array
+    credit: Array
+    bias: Array
+    ceiling: Array
+    power_limit_w: Array
+    racks: Array
+    most_batch: Array
+    gate: Array
+    order: Array
+    own: Array
+    begins: Array
+    pool_racks: Array
+    racks_span: Array
+    most: Array
+    deferrable: Array
+    least_effort: Array
+    pairs: Array
+    batch: Array
+    nameplate_w: Array
+    rate: Array
+    ttft_s: Array
+    rack_w: Array
+    lever_begins: Array
+    part_begins: Array
+
+
+_NUMBERS_AND_AXES = {
+    "closed": (np.bool_, 1),
+    "scored": (np.bool_, 1),
+    "deferrable": (np.bool_, 1),
+    "racks": (np.int64, 2),
+    "own": (np.int64, 2),
+    "begins": (np.int64, 1),
+    "pool_racks": (np.int64, 2),
+    "pairs": (np.int64, 2),
+    "lever_begins": (np.int64, 1),
+    "part_begins": (np.int64, 1),
+    "bias": (np.float64, 4),
+    "gate": (np.float64, 3),
+    **dict.fromkeys(
+        ("action", "terms", "ceiling", "power_limit_w", "most_batch", "order", "racks_span", "most"), (np.float64, 2)
+    ),
+}
+"""Type of the numbers and count of the axes of a ``Station``'s arrays where these are not float64 and one."""
+
+
+def station_of(handed: Any) -> Station:
+    """Return in a kernel the ``Station`` whose ``Reference.handed`` it was given."""
+    return cast(Station, handed)
+
+
+refer(
+    Station,
+    {
+        name: (dtype, (None,) * axes)
+        for name, (dtype, axes) in ((name, _NUMBERS_AND_AXES.get(name, (np.float64, 1))) for name in Station._fields)
+    },
+    station_of,
+)
 
 
 class Outcome(NamedTuple):
@@ -87,23 +161,30 @@ def _truncated(state: State, row: int, horizon_s: float, drain_s: float) -> bool
 def _report(
     params: Params,
     state: State,
-    episodes: Episodes,
+    station: Station,
     outcome: Outcome,
     row: int,
-    scales: tuple[Array, ...],
     seen: tuple[float, float],
-    constants: Constants,
 ) -> None:
     """Write a row's observation and info."""
-    observe_row(params, state, row, episodes.start_s[row], episodes.action[row], scales, seen, outcome.observation[row])
+    scales = (
+        station.batch,
+        station.nameplate_w,
+        station.rate,
+        station.ttft_s,
+        station.rack_w,
+        station.lever_begins,
+        station.part_begins,
+    )
+    observe_row(params, state, row, station.start_s[row], station.action[row], scales, seen, outcome.observation[row])
     write_info(
         params,
         state.site[row],
         state.cls[row],
         state.cache[row],
         state.unit[row],
-        episodes.terms[row],
-        episodes.scored[row],
+        station.terms[row],
+        station.scored[row],
         outcome.info[row],
     )
 
@@ -112,29 +193,23 @@ def _report(
 def step_rows(
     params_table: Array,
     state_table: Array,
-    episode_arrays: tuple[Array, ...],
-    decision_arrays: tuple[Array, ...],
+    station_table: Array,
     outcome_arrays: tuple[Array, ...],
-    lever_arrays: tuple[Array, ...],
-    scales: tuple[Array, ...],
     seen: tuple[float, float],
     numbers: tuple[float, ...],
     rows: Array,
     path_start_s: Array,
     status: Array,
 ) -> int:
-    """Run, or resume, one control step of the given rows with the actions in ``Episodes.action``.
+    """Run, or resume, one control step of the given rows with the actions in ``Station.action``.
 
-    Tuples of arrays are handed over as plain tuples, which is cheaper than as named ones.
+    What comes anew with every step is handed over as plain tuples, which is cheaper than as named ones; the rest by reference.
 
     Args:
         params_table: ``Params`` by reference.
         state_table: ``State`` by reference.
-        episode_arrays: The arrays of ``Episodes``.
-        decision_arrays: Room for the decisions of all rows, as in ``Decision``.
+        station_table: ``Station`` by reference.
         outcome_arrays: The arrays of ``Outcome``, written.
-        lever_arrays: ``ActionLayout.arrays``.
-        scales: ``ObservationLayout.scales``.
         seen: ``ObservationLayout.constants``.
         numbers: ``Constants``.
         rows: int64[n] rows to run.
@@ -146,11 +221,9 @@ def step_rows(
     """
     params = params_of(params_table)
     state = state_of(state_table)
-    episodes = Episodes(*episode_arrays)
+    station = station_of(station_table)
     outcome = Outcome(*outcome_arrays)
     constants = Constants(*numbers)
-    bias, ceiling, power_limit_w, racks, most_batch, gate, order, own = decision_arrays
-    begins, pool_racks, racks_span, most, deferrable, least_effort, pairs = lever_arrays
     result = DONE
     for index in range(rows.shape[0]):
         row = rows[index]
@@ -158,37 +231,37 @@ def step_rows(
             continue
         if status[row] == FRESH:
             decide_row(
-                episodes.action[row],
-                begins,
-                pool_racks,
-                racks_span,
-                most,
-                deferrable,
-                least_effort,
-                pairs,
+                station.action[row],
+                station.begins,
+                station.pool_racks,
+                station.racks_span,
+                station.most,
+                station.deferrable,
+                station.least_effort,
+                station.pairs,
                 constants.clock_min,
-                bias[row],
-                ceiling[row],
-                power_limit_w[row],
-                racks[row],
-                most_batch[row],
-                gate[row],
-                order[row],
-                own[row],
+                station.bias[row],
+                station.ceiling[row],
+                station.power_limit_w[row],
+                station.racks[row],
+                station.most_batch[row],
+                station.gate[row],
+                station.order[row],
+                station.own[row],
             )
             begin_step(params, state, row)
             apply_action(
                 params,
                 state,
                 row,
-                bias[row],
-                ceiling[row],
-                power_limit_w[row],
-                racks[row],
-                most_batch[row],
-                gate[row],
-                order[row],
-                own[row],
+                station.bias[row],
+                station.ceiling[row],
+                station.power_limit_w[row],
+                station.racks[row],
+                station.most_batch[row],
+                station.gate[row],
+                station.order[row],
+                station.own[row],
             )
         if FEW_ROWS < rows.shape[0] and index + 1 < rows.shape[0]:
             after = rows[index + 1]
@@ -198,29 +271,29 @@ def step_rows(
             result = NEEDS_SLOTS
             continue
         site = state.site[row]
-        scored = not episodes.closed[row]
-        episodes.scored[row] = scored
+        scored = not station.closed[row]
+        station.scored[row] = scored
         outcome.reward[row] = reward_terms(
             site,
-            episodes.price[row],
+            station.price[row],
             constants.scale_tokens,
             constants.miss_weight,
             scored,
-            episodes.terms[row],
+            station.terms[row],
             constants.reward_kind,
             constants.scale_usd,
             constants.joules_per_kg,
-            episodes.credit[row],
+            station.credit[row],
             params.site[SiteSpec.TRAIN_USD_PER_S],
         )
-        if scored and site[Site.TIME_S] >= episodes.horizon_s[row] - 1e-6:
-            episodes.closed[row] = True
+        if scored and site[Site.TIME_S] >= station.horizon_s[row] - 1e-6:
+            station.closed[row] = True
             close_window(state, row)
         outcome.terminated[row] = site[Site.LONGEST_OVERDRAW_S] >= constants.breaker_s
-        outcome.truncated[row] = episodes.closed[row] and _truncated(
-            state, row, episodes.horizon_s[row], constants.drain_s
+        outcome.truncated[row] = station.closed[row] and _truncated(
+            state, row, station.horizon_s[row], constants.drain_s
         )
-        _report(params, state, episodes, outcome, row, scales, seen, constants)
+        _report(params, state, station, outcome, row, seen)
     return result
 
 
@@ -228,21 +301,18 @@ def step_rows(
 def report_rows(
     params_table: Array,
     state_table: Array,
-    episode_arrays: tuple[Array, ...],
+    station_table: Array,
     outcome_arrays: tuple[Array, ...],
-    scales: tuple[Array, ...],
     seen: tuple[float, float],
-    numbers: tuple[float, ...],
     rows: Array,
 ) -> None:
     """Write the observations and infos of rows as they are; arguments as ``step_rows``."""
     params = params_of(params_table)
     state = state_of(state_table)
-    episodes = Episodes(*episode_arrays)
+    station = station_of(station_table)
     outcome = Outcome(*outcome_arrays)
-    constants = Constants(*numbers)
     for index in range(rows.shape[0]):
-        _report(params, state, episodes, outcome, rows[index], scales, seen, constants)
+        _report(params, state, station, outcome, rows[index], seen)
 
 
 def new_episodes(rows: int, actions: int, terms: int) -> Episodes:

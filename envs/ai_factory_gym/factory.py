@@ -18,6 +18,7 @@ from ai_factory_gym.control_step import (
     Constants,
     Episodes,
     Outcome,
+    Station,
     new_episodes,
     new_outcome,
     outside,
@@ -190,15 +191,19 @@ class Factory:
             breaker_s=math.inf if task.site.brake.enabled else BREAKER_S,
             drain_s=DRAIN_LIMIT_S if task.drain else 0.0,
         )
-        # Plain tuples: what a kernel is handed at every step.
-        self._fixed_arrays = (self.action_layout.arrays, self.observation_layout.scales)
         self._fixed_numbers = (self.observation_layout.constants, tuple(self._constants))
-        decision = no_decision(rows, self.params)
-        self._decision = tuple(getattr(decision, field.name) for field in dataclasses.fields(decision))
         self._params = Reference(self.params)
         self._status = np.zeros(rows, dtype=np.int64)
         self._episodes = new_episodes(rows, self.action_layout.size, len(TERMS))
-        self._episode_arrays = tuple(self._episodes)
+        decision = no_decision(rows, self.params)
+        self._station = Reference(
+            Station(
+                *self._episodes,
+                *(getattr(decision, field.name) for field in dataclasses.fields(decision)),
+                *self.action_layout.arrays,
+                *self.observation_layout.scales,
+            )
+        )
         self._episodes.price[:] = reward_of(task.reward).price_share * task.energy_price
         self._begun: set[int] = set()
 
@@ -514,17 +519,13 @@ class Factory:
 
         Calls for different rows may run side by side in threads.
         """
-        levers, scales = self._fixed_arrays
         seen, numbers = self._fixed_numbers
         return int(
             step_rows(
                 self._params.handed,
                 self.engine.reference.handed,
-                self._episode_arrays,
-                self._decision,
+                self._station.handed,
                 tuple(outcome),
-                levers,
-                scales,
                 seen,
                 numbers,
                 rows,
@@ -535,16 +536,13 @@ class Factory:
 
     def report(self, rows: Array, outcome: Outcome) -> None:
         """Write the observations and infos of rows as they are."""
-        _, scales = self._fixed_arrays
-        seen, numbers = self._fixed_numbers
+        seen, _ = self._fixed_numbers
         report_rows(
             self._params.handed,
             self.engine.reference.handed,
-            self._episode_arrays,
+            self._station.handed,
             tuple(outcome),
-            scales,
             seen,
-            numbers,
             rows,
         )
 
@@ -571,6 +569,6 @@ class Factory:
                 "snapshot: must come from an environment of the same site, classes, resolution, trace, levers and rows."
             )
         self.engine.restore(saved.engine)
-        self._episodes = Episodes(*(array.copy() for array in saved.episodes))
-        self._episode_arrays = tuple(self._episodes)
+        for array, was in zip(self._episodes, saved.episodes, strict=True):
+            array[...] = was
         self._begun = set(range(self.rows))

@@ -10,6 +10,7 @@ in a table (``Reference``); kernels hand on its address, and look up in it what 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -118,11 +119,21 @@ _COLUMNS: dict[str, Axes] = {
 """Axes of ``Params``; every field is named here."""
 
 _WHOLE = ("trace_cell", "seen_begin")
+"""Arrays of ``Params`` whose numbers are integers."""
 
-_REFERRED = {
-    Params: Referred("Params", {n: (np.int64 if n in _WHOLE else np.float64, _COLUMNS[n]) for n in Params._fields}),
-    State: Referred("State", _varying(_example(1), _example(2))),
-}
+_REFERRED: dict[type, Referred] = {}
+
+
+def refer(arrays: type, axes: Mapping[str, tuple[Any, Axes]], look: Callable[[Any], Any]) -> None:
+    """Make it known how a named tuple of arrays is handed to kernels.
+
+    Args:
+        arrays: The named tuple's type.
+        axes: Of each of its arrays: type of its numbers, and axes.
+        look: What a kernel calls to get the arrays from what it was handed.
+    """
+    _REFERRED[arrays] = Referred(arrays.__name__, axes)
+    found_at(_REFERRED[arrays], look)
 
 
 def params_of(handed: Any) -> Params:
@@ -135,5 +146,5 @@ def state_of(handed: Any) -> State:
     return cast(State, handed)
 
 
-found_at(_REFERRED[Params], params_of)
-found_at(_REFERRED[State], state_of)
+refer(Params, {n: (np.int64 if n in _WHOLE else np.float64, _COLUMNS[n]) for n in Params._fields}, params_of)
+refer(State, _varying(_example(1), _example(2)), state_of)
