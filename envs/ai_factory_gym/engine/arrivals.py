@@ -75,8 +75,8 @@ def group_of(params: Params, cls: int, prompt: float) -> int:
     """Return the routing group of a request: the groups of a model lie side by side, one per bin of prompt length."""
     edges = params.group_edges.shape[0]
     place = 0
-    while place < edges and prompt > params.group_edges[place]:
-        place += 1
+    for edge in range(edges):
+        place += 1 if prompt > params.group_edges[edge] else 0
     return int(params.cls[cls, ClassSpec.MODEL]) * (edges + 1) + place
 
 
@@ -644,13 +644,13 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
         if time_s >= end_s:
             break
         pick = uniform(stream) * total
+        # The first class at whose end the pick is used up, counted without a branch that could not be foreseen.
         cls = 0
-        while cls < classes - 1:
-            if params.cls[cls, ClassSpec.DEFERRABLE] == 0.0:
-                pick -= state.rate[row, cls, minute]
-                if pick < 0.0:
-                    break
-            cls += 1
+        beyond = 1
+        for passed in range(classes - 1):
+            pick -= state.rate[row, passed, minute] if params.cls[passed, ClassSpec.DEFERRABLE] == 0.0 else 0.0
+            beyond = beyond if pick >= 0.0 else 0
+            cls += beyond
         prompt, output = _draw_request(params, state, row, cls)
         _enter_request(params, state, row, cls, time_s, prompt, output, math.inf, -1, False)
 

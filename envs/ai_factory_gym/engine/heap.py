@@ -28,10 +28,29 @@ def push(keys: Array, slots: Array, size: int, key: float, slot: int) -> None:
 
 
 @inlined_kernel
-def _lesser(keys: Array, slots: Array, one: int, other: int) -> int:
-    """Return which of two entries comes first."""
-    after = (keys[other] < keys[one]) | ((keys[other] == keys[one]) & (slots[other] < slots[one]))
-    return other if after else one
+def _least_of_some(keys: Array, slots: Array, first: int, end: int) -> int:
+    """Return which of the entries from ``first`` up to ``end`` comes first."""
+    least = first
+    for other in range(first + 1, end):
+        if keys[other] < keys[least] or (keys[other] == keys[least] and slots[other] < slots[least]):
+            least = other
+    return least
+
+
+@inlined_kernel
+def _least_of_four(keys: Array, slots: Array, first: int) -> int:
+    """Return which of four entries comes first.
+
+    Which one it is cannot be foreseen: choices between numbers, unlike branches, cost nothing when they were guessed wrong.
+    """
+    key_0, key_1, key_2, key_3 = keys[first], keys[first + 1], keys[first + 2], keys[first + 3]
+    left = first + 1 if key_1 < key_0 else first
+    right = first + 3 if key_3 < key_2 else first + 2
+    left_key = key_1 if key_1 < key_0 else key_0
+    right_key = key_3 if key_3 < key_2 else key_2
+    if (key_0 == key_1) | (key_2 == key_3) | (left_key == right_key):
+        return int(_least_of_some(keys, slots, first, first + 4))
+    return right if right_key < left_key else left
 
 
 @inlined_kernel
@@ -41,25 +60,23 @@ def pop(keys: Array, slots: Array, size: int) -> int:
     last = size - 1
     key = keys[last]
     slot = slots[last]
-    parent = 0
+    # The hole goes down all the way, and then up again by as much as the last entry, which fills it, is too small: it seldom is, and
+    # how far it is down is known.
+    hole = 0
     while True:
-        first = 4 * parent + 1
+        first = 4 * hole + 1
         if first + 4 <= last:
-            # Which child is the least cannot be foreseen: choices between numbers cost nothing when they were guessed wrong.
-            left = _lesser(keys, slots, first, first + 1)
-            child = _lesser(keys, slots, left, _lesser(keys, slots, first + 2, first + 3))
+            child = _least_of_four(keys, slots, first)
         elif first < last:
-            child = first
-            for other in range(first + 1, last):
-                child = _lesser(keys, slots, child, other)
+            child = _least_of_some(keys, slots, first, last)
         else:
             break
         least = keys[child]
         if key < least or (key == least and slot < slots[child]):
             break
-        keys[parent] = least
-        slots[parent] = slots[child]
-        parent = child
-    keys[parent] = key
-    slots[parent] = slot
+        keys[hole] = least
+        slots[hole] = slots[child]
+        hole = child
+    keys[hole] = key
+    slots[hole] = slot
     return int(top)

@@ -195,17 +195,17 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
             numbers[Pool.QUEUED] -= 1.0
             numbers[Pool.QUEUED_WORK] -= server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
             _start_exact(params, state, row, pool, slot, rate, time_s)
-        next_s = end_s
-        kind = 0
+        # As in decode: what comes next is chosen as a number.
         head = ints[PoolInt.INBOX_HEAD]
-        if head != NOBODY and state.cohort[row, head, Cohort.KEY] < next_s:
-            next_s = max(time_s, state.cohort[row, head, Cohort.KEY])
-            kind = 1
+        arrival_s = state.cohort[row, head, Cohort.KEY] if head != NOBODY else math.inf
+        arrives = arrival_s < end_s
+        next_s = max(time_s, arrival_s) if arrives else end_s
+        finish_s = math.inf
         if ints[PoolInt.DUE] > 0 and speed > 0.0:
             finish_s = max(time_s, time_s + (keys[0] - numbers[Pool.W]) / speed)
-            if finish_s < next_s:
-                next_s = finish_s
-                kind = 2
+        finishes = finish_s < next_s
+        next_s = finish_s if finishes else next_s
+        kind = 2 if finishes else 1 if arrives else 0
         elapsed = next_s - time_s
         if elapsed > 0.0:
             numbers[Pool.W] += speed * elapsed
