@@ -125,7 +125,7 @@ class _Kernel(CPUDispatcher):
     """A kernel as Python calls it."""
 
     @functools.cached_property
-    def _part(self) -> _Part:
+    def _part(self) -> Any:
         """The same kernel as other kernels call it."""
         return _Part(self.py_func, targetoptions=self.targetoptions, pipeline_class=_PartCompiler)
 
@@ -143,7 +143,7 @@ def _compiled(function: Function, *, inline: bool) -> Function:
     dispatcher: Any = _Kernel(function, targetoptions=_OPTIONS | {"forceinline": inline})
     dispatcher.enable_caching()
     _stamp(dispatcher)
-    return dispatcher  # type: ignore[no-any-return]
+    return dispatcher
 
 
 def kernel(function: Function) -> Function:
