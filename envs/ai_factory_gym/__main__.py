@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     show.add_argument("--rate-scale", type=float, default=1.0, help="factor on the trace's rate")
     check = commands.add_parser("validate", help="say what is wrong, or unlikely to be meant, in a site of your own")
     check.add_argument("site", nargs="+", help="TOML file or site name")
-    commands.add_parser("warmup", help="compile and cache the kernels (about five minutes, once)")
+    commands.add_parser("warmup", help="compile and cache the kernels (about a minute, once)")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "describe":
