@@ -27,7 +27,7 @@ from ai_factory_agents.policies.residual import RESIDUAL_RULES, make_rule
 from ai_factory_agents.run_directory import RunDirectory
 from ai_factory_agents.vec_env import HOUR_S, FactoryVecEnv, ResidualVecEnv, draw_windows, rule_rewards
 from ai_factory_gym import TASKS, __version__
-from ai_factory_gym.console import ends_with_its_reader
+from ai_factory_gym.console import ends_with_its_reader, gathered
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.evaluation import (
     EVALUATION_SEEDS,
@@ -432,9 +432,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, train, return the exit status: 0, 2 for input that cannot be used, 130 when stopped."""
     import tyro
 
-    settings = tyro.cli(Settings, args=argv)
     try:
-        train(settings)
+        train(tyro.cli(Settings, args=gathered(argv, Settings)))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
