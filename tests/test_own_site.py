@@ -196,7 +196,9 @@ def test_describe_shows_the_parts_around_the_racks() -> None:
     line = _parts(dataclasses.replace(site, training=block))[3]
     assert line.startswith(lines[3])
     assert line.endswith("; 0.68 a day among the 20 racks of the training block, each of which stops its job")
-    down = draw_block_outages(np.random.default_rng(0), ReliabilityConfig(hardware_share=0.0), 1.0, 72 * 20, 1440 * 4000)
+    down = draw_block_outages(
+        np.random.default_rng(0), ReliabilityConfig(hardware_share=0.0), 1.0, 72 * 20, 1440 * 4000
+    )
     assert down.sum() / 4000.0 == pytest.approx(0.68, rel=0.05)
 
 

@@ -235,7 +235,9 @@ def _parts(site: SiteConfig) -> list[str]:
         gpus = sum(pool.racks * pool.gpus_per_rack for pool in own)
         lines.append(
             f"reliability: {24.0 * gpus * site.reliability.gpu_faults_per_hour:.2f} faults a day among {racks} racks, repairs of "
-            f"{site.reliability.repair_s / 3600.0:.3g} h" + _in_part(site.reliability) + _of_block(site, site.reliability)
+            f"{site.reliability.repair_s / 3600.0:.3g} h"
+            + _in_part(site.reliability)
+            + _of_block(site, site.reliability)
         )
     if site.training is not None:
         lines.append(_block(site, site.training))
