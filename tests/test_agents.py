@@ -450,6 +450,7 @@ def test_artefact_refuses_other_sites_and_files(run: RunDirectory, tmp_path: Pat
         ({"eval_hours": -1.0}, "eval_hours"),
         ({"eval_hours": 0.505}, "eval_hours.*minutes"),
         ({"final_seeds": -1}, "final_seeds"),
+        ({"env": ("resolution=coarse",)}, "env: resolution is not allowed; training sets"),
         ({"resume": Path("nowhere")}, "nowhere.*not the directory of a run"),
     ],
 )

@@ -153,7 +153,7 @@ def check_settings(settings: Settings) -> None:
         scenario(name)
 
 
-OWN_ARGUMENTS = ("scenario", "start_time_s", "horizon_s", "miss_weight", "drain")
+OWN_ARGUMENTS = ("scenario", "start_time_s", "horizon_s", "miss_weight", "drain", "resolution", "trace")
 """Arguments of the environment that training and evaluation set themselves."""
 
 
@@ -163,10 +163,12 @@ def environment_of(settings: Settings) -> dict[str, Any]:
     Raises:
         ConfigError: For what is no ``KEY=VALUE``, or one of ``OWN_ARGUMENTS``.
     """
-    parsed = parse_env(settings.env)
-    for key in OWN_ARGUMENTS:
-        if key in parsed:
+    # First: what is said of these otherwise is how to give them to an evaluation.
+    for pair in settings.env:
+        key = pair.partition("=")[0]
+        if key in OWN_ARGUMENTS:
             raise ConfigError(f"env: {key} is not allowed; training sets {', '.join(OWN_ARGUMENTS)} itself.")
+    parsed = parse_env(settings.env)
     site = parsed.get("site")
     if isinstance(site, str) and site.endswith(".toml"):
         parsed["site"] = str(Path(site).resolve())
