@@ -164,10 +164,14 @@ def environment_of(settings: Settings) -> dict[str, Any]:
         ConfigError: For what is no ``KEY=VALUE``, or one of ``OWN_ARGUMENTS``.
     """
     # First: what is said of these otherwise is how to give them to an evaluation.
+    own = {field.name for field in dataclasses.fields(Settings)}
     for pair in settings.env:
-        key = pair.partition("=")[0]
+        key, _, value = pair.partition("=")
         if key in OWN_ARGUMENTS:
-            raise ConfigError(f"env: {key} is not allowed; training sets {', '.join(OWN_ARGUMENTS)} itself.")
+            hint = f"training sets {', '.join(OWN_ARGUMENTS)} itself"
+            if key in own:
+                hint = f"give it as --{key.replace('_', '-')} {value}"
+            raise ConfigError(f"env: {pair!r} is not allowed; {hint}.")
     parsed = parse_env(settings.env)
     site = parsed.get("site")
     if isinstance(site, str) and site.endswith(".toml"):
