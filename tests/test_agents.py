@@ -450,6 +450,8 @@ def test_artefact_refuses_other_sites_and_files(run: RunDirectory, tmp_path: Pat
         ({"eval_hours": -1.0}, "eval_hours"),
         ({"eval_hours": 0.505}, "eval_hours.*minutes"),
         ({"final_seeds": -1}, "final_seeds"),
+        ({"env": ("resolution=coarse",)}, "env: 'resolution=coarse' is not allowed; training sets"),
+        ({"env": ("miss_weight=3",)}, "env: 'miss_weight=3' is not allowed; give it as --miss-weight 3"),
         ({"resume": Path("nowhere")}, "nowhere.*not the directory of a run"),
     ],
 )

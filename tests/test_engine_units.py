@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba import njit
+from numba import config, njit
 from scipy import stats
 
 from ai_factory_gym import jit
@@ -645,3 +645,50 @@ def test_a_reference_refuses_arrays_that_kernels_do_not_expect() -> None:
     ):
         with pytest.raises(TypeError, match="pool"):
             Reference(state._replace(pool=wrong))
+
+
+OUT_OF_BOUNDS = """
+from ai_factory_gym.engine.layout import Pool, allocate
+from ai_factory_gym.engine.reference import _COEFFICIENTS, Reference, state_of
+from ai_factory_gym.jit import inlined_kernel, kernel
+import inspect
+
+sizes = [name for name in inspect.signature(allocate).parameters if name != "coefficients"]
+reference = Reference(allocate(**dict.fromkeys(sizes, 2), coefficients=_COEFFICIENTS))
+
+
+@inlined_kernel
+def inner(state, row, pool, column):
+    return state.pool[row][pool, column]
+
+
+@kernel
+def read(table, row, pool, column):
+    return inner(state_of(table), row, pool, column)
+
+
+@kernel
+def write(table, row, pool, column):
+    of_pool = state_of(table).pool[row, pool]
+    of_pool[column] = 1.0
+
+
+for touch in (read, write):
+    touch(reference.handed, 1, 1, len(Pool) - 1)
+    for place in ((2, 0, 0), (-1, 0, 0), (0, 2, 0), (0, -1, 0), (0, 0, len(Pool)), (0, 0, -1)):
+        try:
+            touch(reference.handed, *place)
+        except IndexError:
+            continue
+        raise SystemExit(f"{touch.py_func.__name__} of {place} was not noticed")
+"""
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="is about compiled kernels")
+def test_an_index_out_of_bounds_is_found_where_it_is_asked_for(tmp_path: Path) -> None:
+    # An index that is never negative is not asked for its sign: this is how one that is can be found.
+    script = tmp_path / "out_of_bounds.py"
+    script.write_text(OUT_OF_BOUNDS, encoding="utf-8")
+    asked = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, str(script)], env=asked, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

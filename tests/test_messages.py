@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 
 import ai_factory_agents
-from ai_factory_gym.errors import ConfigError, PolicyRefused
+from ai_factory_gym.errors import ConfigError, PolicyRefused, unknown
 from ai_factory_gym.evaluation import cli, evaluate
-from ai_factory_gym.grid.series import SeriesEventSpec
-from ai_factory_gym.params import at_hottest, build_params, resolution, served_classes
+from ai_factory_gym.grid.series import SeriesEventSpec, load_series
+from ai_factory_gym.params import at_hottest, build_params, resolution, served_classes, with_block
 from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.sites import load_site
 from ai_factory_gym.workload.classes import load_classes
+from ai_factory_gym.workload.traces import load_trace
 from tests.fake_factory import TASK, Throttle
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +86,45 @@ def test_a_rule_that_refuses_the_site_is_named_and_the_others_run(capsys: pytest
 def test_env_arguments(pair: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         cli.parse_env([pair])
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "scenario"),
+    [
+        ("--env a=1 b=2 --scenario x y", ("a=1", "b=2"), ("x", "y")),
+        ("--env a=1 --env b=2", ("a=1", "b=2"), ("diurnal",)),
+        ("--env=a=1 --scenario x --seeds 3 --env b=2 c=-3 --scenario=y", ("a=1", "b=2", "c=-3"), ("x", "y")),
+        ("--scenario x --env --scenario y -1", (), ("x", "y", "-1")),
+    ],
+)
+def test_an_option_given_twice_has_the_values_of_both(
+    words: str, env: tuple[str, ...], scenario: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[cli.Arguments] = []
+    monkeypatch.setattr(cli, "run", lambda arguments, *_: taken.append(arguments) or [])
+    monkeypatch.setattr(cli, "report", lambda *_: "")
+    assert cli.main(resolve, words.split()) == 0
+    assert (taken[0].env, taken[0].scenario) == (env, scenario)
+    # As from the shell.
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words.split()])
+    assert cli.main(resolve) == 0
+    assert taken[1] == taken[0]
+
+
+def test_an_option_of_training_given_twice_has_the_values_of_both_or_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = pytest.importorskip("ai_factory_agents.training")
+    taken: list[Any] = []
+    monkeypatch.setattr(training, "train", taken.append)
+    words = "--env site=a.toml --residual-levers clock --residual_levers active_racks --env resolution=coarse --seed 1 --seed 2"
+    assert training.main([*words.split(), "--window-hours", "1", "2"]) == 0
+    assert taken[0].env == ("site=a.toml", "resolution=coarse")
+    assert taken[0].residual_levers == ("clock", "active_racks")
+    # One value each: the last one, as everywhere.
+    assert taken[0].seed == 2 and taken[0].window_hours == (1.0, 2.0)
+    assert training.main("--window-hours 1 2 --seed 1 --window-hours 3 4".split()) == 2
+    assert capsys.readouterr().err == "error: window_hours: --window-hours is given twice.\n"
 
 
 def test_no_agent_ships_for_a_site_of_ones_own() -> None:
@@ -199,3 +240,87 @@ def test_a_reader_that_stops_gets_no_traceback(command: list[str]) -> None:
         f"{sys.executable} {' '.join(command)} | true", shell=True, cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
+
+
+SITE = """
+name = "Mine"
+cap_w = 4e5
+model = "deepseek-r1"
+demand_rps = 100.0
+mix = {{ chat = 1.0 }}
+pools = [
+    {{ rack = "gb300_nvl72", phase = "prefill", racks = 1, dp = 4 }},
+    {{ rack = "gb300_nvl72", phase = "decode", racks = 1, dp = 8, mtp = true }},
+]
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("clock_min = 3.0", "site 'my_site.toml': clock_min: 3.0 is not allowed; must be a number in [0.2, 0.75]."),
+        ("dwel_s = 3.0", "site 'my_site.toml': unknown key 'dwel_s'; "),
+        ("[ramp]", "site 'my_site.toml': ramp: limits nothing; "),
+        ("[grid]\nexport_w = 5.0", "site 'my_site.toml': grid.export_w: a site without [[generation]] "),
+        ("[own]\nclasses = 'no.toml'", "site 'my_site.toml': own: classes: cannot read 'no.toml' "),
+        ("[own]\nclasses = 'bad.toml'", "site 'my_site.toml': own: classes: 'bad.toml' is not valid TOML "),
+        ("[own]\nmodels = 'no.toml'", "site 'my_site.toml': own: models: 'no.toml': cannot be read "),
+        ("[own]\nracks = 'bad.toml'", "site 'my_site.toml': own: racks: 'bad.toml': not valid TOML "),
+        ("[own]\nracks = 'empty.toml'", "site 'my_site.toml': own: racks: empty.toml: missing key(s) racks; "),
+        ("[series]\ncarbon = 'no.csv'", "site 'my_site.toml': series carbon: 'no.csv': cannot be read "),
+        (
+            "[series]\ncarbon = 'rows.csv'",
+            "site 'my_site.toml': series carbon: 'rows.csv': line 3: g_per_kwh: 'x' is not a number.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("based", [False, True])
+def test_a_site_file_is_named_once(
+    more: str, message: str, based: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.toml").write_text("a = =", encoding="utf-8")
+    Path("empty.toml").write_text("", encoding="utf-8")
+    Path("rows.csv").write_text("hour,g_per_kwh\n0,1\n1,x\n", encoding="utf-8")
+    if based:
+        Path("base.toml").write_text(SITE.format(more=""), encoding="utf-8")
+    own = f'name = "Other"\nbased_on = "base.toml"\n{more}' if based else SITE.format(more=more)
+    Path("my_site.toml").write_text(own, encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load_site("my_site.toml")
+    text = str(refused.value)
+    assert text.startswith(message)
+    assert "Mine" not in text and "Other" not in text
+    named = re.findall(r"[\w.]+\.(?:toml|csv)", text)
+    assert len(named) == len(set(named))
+
+
+def test_a_site_without_a_file_is_named_as_it_calls_itself() -> None:
+    with pytest.raises(ConfigError, match="^site 's': clock_min: 3.0 is not allowed"):
+        load_site(site(clock_min=3.0))
+
+
+def test_a_scenario_is_named_where_its_training_block_cannot_be_built(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'description = "x"\ndaily = true\noverdispersion = 1.0\ndeferrable = true\n[training_block]\ncap_share = 0.1\nrack = "gb300"\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match="^scenario 'mine': training_block: rack: unknown value 'gb300'.*nvl72'"):
+        with_block(load_site(site()), scenario(path))
+
+
+def test_allowed_names_are_listed_once() -> None:
+    assert str(unknown("model", "z", ["b", "a", "b"])) == "model: unknown value 'z'; allowed: a, b."
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:40], lambda packed: packed[:12] + b"\xff" * 8 + packed[20:]])
+def test_a_damaged_file_is_refused(damage: Any, tmp_path: Path) -> None:
+    path = tmp_path / "prices.csv.gz"
+    rows = "".join(f"{hour},{30.0 + 7.0 * (hour % 5)}\n" for hour in range(48))
+    path.write_bytes(damage(gzip.compress(f"hour,usd_per_mwh\n{rows}".encode(), mtime=0)))
+    with pytest.raises(ConfigError, match="^series electricity: '.*prices.csv.gz': is not a text file in UTF-8 or is"):
+        load_series(path, "electricity")
+    with pytest.raises(ConfigError, match="^trace '.*prices.csv.gz': is not a text file in UTF-8 or is damaged"):
+        load_trace(path)

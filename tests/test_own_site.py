@@ -16,9 +16,11 @@ from ai_factory_gym.__main__ import main
 from ai_factory_gym.describe import _parts, describe, plot_day
 from ai_factory_gym.params import served_classes
 from ai_factory_gym.registration import CUSTOM
+from ai_factory_gym.scenarios.training import draw_block_outages
 from ai_factory_gym.sites import BatteryConfig, load_site, site_names
 from ai_factory_gym.sites.money import MoneyConfig, Tariff
 from ai_factory_gym.sites.reliability import ReliabilityConfig
+from ai_factory_gym.sites.training import TrainingConfig
 from ai_factory_gym.task import estimated_lambda, frozen_lambdas
 from ai_factory_gym.validate import findings, validate
 from tests import random_sites
@@ -189,6 +191,15 @@ def test_describe_shows_the_parts_around_the_racks() -> None:
     assert lines[2] == f"money: served requests pay {per_request * edge.demand_rps * 3600.0:,.0f} USD/h at mean demand"
     assert "faults a day among 16 racks, repairs of 4 h" in lines[3]
     assert _parts(edge) == []
+    # The racks that train fail as well.
+    block = TrainingConfig(rack="gb300_nvl72", racks=20)
+    line = _parts(dataclasses.replace(site, training=block))[3]
+    assert line.startswith(lines[3])
+    assert line.endswith("; 0.68 a day among the 20 racks of the training block, each of which stops its job")
+    down = draw_block_outages(
+        np.random.default_rng(0), ReliabilityConfig(hardware_share=0.0), 1.0, 72 * 20, 1440 * 4000
+    )
+    assert down.sum() / 4000.0 == pytest.approx(0.68, rel=0.05)
 
 
 def test_describe_says_what_binds(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from ai_factory_agents.callbacks import score
 from ai_factory_agents.hyperparameters import ZOO_KEYS, load_hyperparameters
 from ai_factory_agents.run_directory import RunDirectory
 from ai_factory_agents.training import CLASSES, Settings, check_settings, train
-from ai_factory_gym.console import ends_with_its_reader
+from ai_factory_gym.console import ends_with_its_reader, gathered
 from ai_factory_gym.errors import ConfigError, check_count, unknown
 from ai_factory_gym.evaluation import write_csv
 from ai_factory_gym.evaluation.backends import check_backend, distribute, pack
@@ -200,11 +200,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 1 when a run failed, 2 for input that cannot be used, 130 when stopped."""
     import tyro
 
-    arguments, options = tyro.cli(
-        Arguments, args=argv, prog="python -m ai_factory_agents.sweep", return_unknown_args=True
-    )
     try:
-        trials = combinations(arguments.seeds, arguments.vary, options)
+        arguments, options = tyro.cli(
+            Arguments,
+            args=gathered(argv, Arguments),
+            prog="python -m ai_factory_agents.sweep",
+            return_unknown_args=True,
+        )
+        trials = combinations(arguments.seeds, arguments.vary, gathered(options, Settings))
         rows = sweep(trials, arguments.directory, jobs=arguments.jobs, backend=arguments.backend)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -27,7 +27,7 @@ from ai_factory_agents.policies.residual import RESIDUAL_RULES, make_rule
 from ai_factory_agents.run_directory import RunDirectory
 from ai_factory_agents.vec_env import HOUR_S, FactoryVecEnv, ResidualVecEnv, draw_windows, rule_rewards
 from ai_factory_gym import TASKS, __version__
-from ai_factory_gym.console import ends_with_its_reader
+from ai_factory_gym.console import ends_with_its_reader, gathered
 from ai_factory_gym.errors import ConfigError, check_range, unknown
 from ai_factory_gym.evaluation import (
     EVALUATION_SEEDS,
@@ -153,7 +153,7 @@ def check_settings(settings: Settings) -> None:
         scenario(name)
 
 
-OWN_ARGUMENTS = ("scenario", "start_time_s", "horizon_s", "miss_weight", "drain")
+OWN_ARGUMENTS = ("scenario", "start_time_s", "horizon_s", "miss_weight", "drain", "resolution", "trace")
 """Arguments of the environment that training and evaluation set themselves."""
 
 
@@ -163,10 +163,16 @@ def environment_of(settings: Settings) -> dict[str, Any]:
     Raises:
         ConfigError: For what is no ``KEY=VALUE``, or one of ``OWN_ARGUMENTS``.
     """
+    # First: what is said of these otherwise is how to give them to an evaluation.
+    own = {field.name for field in dataclasses.fields(Settings)}
+    for pair in settings.env:
+        key, _, value = pair.partition("=")
+        if key in OWN_ARGUMENTS:
+            hint = f"training sets {', '.join(OWN_ARGUMENTS)} itself"
+            if key in own:
+                hint = f"give it as --{key.replace('_', '-')} {value}"
+            raise ConfigError(f"env: {pair!r} is not allowed; {hint}.")
     parsed = parse_env(settings.env)
-    for key in OWN_ARGUMENTS:
-        if key in parsed:
-            raise ConfigError(f"env: {key} is not allowed; training sets {', '.join(OWN_ARGUMENTS)} itself.")
     site = parsed.get("site")
     if isinstance(site, str) and site.endswith(".toml"):
         parsed["site"] = str(Path(site).resolve())
@@ -432,9 +438,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, train, return the exit status: 0, 2 for input that cannot be used, 130 when stopped."""
     import tyro
 
-    settings = tyro.cli(Settings, args=argv)
     try:
-        train(settings)
+        train(tyro.cli(Settings, args=gathered(argv, Settings)))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ai_factory_gym import AIFactoryEnv
+from ai_factory_gym.engine.layout import World
 from ai_factory_gym.scenarios import Scenario, scenario, scenario_names
 from ai_factory_gym.workload.demand import OTHER_MODELS, SITES_MODEL, ShiftSpec
 
@@ -122,7 +124,8 @@ This page is written by `python docs/tables/scenarios.py`.
 ![Demand by class and cap of one day](images/{PICTURE.name})
 
 One day of the site `{SITE}` (`model_mix_shift`: of [two_models.toml](../examples/sites/two_models.toml)), evaluation seed {SEED}: requests per
-second by class (colours, left) and the cap (line, right, share of the base cap).
+second by class (colours, left) and the cap (line, right, share of the base cap); below, when a training block has work. What prices, weather,
+coincident peaks, faults and a mismatch do is not in it: they change neither.
 """
 
 
@@ -218,9 +221,14 @@ def draw() -> None:
     import matplotlib.pyplot as plt
 
     names = scenario_names()
-    figure, axes = plt.subplots((len(names) + 1) // 2, 2, figsize=(11, 2.1 * ((len(names) + 1) // 2)), sharex=True)
+    # The last place is that of the legend.
+    lines = len(names) // 2 + 1
+    figure, axes = plt.subplots(lines, 2, figsize=(11, 2.1 * lines), sharex=True)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
+    for axis in axes.flat[len(names) - 2 : len(names)]:
+        axis.tick_params(labelbottom=True)
+    bar: list[Any] = []
     colours: dict[str, str] = {}
     for axis, name in zip(axes.flat, names, strict=False):
         several = any(shift.models for shift in scenario(name).shifts)
@@ -244,19 +252,21 @@ def draw() -> None:
         axis.set_xticks(range(0, 25, 6))
         axis.set_ylabel("1,000 requests/s", fontsize=8)
         steps = state.cap_steps[0]
-        steps = steps[steps[:, 0] < np.inf]
-        times = np.clip(np.append(steps[:, 0], np.inf) / 3600.0, 0.0, 24.0)
+        steps = steps[steps[:, 0] < 86400.0]
+        times = np.append(np.maximum(steps[:, 0], 0.0) / 3600.0, 24.0)
         cap = axis.twinx()
-        cap.step(
-            times,
-            np.append(steps[:, 1], steps[-1, 1]) / env.task.site.cap_w,
-            where="post",
-            color="black",
-            linewidth=1.2,
-        )
+        shares = np.append(steps[:, 1], steps[-1, 1]) / env.task.site.cap_w
+        line = cap.step(times, shares, where="post", color="black", linewidth=1.2, label="cap")
         cap.set_ylim(0, 1.1)
+        job = state.world[0, 1:1441, World.JOB] > 0.0
+        if job.any():
+            band = cap.fill_between(hours, 0.0, 0.07, where=job, color="black", linewidth=0, label="training job")
+            bar = [band]
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower right", ncols=2, fontsize=8, bbox_to_anchor=(0.98, 0.04))
+    more = [*line, *bar]
+    axes.flat[-1].legend(
+        [*handles, *more], [*labels, *(str(shown.get_label()) for shown in more)], loc="center", ncols=3, fontsize=9
+    )
     figure.tight_layout()
     figure.savefig(PICTURE, dpi=90)
 

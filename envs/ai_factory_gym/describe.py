@@ -235,7 +235,9 @@ def _parts(site: SiteConfig) -> list[str]:
         gpus = sum(pool.racks * pool.gpus_per_rack for pool in own)
         lines.append(
             f"reliability: {24.0 * gpus * site.reliability.gpu_faults_per_hour:.2f} faults a day among {racks} racks, repairs of "
-            f"{site.reliability.repair_s / 3600.0:.3g} h" + _in_part(site.reliability)
+            f"{site.reliability.repair_s / 3600.0:.3g} h"
+            + _in_part(site.reliability)
+            + _of_block(site, site.reliability)
         )
     if site.training is not None:
         lines.append(_block(site, site.training))
@@ -256,6 +258,15 @@ def _in_part(spec: ReliabilityConfig) -> str:
         if share > 0.0
     ]
     return f"; {', '.join(texts)}"
+
+
+def _of_block(site: SiteConfig, spec: ReliabilityConfig) -> str:
+    """Return how many faults strike the site's training block, where it has one: all of them stop the job, whatever they take elsewhere."""
+    if site.training is None:
+        return ""
+    racks = site.training.racks
+    faults = 24.0 * racks * site.training.group.gpus * spec.gpu_faults_per_hour
+    return f"; {faults:.2f} a day among the {racks} racks of the training block, each of which stops its job"
 
 
 def _block(site: SiteConfig, block: TrainingConfig) -> str:

@@ -139,6 +139,9 @@ class AIFactoryEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     ## Version History
 
+    - v1 (``Sovereign``, ``Hyperscale``): the sites of v0 with more parts around them (a smaller connection with ramp limits, units and a
+      training block; prices, weather, faults, a battery and money) and levers for these. v0 stays: Gymnasium's remark that it is out of
+      date does not apply.
     - v0: first version; until the first release its numbers may be recalibrated (``site.calibration`` says which they are).
     """
 

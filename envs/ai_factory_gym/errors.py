@@ -38,7 +38,7 @@ def unknown(key: str, value: object, allowed: Collection[str], kind: str = "valu
     Returns:
         The error, ready to be raised.
     """
-    names = sorted(str(name) for name in allowed)
+    names = sorted({str(name) for name in allowed})
     guess = nearest(str(value), names)
     hint = f" Did you mean {guess!r}?" if guess else ""
     return ConfigError(f"{key}: unknown {kind} {value!r}; allowed: {', '.join(names) or '(none)'}.{hint}")

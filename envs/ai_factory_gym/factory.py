@@ -119,7 +119,7 @@ class Factory:
         """Build parameters, layouts and engine."""
         self.task = task
         self.rows = rows
-        self.site = with_block(task.site, task.scenario.training_block)
+        self.site = with_block(task.site, task.scenario)
         self.classes = task.classes
         self.pools = task.site.pools
         self._thin = 1.0
@@ -222,7 +222,7 @@ class Factory:
         """Refuse a scenario under which the site cannot work (ConfigError)."""
         spread = chosen.mismatch.idle_power
         check_idle_power(self.params, [pool.name for pool in self.pools], spread)
-        site = with_block(self.task.site, chosen.training_block)
+        site = with_block(self.task.site, chosen)
         if site.training != self.site.training:
             raise ConfigError(
                 f"options: scenario {chosen.name!r} differs from {self.task.scenario.name!r} in the training block of site {site.name!r}; make a new "

@@ -66,7 +66,7 @@ from ai_factory_gym.physics.power import (
     rack_power_w,
 )
 from ai_factory_gym.physics.training import compute_time_share, phase_power_w
-from ai_factory_gym.scenarios.training import TrainingBlockSpec
+from ai_factory_gym.scenarios import Scenario
 from ai_factory_gym.sites import PoolConfig, RampConfig, SiteConfig
 from ai_factory_gym.sites.money import TOKENS_PER_MTOK, MoneyConfig
 from ai_factory_gym.sites.reliability import ReliabilityConfig
@@ -995,18 +995,20 @@ def block_nameplate_w(block: TrainingConfig) -> float:
     return block.racks * block.group.profile(block.profile).nameplate_w
 
 
-def with_block(site: SiteConfig, spec: TrainingBlockSpec) -> SiteConfig:
+def with_block(site: SiteConfig, scenario: Scenario) -> SiteConfig:
     """Return a site with the training block of a scenario; the site as it is where it has one of its own or the scenario has none.
 
     Raises:
         ConfigError: When the scenario's rack type cannot be used.
     """
+    spec = scenario.training_block
     if site.training is not None or spec.cap_share <= 0.0:
         return site
     try:
         one = TrainingConfig(rack=spec.rack, racks=1)
     except ConfigError as error:
-        raise ConfigError(f"training_block: {str(error).removeprefix('training.')}") from None
+        text = str(error).removeprefix("training.")
+        raise ConfigError(f"scenario {scenario.name!r}: training_block: {text}") from None
     rack_w = block_nameplate_w(one) * site_pue(site, 1.0)
     return dataclasses.replace(
         site, training=dataclasses.replace(one, racks=max(1, math.floor(spec.cap_share * site.supply_w / rack_w)))

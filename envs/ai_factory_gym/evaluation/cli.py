@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ai_factory_gym.console import ends_with_its_reader
+from ai_factory_gym.console import ends_with_its_reader, gathered
 from ai_factory_gym.errors import ConfigError, PolicyRefused, check_count
 from ai_factory_gym.evaluation.backends import check_backend, connected
 from ai_factory_gym.evaluation.result import EvaluationResult, check_new_file, write_csv
@@ -75,10 +75,10 @@ def main(resolve: Resolver, argv: Sequence[str] | None = None) -> int:
     except ImportError:
         print("evaluate.py needs tyro: pip install 'ai-factory-gym[eval]'", file=sys.stderr)
         return 2
-    # The class, not `main`, carries the description, so that the help is the fields' docstrings and nothing else.
-    arguments = tyro.cli(Arguments, args=argv)
     refused: dict[str, str] = {}
     try:
+        # The class, not `main`, carries the description, so that the help is the fields' docstrings and nothing else.
+        arguments = tyro.cli(Arguments, args=gathered(argv, Arguments))
         results = run(arguments, resolve, refused)
         print(report(arguments, results, refused))
     except ConfigError as error:

@@ -11,6 +11,7 @@ import csv
 import datetime
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,10 @@ def load_series(path: str | Path, kind: str) -> Series:
     try:
         with opener(path, "rt", encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read ({error.strerror or error}).") from None
+    except (UnicodeDecodeError, EOFError, csv.Error, zlib.error) as error:
+        raise ConfigError(f"{where}: is not a text file in UTF-8 or is damaged ({error}).") from None
     if not rows or len(rows[0]) != 2:
         raise ConfigError(f"{where}: the first line must name two columns, a time and {UNITS[kind]}.")
     first, second = (name.strip() for name in rows[0])

@@ -825,7 +825,9 @@ def _own(where: str, table: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
             try:
                 found[key] = load(folder / table[key])
             except ConfigError as error:
-                raise ConfigError(f"{where}: {key}: {error}") from None
+                # The key says already what kind of file it is.
+                text = str(error).removeprefix("request classes: ").removeprefix("catalogue file ")
+                raise ConfigError(f"{where}: {key}: {text}") from None
     return found
 
 
@@ -1033,5 +1035,6 @@ def load_site(source: str | Path | Mapping[str, Any] | SiteConfig) -> SiteConfig
     try:
         return site_from_table(table, f"site {name!r}", folder)
     except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith(f"site {name!r}") else f"site {name!r}: {text}") from None
+        # By its file, not by what it calls itself as well: the table may have the name of another.
+        text = str(error).removeprefix(f"site {table.get('name')!r}: ").removeprefix(f"site {name!r}: ")
+        raise ConfigError(f"site {name!r}: {text}") from None

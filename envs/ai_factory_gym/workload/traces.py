@@ -23,6 +23,7 @@ import itertools
 import json
 import math
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -296,7 +297,7 @@ def load_trace(path: str | Path) -> Trace:
             kind, rows = read(_Rows(name, blank), itertools.chain([first], lines))
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read ({error.strerror or error}).") from None
-    except (UnicodeDecodeError, EOFError, csv.Error) as error:
+    except (UnicodeDecodeError, EOFError, csv.Error, zlib.error) as error:
         raise ConfigError(f"{name}: is not a text file in UTF-8 or is damaged ({error}).") from None
     if not rows.line:
         raise ConfigError(f"{name}: the file has no rows.")
