@@ -520,7 +520,7 @@ def test_requests_follow_their_shares_to_within_one(weights: list[float], seed: 
     state.carry[0] = 0.0
     got = np.zeros(4)
     for count in range(1, 300):
-        got[route(state, 0, PREFILL, 0, 0, 1.0)] += 1.0
+        got[route(engine.params, state, 0, PREFILL, 0, 0, 1.0)] += 1.0
         assert np.all(np.abs(got[:2] - share * count) <= 1.0 + 1e-9)
     assert got[2:].sum() == 0.0
 
@@ -535,7 +535,9 @@ def test_cohorts_follow_their_shares_among_those_of_their_size() -> None:
     size = draw.lognormal(5.0, 1.5, 5000)
     work = size * draw.poisson(50.0, 5000)
     kinds = np.array([size_class(float(s)) for s in size])
-    pool = np.array([route(state, 0, DECODE, 0, int(k), float(w)) for k, w in zip(kinds, work, strict=True)])
+    pool = np.array(
+        [route(engine.params, state, 0, DECODE, 0, int(k), float(w)) for k, w in zip(kinds, work, strict=True)]
+    )
     assert len(np.unique(kinds)) > 8
     for kind in np.unique(kinds):
         mine = kinds == kind

@@ -1304,6 +1304,7 @@ def _site_row(
     row[SiteSpec.THIN_FRACTION] = thin_fraction
     row[SiteSpec.TRACE_SPAN_S] = span_s
     row[SiteSpec.SLICES] = max(1.0, math.ceil(tick_s / SLICE_S - 1e-9)) if grain.kind == COHORT else 1.0
+    row[SiteSpec.PREFILL_POOLS] = float(sum(pool.phase == "prefill" for pool in site.pools))
     row[SiteSpec.COUPLED] = float(any(pool.shares_racks for pool in site.pools))
     if site.training is not None:
         for column, value in training_numbers(site, site.training).items():

@@ -88,7 +88,7 @@ def size_class(tokens: float) -> int:
 
 
 @inlined_kernel
-def route(state: State, row: int, phase: int, group: int, size: int, work: float) -> int:
+def route(params: Params, state: State, row: int, phase: int, group: int, size: int, work: float) -> int:
     """Send a request or a whole cohort to the pool that is owed most work, and carry what the others are owed.
 
     Work is owed among those of similar size only, within a factor of two: a pool that was given a cohort of long answers is
@@ -96,6 +96,7 @@ def route(state: State, row: int, phase: int, group: int, size: int, work: float
     pool's share of their work equals its weight, to within one cohort.
 
     Args:
+        params: Site parameters.
         state: Engine state.
         row: Row.
         phase: PREFILL or DECODE.
@@ -107,14 +108,18 @@ def route(state: State, row: int, phase: int, group: int, size: int, work: float
     carry = state.carry[row, phase, group, size]
     best = -1
     most = -math.inf
+    # Prefill pools come first.
+    middle = int(params.site[SiteSpec.PREFILL_POOLS])
+    begin, end = (0, middle) if phase == PREFILL else (middle, weights.shape[0])
     # Which pool it is cannot be foreseen: choices between numbers, unlike branches, cost nothing when they were guessed wrong.
-    for pool in range(weights.shape[0]):
+    for pool in range(begin, end):
         owed = carry[pool] + work * weights[pool]
-        carry[pool] = owed
         better = (weights[pool] > 0.0) & (owed > most)
         best = pool if better else best
         most = owed if better else most
-    carry[best] = most - work
+    for pool in range(begin, end):
+        owed = carry[pool] + work * weights[pool]
+        carry[pool] = owed - work if pool == best else owed
     return best
 
 
@@ -123,7 +128,7 @@ def route_decode(params: Params, state: State, row: int, prefill: int, group: in
     """Send what ``prefill`` will prefill to a decode pool: where prefill and decode share their GPUs, it stays there."""
     if params.site[SiteSpec.COUPLED] > 0.0 and params.pool[prefill, PoolSpec.COUPLING] == SHARED_GPUS:
         return int(params.pool[prefill, PoolSpec.PARTNER])
-    return route(state, row, DECODE, group, size, work)
+    return route(params, state, row, DECODE, group, size, work)
 
 
 @inlined_kernel
@@ -234,7 +239,7 @@ def _enter_request(
         shorter = max(1.0, math.floor(shorter + 0.5))
         value *= output / shorter
     group = group_of(params, cls, prompt)
-    prefill = route(state, row, PREFILL, group, 0, 1.0)
+    prefill = route(params, state, row, PREFILL, group, 0, 1.0)
     decode = route_decode(params, state, row, prefill, group, 0, 1.0)
     slot = _enter(
         params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, shorter, deadline_s, prefill, decode
@@ -300,7 +305,7 @@ def _enter_cohort(
         output = shorter
     # Any one prefill pool measures work: only the ratio between cohorts matters. Prefill pools come first.
     scaling, fixed = prefill_work_s(params.perf[0], prompt, prompt_sq)
-    prefill = route(state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed))
+    prefill = route(params, state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed))
     decode = route_decode(params, state, row, prefill, group, size_class(output), count * output)
     slot = _enter(
         params,

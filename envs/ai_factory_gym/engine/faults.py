@@ -380,11 +380,11 @@ def _route_again(params: Params, state: State, row: int, slot: int) -> tuple[int
     prompt = cohort[Cohort.PROMPT]
     group = group_of(params, state.cohort_int[row, slot, CohortInt.CLASS], prompt)
     if params.site[SiteSpec.RESOLUTION] != COHORT:
-        prefill = route(state, row, PREFILL, group, 0, 1.0)
+        prefill = route(params, state, row, PREFILL, group, 0, 1.0)
         return prefill, route_decode(params, state, row, prefill, group, 0, 1.0)
     count = cohort[Cohort.COUNT]
     scaling, fixed = prefill_work_s(params.perf[0], prompt, cohort[Cohort.PROMPT_SQ])
-    prefill = route(state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed))
+    prefill = route(params, state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed))
     output = cohort[Cohort.OUTPUT]
     return prefill, route_decode(params, state, row, prefill, group, size_class(output), count * output)
 

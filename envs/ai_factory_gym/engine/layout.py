@@ -153,6 +153,7 @@ class SiteSpec(IntEnum):
     TRAIN_STORAGE_W = 73  # largest power of the energy storage in the block's racks, in and out; 0 where there is none
     TRAIN_STORAGE_J = 74
     TRAIN_STORAGE_EFFICIENCY = 75  # of one way
+    PREFILL_POOLS = 76  # they come first, then those of decode
 
 
 class UnitSpec(IntEnum):

@@ -487,9 +487,11 @@ class SiteConfig:
         check_range(where + "switch_s", self.switch_s, 0.0, 86400.0, "s")
         check_range(where + "electricity_usd_per_mwh", self.electricity_usd_per_mwh, -1e4, 1e5, "USD/MWh")
         check_range(where + "carbon_g_per_kwh", self.carbon_g_per_kwh, 0.0, 5e3, "g/kWh")
-        if any(pool.phase == BOTH for pool in self.pools):
-            halves = [half for pool in self.pools for half in pool.halves()]
-            object.__setattr__(self, "pools", tuple(sorted(halves, key=lambda pool: PHASES.index(pool.phase))))
+        pools = self.pools
+        if any(pool.phase == BOTH for pool in pools):
+            pools = tuple(half for pool in pools for half in pool.halves())
+        # The engine goes through the pools of one phase after those of the other.
+        object.__setattr__(self, "pools", tuple(sorted(pools, key=lambda pool: PHASES.index(pool.phase))))
         for phase in PHASES:
             if not any(pool.phase == phase for pool in self.pools):
                 raise ConfigError(f"{where}pools: no {phase} pool; a site needs at least one pool of each phase.")
