@@ -76,3 +76,20 @@ def test_a_kernel_does_not_take_over_that_its_caller_is_inlined() -> None:
     _outer(1.0)
     assert inlined(_shifted) == {True}
     assert inlined(_twice) == inlined(_once) == {False}
+
+
+@kernel
+def _says(number: float) -> float:
+    print("number", number)
+    return number
+
+
+@kernel
+def _lets_say(number: float) -> float:
+    return _says(number) + 1.0
+
+
+def test_a_part_may_print(capfd: pytest.CaptureFixture[str]) -> None:
+    # It hung where numba did not know the environment of a part.
+    assert _lets_say(2.0) == 3.0
+    assert capfd.readouterr().out == "number 2.0\n"

@@ -124,6 +124,12 @@ class _Part(CPUDispatcher):
 class _Kernel(CPUDispatcher):
     """A kernel as Python calls it."""
 
+    def add_overload(self, cres: Any) -> None:
+        """Keep a compiled signature, and let its parts find what they need to print; loaded from disk, numba sees to that itself."""
+        for environment in cres._find_referenced_environments():
+            cres.library.codegen.set_env(environment.env_name, environment)
+        super().add_overload(cres)
+
     @functools.cached_property
     def _part(self) -> Any:
         """The same kernel as other kernels call it."""
