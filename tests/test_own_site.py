@@ -248,3 +248,10 @@ def test_drawn_sites_run() -> None:
     assert len(ran) >= 4
     # Some of them serve two models.
     assert any(random_sites.propose(np.random.default_rng(seed))["class_models"] for seed in ran)
+
+
+def test_pools_are_in_the_order_of_their_phases_however_they_are_given() -> None:
+    site = load_site("edge")
+    turned = dataclasses.replace(site, pools=site.pools[::-1])
+    assert [pool.phase for pool in site.pools] == ["prefill", "prefill", "decode", "decode"]
+    assert turned.pools == (*site.pools[1::-1], *site.pools[:1:-1])
