@@ -59,6 +59,7 @@ class Settings:
         growth_mb: How much it may still grow, apart from what the engine's arrays grow.
         most_slots: Cohort slots of a row that would mean that slots are not given back.
         horizons_s: Lengths of episodes among the rows, s.
+        resolution: ``cohort``, ``coarse`` or ``request``.
     """
 
     row_steps: int
@@ -73,6 +74,7 @@ class Settings:
     growth_mb: float = 16.0
     most_slots: int = 65_536
     horizons_s: tuple[float, ...] = HORIZONS_S
+    resolution: str = "cohort"
 
 
 @dataclass
@@ -213,6 +215,7 @@ class Run:
             site="edge",
             start_time_s="random",
             autoreset_mode="SameStep",
+            resolution=settings.resolution,
             threads=settings.threads,
             row_settings=row_settings(settings.rows, settings.horizons_s, settings.kinds),
         )
@@ -332,6 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kinds", type=int, default=Settings.kinds, help="different tasks among the rows (default 12)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resolution", choices=("cohort", "coarse", "request"), default="cohort")
     parser.add_argument(
         "--wide-share", type=float, default=Settings.wide_share, help="share of actions drawn from the whole range"
     )
@@ -348,6 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
         kinds=chosen.kinds,
         threads=chosen.threads,
         seed=chosen.seed,
+        resolution=chosen.resolution,
         wide_share=chosen.wide_share,
         check_every=chosen.check_every,
         growth_mb=chosen.growth_mb,

@@ -17,10 +17,10 @@ SHORT = soak.Settings(
 )
 
 
-@pytest.mark.parametrize("kinds", [1, 12])
-def test_a_short_soak_finds_nothing(kinds: int) -> None:
+@pytest.mark.parametrize(("kinds", "resolution"), [(1, "cohort"), (12, "cohort"), (12, "coarse")])
+def test_a_short_soak_finds_nothing(kinds: int, resolution: str) -> None:
     seen = []
-    settings = dataclasses.replace(SHORT, kinds=kinds)
+    settings = dataclasses.replace(SHORT, kinds=kinds, resolution=resolution)
     report = soak.soak(settings, seen.append)
     assert report.failures == []
     assert report.status == 0 and "no check failed" in report.text()
