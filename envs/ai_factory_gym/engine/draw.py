@@ -912,7 +912,7 @@ def _goes_on(params: Params, state: State, row: int, pool: int, seconds: float) 
 
 
 @kernel
-def planned_draw_w(
+def planned_serving_w(
     params: Params,
     state: State,
     row: int,
@@ -920,8 +920,8 @@ def planned_draw_w(
     clock_limit: float,
     prefill_duty: float,
     decode_duty: float,
-) -> float:
-    """Return the mean facility power of a segment that has been planned, W, its clocks and duties lowered to those given.
+) -> tuple[float, float]:
+    """Return the mean IT power of what serves in a segment that has been planned, W, its clocks and duties lowered to those given.
 
     It is an upper bound, and at cohort resolution close where the segment is at most ``PACE_S`` long: iterations are timed by a batch that is
     known beforehand, and what flows into prefill is known too. At request resolution a segment of at most ``EVENTS_S`` is predicted from
@@ -935,10 +935,11 @@ def planned_draw_w(
         clock_limit: Highest clock.
         prefill_duty: Largest share of time prefill may run.
         decode_duty: Largest share of time iterations may run.
+
+    Returns:
+        The power, and what that of the site is to be taken for at least, W: what prefill may come to must leave something to take from decode.
     """
     it_w = 0.0
-    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
-        it_w = block_draw_w(params, state, row, min(clock_limit, state.site[row, Site.TRAIN_CLOCK]))[0]
     least_w = 0.0
     cohorts = params.site[SiteSpec.RESOLUTION] == COHORT
     close = seconds <= (PACE_S if cohorts else EVENTS_S) + _SHORTEST_S
@@ -976,8 +977,34 @@ def planned_draw_w(
         if not prefill:
             watts = max(watts, _paced_power_w(params, state, row, pool, clock, duty))
         it_w += watts
-    # What prefill may come to must leave something to take from decode.
+    return it_w, least_w
+
+
+@inlined_kernel
+def with_training_w(
+    params: Params, state: State, row: int, serving_w: float, least_w: float, training_clock: float
+) -> float:
+    """Return the facility power, W, of what serves (see ``planned_serving_w``) and of a training job at a clock."""
+    it_w = serving_w
+    if params.site[SiteSpec.TRAIN_RACKS] > 0.0:
+        it_w += block_draw_w(params, state, row, training_clock)[0]
     return float(facility_power_w(params, state, row, max(it_w, least_w)))
+
+
+@kernel
+def planned_draw_w(
+    params: Params,
+    state: State,
+    row: int,
+    seconds: float,
+    clock_limit: float,
+    prefill_duty: float,
+    decode_duty: float,
+) -> float:
+    """Return the mean facility power of a segment that has been planned, W; arguments as of ``planned_serving_w``."""
+    serving_w, least_w = planned_serving_w(params, state, row, seconds, clock_limit, prefill_duty, decode_duty)
+    training_clock = min(clock_limit, state.site[row, Site.TRAIN_CLOCK])
+    return float(with_training_w(params, state, row, serving_w, least_w, training_clock))
 
 
 @kernel

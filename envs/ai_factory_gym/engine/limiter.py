@@ -19,7 +19,9 @@ from ai_factory_gym.engine.draw import (
     next_cap_change_s,
     note_arrivals,
     planned_draw_w,
+    planned_serving_w,
     surely_below,
+    with_training_w,
 )
 from ai_factory_gym.engine.layout import (
     COHORT,
@@ -197,17 +199,19 @@ def _hold_training(params: Params, state: State, row: int, seconds: float, limit
         return False
     own = site[Site.TRAIN_CLOCK]
     low = min(floor, own)
-    site[Site.TRAIN_CLOCK] = low
-    if planned_draw_w(params, state, row, seconds, 1.0, 1.0, 1.0) > limit_w:
+    # What serves does not change with the job's clock.
+    serving_w, least_w = planned_serving_w(params, state, row, seconds, 1.0, 1.0, 1.0)
+    if with_training_w(params, state, row, serving_w, least_w, low) > limit_w:
+        site[Site.TRAIN_CLOCK] = low
         site[Site.TRAIN_STALLED] = BY_LIMITER
-        return bool(planned_draw_w(params, state, row, seconds, 1.0, 1.0, 1.0) <= limit_w)
+        return bool(with_training_w(params, state, row, serving_w, least_w, low) <= limit_w)
     high = own
     for _ in range(_BISECTIONS):
-        site[Site.TRAIN_CLOCK] = 0.5 * (low + high)
-        if planned_draw_w(params, state, row, seconds, 1.0, 1.0, 1.0) <= limit_w:
-            low = site[Site.TRAIN_CLOCK]
+        middle = 0.5 * (low + high)
+        if with_training_w(params, state, row, serving_w, least_w, middle) <= limit_w:
+            low = middle
         else:
-            high = site[Site.TRAIN_CLOCK]
+            high = middle
     site[Site.TRAIN_CLOCK] = low
     return True
 
