@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -150,11 +151,27 @@ class Fleet:
                     getattr(outcome, field)[rows[at]] = getattr(its, field)[places]
 
     def _map(self, function: Callable[[Any], Any], jobs: list[Any]) -> list[Any]:
+        """Return what a function gives for every job; the calling thread, which would wait otherwise, does its share."""
         if self._threads == 1 or len(jobs) == 1:
             return [function(job) for job in jobs]
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="ai-factory")
-        return list(self._executor.map(function, jobs))
+            self._executor = ThreadPoolExecutor(self._threads - 1, thread_name_prefix="ai-factory")
+        results: list[Any] = [None] * len(jobs)
+        left = deque(enumerate(jobs))
+
+        def work() -> None:
+            while left:
+                try:
+                    number, job = left.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                results[number] = function(job)
+
+        helpers = [self._executor.submit(work) for _ in range(min(self._threads, len(jobs)) - 1)]
+        work()
+        for helper in helpers:
+            helper.result()
+        return results
 
     def info(self, outcome: Outcome, row: int) -> Info:
         """Return the info of one row: python scalars by key."""
