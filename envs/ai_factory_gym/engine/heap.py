@@ -60,8 +60,6 @@ def pop(keys: Array, slots: Array, size: int) -> int:
     last = size - 1
     key = keys[last]
     slot = slots[last]
-    # The hole goes down all the way, and then up again by as much as the last entry, which fills it, is too small: it seldom is, and
-    # how far it is down is known.
     hole = 0
     while True:
         first = 4 * hole + 1
