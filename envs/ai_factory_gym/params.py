@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -130,8 +130,8 @@ class Resolution:
 
 
 RESOLUTIONS: Mapping[str, Resolution] = {
-    "cohort": Resolution("cohort", COHORT, 30.0, (0.5, 0.9), (0.5, 0.9), 60),
-    "coarse": Resolution("coarse", COHORT, 60.0, (0.8,), (0.5, 0.9), 40),
+    "cohort": Resolution("cohort", COHORT, 30.0, (0.5, 0.9), (0.5, 0.9), 46),
+    "coarse": Resolution("coarse", COHORT, 60.0, (0.8,), (0.5, 0.9), 25),
     "request": Resolution("request", REQUEST, 0.5, (0.5, 0.9), (0.5, 0.9), 0),
 }
 
@@ -664,13 +664,16 @@ def _synthetic_cells(site: SiteConfig, classes: tuple[RequestClass, ...], grain:
     kinds = [(index, k) for index, own in enumerate(strata) for k in range(len(own.weight))]
     shares = np.array([site.mix[classes[index].name] * strata[index].weight[k] for index, k in kinds])
     amounts = np.array([(1.0, strata[index].prompt[k], strata[index].output[k]) for index, k in kinds])
+    prompts = [(index, strata[index].prompt[k]) for index, k in kinds]
     rows = []
-    for (index, k), parts in zip(kinds, _parts(amounts, shares, grain.cohorts), strict=True):
+    for first, last, parts in _parts(prompts, amounts, shares, grain.cohorts):
+        index, k = kinds[first]
         own = strata[index]
-        for piece in output_slices(classes[index].output, own.output_low[k], own.output_high[k], parts):
+        weight = own.weight[k : kinds[last][1] + 1].sum()
+        for piece in output_slices(classes[index].output, own.output_low[k], own.output_high[kinds[last][1]], parts):
             row = [0.0] * len(Cell)
             row[Cell.CLASS] = index
-            row[Cell.WEIGHT] = own.weight[k] / parts
+            row[Cell.WEIGHT] = weight / parts
             row[Cell.PROMPT] = own.prompt[k]
             row[Cell.PROMPT_SQ] = own.prompt_sq[k]
             row[Cell.GROUP] = first_group[index] + own.group[k]
@@ -692,19 +695,30 @@ def _first_groups(site: SiteConfig, classes: tuple[RequestClass, ...]) -> NDArra
     return np.array([bins * site.model_index(site.class_model(cls.name)) for cls in classes], dtype=np.int64)
 
 
-def _parts(amounts: Array, shares: Array, cohorts: int) -> NDArray[np.int64]:
-    """Return into how many parts of equal probability each stratum is cut so that about ``cohorts`` parts carry the demand.
+def _parts(prompts: Sequence[Hashable], amounts: Array, shares: Array, cohorts: int) -> Iterator[tuple[int, int, int]]:
+    """Yield which strata go together, and into how many parts of equal probability they are cut, so that cohorts carry about as much each.
 
-    A stratum's size is its largest share of requests, prompt tokens or output tokens.
+    A stratum's size is its largest share of requests, prompt tokens or output tokens. One of more than a cohort's (``1 / cohorts``) is
+    cut; neighbours in outputs that have their prompts in common are put together as long as they are not more than one.
 
     Args:
+        prompts: What tells strata of different prompts apart; those with the same lie side by side, outputs ascending.
         amounts: float64[strata, 3], 1, prompt and output tokens per request.
         shares: float64[strata], share of all requests.
-        cohorts: Parts wanted.
+        cohorts: Parts wanted; 0 leaves strata as they are.
+
+    Yields:
+        First and last stratum, number of parts.
     """
     carried = shares[:, None] * amounts
-    sizes = (carried / carried.sum(axis=0)).max(axis=1)
-    return np.maximum(1, np.round(sizes * cohorts)).astype(np.int64)
+    carried /= carried.sum(axis=0)
+    first = 0
+    for last, prompt in enumerate(prompts):
+        followed = last + 1 < len(prompts) and prompts[last + 1] == prompt
+        if followed and 0.0 < cohorts * carried[first : last + 2].sum(axis=0).max() <= 1.0:
+            continue
+        yield first, last, max(1, round(cohorts * carried[first : last + 1].sum(axis=0).max()))
+        first = last + 1
 
 
 def _spread(count: int) -> Array:
@@ -726,21 +740,20 @@ def _trace_cells(
     prompt_bin = np.searchsorted(np.quantile(prompt, grain.prompt_quantiles), prompt, side="right")
     output_bin = np.searchsorted(np.quantile(output, grain.output_quantiles), output, side="right")
     # One number per combination: unique rows would be sorted as tuples, minutes for a large trace.
+    outputs = len(grain.output_quantiles) + 1
     key = np.ravel_multi_index(
         (labels, group, prompt_bin, output_bin),
-        (
-            int(labels.max()) + 1,
-            len(site.group_edges) + 1,
-            len(grain.prompt_quantiles) + 1,
-            len(grain.output_quantiles) + 1,
-        ),
+        (int(labels.max()) + 1, len(site.group_edges) + 1, len(grain.prompt_quantiles) + 1, outputs),
     )
-    _, member = np.unique(key, return_inverse=True)
+    kinds, kind = np.unique(key, return_inverse=True)
+    count = np.bincount(kind).astype(np.float64)
+    amounts = np.stack(
+        [np.bincount(kind, weights=values) / count for values in (np.ones(len(kind)), prompt, output)], axis=1
+    )
+    joined = list(_parts((kinds // outputs).tolist(), amounts, count / len(prompt), grain.cohorts))
+    member = np.repeat(np.arange(len(joined)), [last - first + 1 for first, last, _ in joined])[kind]
     count = np.bincount(member).astype(np.float64)
-    means = [np.bincount(member, weights=values) / count for values in (prompt, output)]
-    parts = np.minimum(
-        _parts(np.stack([np.ones(len(count)), *means], axis=1), count / len(prompt), grain.cohorts), count
-    )
+    parts = np.minimum([wanted for _, _, wanted in joined], count)
     # Each request's rank by output within its kind decides its part. Equal outputs are ranked by a sequence that fills evenly (the golden
     # section): by arrival, a part would be a slice of time, and cohorts would pulse.
     scattered = np.arange(len(member)) * GOLDEN % 1.0

@@ -51,11 +51,15 @@ from ai_factory_gym.workload import quadrature
 two_lengths = inlined_kernel(quadrature.two_lengths)
 answer_value = inlined_kernel(effort_form.answer_value)
 
-CROWDED_PARTS = 6
+CROWDED_PARTS = 8
 """Parts into which a slice's share of a cohort is cut while a decode pool is nearly full.
 
 A large cohort that becomes ready or leaves moves the wait by tenths of a second, across the patience of one class after the
 other, where single requests hold it at the least patient one's."""
+
+
+_USUAL_SHARE = 0.0625
+"""Share of a cohort in the usual work of its size: a memory of sixteen cohorts."""
 
 
 FASTEST_RELEASE_PER_S = 6.0 / 3600.0
@@ -95,6 +99,9 @@ def route(params: Params, state: State, row: int, phase: int, group: int, size: 
     to get fewer long ones, for minutes, not to go without short ones for a moment. Over many cohorts of a size each
     pool's share of their work equals its weight, to within one cohort.
 
+    Who is next is decided by the mean work of those before. By the work of the cohort itself, pools with a small share would be
+    next when a small one comes: long prompts are small cohorts, and they would get more than their share of these.
+
     Args:
         params: Site parameters.
         state: Engine state.
@@ -106,14 +113,18 @@ def route(params: Params, state: State, row: int, phase: int, group: int, size: 
     """
     weights = state.weight[row, phase, group]
     carry = state.carry[row, phase, group, size]
+    pools = weights.shape[0]
+    usual = carry[pools]
+    usual += (work - usual) * (_USUAL_SHARE if usual > 0.0 else 1.0)
+    carry[pools] = usual
     best = -1
     most = -math.inf
     # Prefill pools come first.
     middle = int(params.site[SiteSpec.PREFILL_POOLS])
-    begin, end = (0, middle) if phase == PREFILL else (middle, weights.shape[0])
+    begin, end = (0, middle) if phase == PREFILL else (middle, pools)
     # Which pool it is cannot be foreseen: choices between numbers, unlike branches, cost nothing when they were guessed wrong.
     for pool in range(begin, end):
-        owed = carry[pool] + work * weights[pool]
+        owed = carry[pool] + usual * weights[pool]
         better = (weights[pool] > 0.0) & (owed > most)
         best = pool if better else best
         most = owed if better else most
@@ -330,20 +341,10 @@ def _enter_cohort(
 
 
 @inlined_kernel
-def _stride(cells: int) -> int:
-    """Return the step between cells that come one after the other: near the golden section, and no divisor in common."""
-    stride = max(1, int(0.6180339887498949 * cells))
-    while math.gcd(stride, cells) != 1:
-        stride += 1
-    return stride
-
-
-@inlined_kernel
 def _first_place(number: int, cells: int) -> int:
     """Return the cell with which the ``number``-th slice begins.
 
-    Cells of a class, or of a length, lie side by side: a walk by the golden section (``_stride``) spreads them evenly over the
-    slice. Every slice begins with another cell: in a fixed order the same cells would be sent to the same pools every time.
+    In a fixed order the same cells would be sent to the same pools every time.
     """
     return int(0.6180339887498949 * number % 1.0 * cells) % cells
 
@@ -585,7 +586,7 @@ def _draw_cells(params: Params, state: State, row: int, begin_s: float, tick_s: 
 def _enter_cells(params: Params, state: State, row: int, tick_begin_s: float, tick_s: float) -> int:
     """Create the cohorts of the rest of a tick, one per cell; while a decode pool is nearly full, of one slice, and many.
 
-    They are spread evenly over the time they are for.
+    They are spread evenly over the time they are for, in the order of the cells, which spreads classes and lengths.
 
     Returns:
         Slices entered.
@@ -598,7 +599,6 @@ def _enter_cells(params: Params, state: State, row: int, tick_begin_s: float, ti
         entered = 1
         parts = CROWDED_PARTS
     cells = params.cell.shape[0]
-    stride = _stride(cells)
     units = slices * CROWDED_PARTS
     tick = int(math.floor(tick_begin_s / tick_s + 0.5))
     flow_s = tick_s * entered / slices
@@ -619,9 +619,9 @@ def _enter_cells(params: Params, state: State, row: int, tick_begin_s: float, ti
                 (unit + 1.0) / units if parts > 1 else (first + entered) / slices,
                 flow_s,
             )
-            place += stride
-            if place >= cells:
-                place -= cells
+            place += 1
+            if place == cells:
+                place = 0
     return entered
 
 

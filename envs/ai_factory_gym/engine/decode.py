@@ -49,7 +49,7 @@ PACE_STEP = 4e-4
 """Change of a batch, or of the KV it holds, by which the time of its iterations is worked out anew at request resolution:
 one request among tens of thousands moves it by less."""
 
-PACE_S = 1.0
+PACE_S = 2.0
 """How often the time of iterations is worked out anew at cohort resolution, s."""
 
 PACE_MEMORY_S = 3.0

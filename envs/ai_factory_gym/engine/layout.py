@@ -795,7 +795,7 @@ class State(NamedTuple):
     heap_key: Array  # float64[rows, pools, 2 (ready, due), slots]
     heap_slot: Array  # int32[rows, pools, 2, slots]
     weight: Array  # float64[rows, 2 (phase), groups, pools] routing shares, each phase x group sums to 1
-    carry: Array  # float64[rows, 2, groups, SIZES, pools] work (cohorts) or requests owed to a pool by earlier choices
+    carry: Array  # float64[rows, 2, groups, SIZES, pools + 1] work (cohorts) or requests owed to a pool by earlier choices; mean of them
     rate: Array  # float64[rows, classes, minutes] requests/s
     hazard: Array  # float64[rows, minutes] share of the deferrable backlog released per second
     cap_steps: Array  # float64[rows, steps, CapStep], padded with inf
@@ -865,7 +865,7 @@ def allocate(
         heap_key=np.zeros((rows, pools, 2, slots)),
         heap_slot=np.zeros((rows, pools, 2, slots), dtype=np.int32),
         weight=np.zeros((rows, 2, groups, pools)),
-        carry=np.zeros((rows, 2, groups, SIZES, pools)),
+        carry=np.zeros((rows, 2, groups, SIZES, pools + 1)),
         rate=np.zeros((rows, classes, minutes)),
         hazard=np.zeros((rows, minutes)),
         cap_steps=np.full((rows, cap_steps, len(CapStep)), np.inf),
