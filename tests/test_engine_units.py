@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -32,6 +33,7 @@ from ai_factory_gym.engine.layout import (
     NOBODY,
     PREFILL,
     CapStep,
+    Cell,
     Params,
     Pool,
     PoolInt,
@@ -506,6 +508,61 @@ def test_racks_are_never_lost_however_they_are_ordered(story: list[tuple[int, fl
     assert racks_of(engine, 3) == [2, 0, 0, 0]
 
 
+# --------------------------------------------------------------------------------------------------------------- cells
+
+
+def cells_of(cohorts: int, site: SiteConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells of a site at cohort resolution with another number of cohorts, and each one's share of the requests."""
+    classes = served_classes(site)
+    grain = dataclasses.replace(resolution("cohort"), cohorts=cohorts)
+    cell = build_params(site, classes, grain, control_interval_s=INTERVAL_S).cell
+    mix = np.array([site.mix[cls.name] for cls in classes])
+    return cell, mix[cell[:, Cell.CLASS].astype(int)] * cell[:, Cell.WEIGHT] / mix.sum()
+
+
+@pytest.mark.parametrize("site", ["edge", "hyperscale"])
+def test_cells_put_together_or_cut_keep_what_arrives(site: str) -> None:
+    plain, plain_share = cells_of(0, load_site(site))
+    kinds = [(row[Cell.CLASS], row[Cell.PROMPT]) for row in plain]
+    for cohorts in (1, 13, 46, 300):
+        cell, share = cells_of(cohorts, load_site(site))
+        for cls, prompt in set(kinds):
+            before = (plain[:, Cell.CLASS] == cls) & (plain[:, Cell.PROMPT] == prompt)
+            after = (cell[:, Cell.CLASS] == cls) & (cell[:, Cell.PROMPT] == prompt)
+            assert share[after].sum() == pytest.approx(plain_share[before].sum(), rel=1e-9)
+            for column in (Cell.PROMPT_SQ, Cell.GROUP, Cell.OUTPUT, Cell.OUTPUT_SQ):
+                means = [
+                    weight[mine] @ table[mine, column]
+                    for table, weight, mine in ((plain, plain_share, before), (cell, share, after))
+                ]
+                assert means[1] == pytest.approx(means[0], rel=1e-6)
+
+
+def test_a_cell_carries_about_a_cohort_and_small_ones_go_together() -> None:
+    counts = []
+    for cohorts in (10, 20, 46, 80, 160):
+        cell, share = cells_of(cohorts, SITE)
+        carried = share[:, None] * np.stack([np.ones(len(cell)), cell[:, Cell.PROMPT], cell[:, Cell.OUTPUT]], axis=1)
+        largest = (carried / carried.sum(axis=0)).max(axis=1)
+        # Parts are equal in number, not in tokens: those of the longest answers carry more.
+        assert largest.max() * cohorts <= 3.0
+        counts.append(len(cell))
+    assert counts == sorted(counts)
+    strata = len(cells_of(0, SITE)[0])
+    prompts = len({(row[Cell.CLASS], row[Cell.PROMPT]) for row in cells_of(0, SITE)[0]})
+    assert len(cells_of(1, SITE)[0]) == prompts < strata < len(cells_of(160, SITE)[0])
+
+
+@pytest.mark.parametrize("site", ["edge", "hyperscale"])
+def test_whatever_their_number_cells_bring_tokens_evenly_over_a_tick(site: str) -> None:
+    for cohorts in range(5, 90):
+        cell, share = cells_of(cohorts, load_site(site))
+        tokens = share * cell[:, Cell.OUTPUT]
+        tokens /= tokens.sum()
+        ahead = np.cumsum(tokens) - np.arange(1, len(cell) + 1) / len(cell)
+        assert np.abs(ahead).max() <= 3.5 * tokens.max()
+
+
 # ------------------------------------------------------------------------------------------------------------- routing
 
 
@@ -545,6 +602,19 @@ def test_cohorts_follow_their_shares_among_those_of_their_size() -> None:
         # At any time, not only in the end, no pool is further from its share than the largest cohort.
         owed = sums - share * np.cumsum(work[mine])[:, None]
         assert np.all(np.abs(owed) <= 1.001 * work[mine].max())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.24, 0.5, 0.8])
+def test_small_cohorts_do_not_go_to_small_shares(share: float) -> None:
+    engine = idle_engine()
+    state = engine.state
+    state.weight[0, DECODE, 0] = np.array([0.0, 0.0, share, 1.0 - share])
+    state.carry[0] = 0.0
+    # Long prompts are rare: their cohorts are the small ones of their outputs.
+    small = np.random.default_rng(5).random(20_000) < 0.5
+    pool = np.array([route(engine.params, state, 0, DECODE, 0, 7, 1.0 if each else 20.0) for each in small])
+    assert (pool[small] == 2).mean() == pytest.approx(share, abs=0.02)
+    assert (pool[~small] == 2).mean() == pytest.approx(share, abs=0.02)
 
 
 def test_turns_are_even_over_ticks_and_over_cells() -> None:

@@ -48,9 +48,10 @@ GROUPED = """
 ## Grouping into cohorts against request resolution
 
 `cohort` is the shipped default: arrivals are grouped by half a minute, prompts and outputs of every class are cut into three. `coarse`,
-the fastest, groups by a minute and cuts prompts in two. While a decode pool is nearly full both let cohorts enter ten seconds at a time, cut
-in six. The time of an iteration follows batch and KV as they are on the mean of some seconds: a cohort joins at once where its requests
-would join one by one, and the swings that causes are not the requests'.
+the fastest, groups by a minute and cuts prompts in two. Strata that carry more of the demand than a cohort should (`Resolution.cohorts`) are
+cut into parts, neighbours in outputs that carry less go together. While a decode pool is nearly full both let cohorts enter ten seconds at a
+time, cut in eight. The time of an iteration follows batch and KV as they are on the mean of some seconds: a cohort joins at once where its
+requests would join one by one, and the swings that causes are not the requests'.
 
 Rows of the edge site draw their demand from the same intensities in every resolution; the row at load 1.05 and those of the small sites
 replay the very same requests. Load is the mean arrival rate over what the tighter phase can serve. The cap is out of reach: the power

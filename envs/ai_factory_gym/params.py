@@ -117,8 +117,8 @@ class Resolution:
         tick_s: Interval in which arrivals are grouped, s; shorter where no whole number of them makes a control step.
         prompt_quantiles: Where prompts are cut into strata.
         output_quantiles: Where outputs are cut into strata.
-        cohorts: Roughly how many cohorts a tick is to have: cells that carry much of the demand are cut into equal parts
-            that arrive at different times, because few large cohorts make a site pulse.
+        cohorts: One over the share of the demand that a cohort of a tick is to carry: strata that carry more are cut into equal parts that
+            arrive at different times, because few large cohorts make a site pulse; neighbours that carry less go together.
     """
 
     name: str
@@ -130,8 +130,8 @@ class Resolution:
 
 
 RESOLUTIONS: Mapping[str, Resolution] = {
-    "cohort": Resolution("cohort", COHORT, 30.0, (0.5, 0.9), (0.5, 0.9), 46),
-    "coarse": Resolution("coarse", COHORT, 60.0, (0.8,), (0.5, 0.9), 25),
+    "cohort": Resolution("cohort", COHORT, 30.0, (0.5, 0.9), (0.5, 0.9), 48),
+    "coarse": Resolution("coarse", COHORT, 60.0, (0.8,), (0.5, 0.9), 24),
     "request": Resolution("request", REQUEST, 0.5, (0.5, 0.9), (0.5, 0.9), 0),
 }
 
@@ -683,10 +683,10 @@ def _synthetic_cells(site: SiteConfig, classes: tuple[RequestClass, ...], grain:
             row[Cell.OUTPUT_LONG] = piece.long
             row[Cell.LONG_SHARE] = piece.long_share
             rows.append(row)
-    order = _spread(len(rows))
-    table = np.array(rows)[order]
+    table = np.array(rows)
     share = np.array([site.mix[cls.name] for cls in classes])[table[:, Cell.CLASS].astype(int)] * table[:, Cell.WEIGHT]
-    return table, share
+    order = _spread(len(rows))
+    return table[order], share[order]
 
 
 def _first_groups(site: SiteConfig, classes: tuple[RequestClass, ...]) -> NDArray[np.int64]:
@@ -721,7 +721,7 @@ def _parts(prompts: Sequence[Hashable], amounts: Array, shares: Array, cohorts: 
         first = last + 1
 
 
-def _spread(count: int) -> Array:
+def _spread(count: int) -> NDArray[np.int64]:
     """Return an order that spreads neighbours evenly over a tick: the golden-ratio sequence."""
     return np.argsort([(place * GOLDEN) % 1.0 for place in range(count)], kind="stable")
 
@@ -762,8 +762,7 @@ def _trace_cells(
     rank = np.empty(len(member))
     rank[order] = np.arange(len(member)) - first[member[order]]
     part = (rank * parts[member] / count[member]).astype(np.int64)
-    place = np.argsort(_spread(int(parts.sum())))
-    cell = place[(np.cumsum(parts) - parts).astype(np.int64)[member] + part]
+    cell = (np.cumsum(parts) - parts).astype(np.int64)[member] + part
     size = np.bincount(cell).astype(np.float64)
     table = np.zeros((len(size), len(Cell)))
     table[cell, Cell.CLASS] = labels
@@ -778,7 +777,8 @@ def _trace_cells(
         (Cell.OUTPUT_SQ, output * output),
     ):
         table[:, column] = np.bincount(cell, weights=values) / size
-    return table, size / len(prompt), cell
+    order = _spread(len(size))
+    return table[order], size[order] / len(prompt), np.argsort(order)[cell]
 
 
 def _cache_rows(site: SiteConfig) -> Array:

@@ -114,9 +114,8 @@ def route(params: Params, state: State, row: int, phase: int, group: int, size: 
     weights = state.weight[row, phase, group]
     carry = state.carry[row, phase, group, size]
     pools = weights.shape[0]
-    usual = carry[pools]
-    usual += (work - usual) * (_USUAL_SHARE if usual > 0.0 else 1.0)
-    carry[pools] = usual
+    usual = carry[pools] if carry[pools] > 0.0 else work
+    carry[pools] = usual + _USUAL_SHARE * (work - usual)
     best = -1
     most = -math.inf
     # Prefill pools come first.
