@@ -244,11 +244,17 @@ def _most_power_w(
     context = numbers[Pool.CONTEXT] / in_flight if in_flight > 0.0 else largest
     most = min(bound_for, replicas * numbers[Pool.MAX_BATCH])
     most = max(in_flight, min(most, replicas * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS] / context))
-    # The pace follows the batch over some seconds: a batch that has just shrunk goes on drawing like the one before.
-    most = max(most, numbers[Pool.PACED_IN_FLIGHT])
+    # The pace follows batch and contexts over some seconds: one that has just shrunk goes on drawing like the one before.
+    paced = numbers[Pool.PACED_IN_FLIGHT]
+    most = max(most, paced)
+    before = numbers[Pool.PACED_CONTEXT] / paced if paced > 0.0 else context
+    least = min(context, before)
+    largest = max(largest, before)
+    # At low clocks the draw is largest at some batch in between: compute grows with the batch, the share of time that memory is read shrinks.
+    fewest = max(min(in_flight, paced), min(most, replicas))
     watts = 0.0
-    for batch in (in_flight, most):
-        for held in (context, largest):
+    for batch in (fewest, math.sqrt(fewest * most), most):
+        for held in (least, largest):
             watts = max(watts, _decode_power_w(params, state, row, pool, clock, duty, batch, held))
     return watts
 
@@ -500,6 +506,7 @@ def _active_rack_w(
         in_flight = numbers[Pool.IN_FLIGHT]
         context = numbers[Pool.CONTEXT] / in_flight if in_flight > 0.0 else 1.0
         watts = _decode_power_w(params, state, row, pool, clock, 1.0, in_flight, context)
+        watts = max(watts, _paced_power_w(params, state, row, pool, clock, 1.0))
     return (watts - others_w) / awake
 
 
@@ -665,7 +672,11 @@ def plan_segment(params: Params, state: State, row: int, begin_s: float, end_s: 
     for pool in range(params.pool.shape[0]):
         numbers = state.pool[row, pool]
         if not coupled or params.pool[pool, PoolSpec.COUPLING] == SEPARATE:
-            numbers[Pool.CLOCK] = min(_throttled_clock(params, state, row, pool), clock_limit)
+            throttled = _throttled_clock(params, state, row, pool)
+            if throttled < numbers[Pool.CLOCK_CEILING]:
+                # A power limit binds: the clock follows the batch.
+                end_s = min(end_s, begin_s + _FIT_S)
+            numbers[Pool.CLOCK] = min(throttled, clock_limit)
         numbers[Pool.DUTY] = prefill_duty if params.pool[pool, PoolSpec.PHASE] == PREFILL else decode_duty
         numbers[Pool.BUSY_S] = 0.0
         numbers[Pool.COMPUTE_S] = 0.0
