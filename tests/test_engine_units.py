@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numba import config, njit
 from scipy import stats
 
 from ai_factory_gym import jit
-from ai_factory_gym.engine import calendar, heap, kernel, ledger, racks, rng
+from ai_factory_gym.engine import calendar, draw, heap, kernel, ledger, racks, rng
 from ai_factory_gym.engine.arrivals import route, size_class, turn
 from ai_factory_gym.engine.layout import (
     DAYS,
@@ -49,6 +49,7 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.engine.reference import Reference, state_of
 from ai_factory_gym.engine.simulator import Decision, Engine, Episode
 from ai_factory_gym.params import build_params, resolution, served_classes
+from ai_factory_gym.physics.performance import DECODE_KV_CAPACITY_TOKENS
 from ai_factory_gym.sites import SiteConfig, load_site
 from tests.oracles.cases import steady_world
 
@@ -561,6 +562,42 @@ def test_whatever_their_number_cells_bring_tokens_evenly_over_a_tick(site: str) 
         tokens /= tokens.sum()
         ahead = np.cumsum(tokens) - np.arange(1, len(cell) + 1) / len(cell)
         assert np.abs(ahead).max() <= 3.5 * tokens.max()
+
+
+# ----------------------------------------------------------------------------------------------------------- the draw
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pool=st.sampled_from([2, 3]),
+    clock=st.floats(0.2, 1.0),
+    requests=st.floats(10.0, 30_000.0),
+    coming=st.floats(0.0, 15.0),
+    paced=st.floats(0.25, 4.0),
+    context=st.floats(300.0, 10_000.0),
+    longer=st.floats(0.5, 2.0),
+)
+@example(pool=2, clock=0.35, requests=300.0, coming=15.0, paced=4.0, context=3000.0, longer=1.0)
+def test_a_bound_of_the_draw_holds_on_the_way_from_one_batch_to_another(
+    pool: int, clock: float, requests: float, coming: float, paced: float, context: float, longer: float
+) -> None:
+    """At low clocks decode draws most at a batch in between, and while its pace follows, contexts are those of before."""
+    engine = idle_engine()
+    p, state = engine.params, engine.state
+    numbers = state.pool[0, pool]
+    numbers[Pool.IN_FLIGHT] = requests
+    numbers[Pool.CONTEXT] = numbers[Pool.RESERVED] = requests * context
+    numbers[Pool.PACED_IN_FLIGHT] = paced * requests
+    numbers[Pool.PACED_CONTEXT] = paced * requests * longer * context
+    numbers[Pool.WAITING] = coming * requests
+    numbers[Pool.WAITING_TOKENS] = coming * requests * context
+    bound_w = draw._most_power_w(p, state, 0, pool, 5.0, clock, 1.0)
+    replicas = racks_of(engine, pool)[0] * p.pool[pool, PoolSpec.REPLICAS_PER_RACK]
+    room = replicas * min(numbers[Pool.MAX_BATCH], p.perf[pool, DECODE_KV_CAPACITY_TOKENS] / context)
+    most = max(requests, paced * requests, min((1.0 + coming) * requests, room))
+    for batch in np.geomspace(min(1.0, paced) * requests, most, 9):
+        for held in (context, longer * context):
+            assert draw._decode_power_w(p, state, 0, pool, clock, 1.0, batch, held) <= bound_w / draw.SURE
 
 
 # ------------------------------------------------------------------------------------------------------------- routing
