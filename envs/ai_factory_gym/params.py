@@ -131,7 +131,7 @@ class Resolution:
 
 RESOLUTIONS: Mapping[str, Resolution] = {
     "cohort": Resolution("cohort", COHORT, 30.0, (0.5, 0.9), (0.5, 0.9), 48),
-    "coarse": Resolution("coarse", COHORT, 60.0, (0.8,), (0.5, 0.9), 24),
+    "coarse": Resolution("coarse", COHORT, 60.0, (0.8,), (0.5, 0.9), 25),
     "request": Resolution("request", REQUEST, 0.5, (0.5, 0.9), (0.5, 0.9), 0),
 }
 
