@@ -111,7 +111,7 @@ def _grains() -> dict[str, dict[str, AIFactoryEnv]]:
         "one stratum per class and group": ((), (), 0),
         "strata, not cut further": (cohort.prompt_quantiles, cohort.output_quantiles, 0),
         "about 30 cohorts": (cohort.prompt_quantiles, cohort.output_quantiles, 30),
-        "about 60 (`cohort`)": (cohort.prompt_quantiles, cohort.output_quantiles, 60),
+        f"about {cohort.cohorts} (`cohort`)": (cohort.prompt_quantiles, cohort.output_quantiles, cohort.cohorts),
         "about 120": (cohort.prompt_quantiles, cohort.output_quantiles, 120),
         "about 240": (cohort.prompt_quantiles, cohort.output_quantiles, 240),
     }

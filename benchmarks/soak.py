@@ -33,7 +33,7 @@ from benchmarks.fresh import memory_mb  # noqa: E402
 SCENARIOS = ("diurnal", "burst", "curtailment", "steady")
 HORIZONS_S = (2 * 3600.0, 6 * 3600.0, 86_400.0)
 DEMAND = (0.6, 1.0, 1.2)
-"""Of the rows with each of ``HORIZONS_S``."""
+"""Demand of the rows, times the site's, in turn with ``HORIZONS_S``: at the peak of the last one decode pools are full."""
 
 NARROW = 0.25
 
@@ -59,6 +59,7 @@ class Settings:
         growth_mb: How much it may still grow, apart from what the engine's arrays grow.
         most_slots: Cohort slots of a row that would mean that slots are not given back.
         horizons_s: Lengths of episodes among the rows, s.
+        demand: Levels of demand among the rows, times the site's.
         resolution: ``cohort``, ``coarse`` or ``request``.
     """
 
@@ -74,6 +75,7 @@ class Settings:
     growth_mb: float = 16.0
     most_slots: int = 65_536
     horizons_s: tuple[float, ...] = HORIZONS_S
+    demand: tuple[float, ...] = DEMAND
     resolution: str = "cohort"
 
 
@@ -191,10 +193,12 @@ def find_difference(digests: Sequence[str], steps: int) -> str | None:
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
-def row_settings(rows: int, horizons_s: Sequence[float], most: int) -> list[dict[str, Any]]:
+def row_settings(
+    rows: int, horizons_s: Sequence[float], most: int, demand: Sequence[float] = DEMAND
+) -> list[dict[str, Any]]:
     """Return settings that go round among the rows: every scenario with every horizon, or the first ``most`` of these."""
     kinds = [
-        {"scenario": scenario, "horizon_s": horizon_s, "demand_scale": DEMAND[index % len(DEMAND)]}
+        {"scenario": scenario, "horizon_s": horizon_s, "demand_scale": demand[index % len(demand)]}
         for scenario, (index, horizon_s) in itertools.product(SCENARIOS, enumerate(horizons_s))
     ]
     return [kinds[row % min(most, len(kinds))] for row in range(rows)]
@@ -217,7 +221,7 @@ class Run:
             autoreset_mode="SameStep",
             resolution=settings.resolution,
             threads=settings.threads,
-            row_settings=row_settings(settings.rows, settings.horizons_s, settings.kinds),
+            row_settings=row_settings(settings.rows, settings.horizons_s, settings.kinds, settings.demand),
         )
         self.episodes = 0
         self._change = 1.0 / settings.hold_steps
@@ -337,6 +341,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resolution", choices=("cohort", "coarse", "request"), default="cohort")
     parser.add_argument(
+        "--demand",
+        type=float,
+        nargs="+",
+        default=list(DEMAND),
+        help="levels of demand among the rows (default 0.6 1.0 1.2)",
+    )
+    parser.add_argument(
         "--wide-share", type=float, default=Settings.wide_share, help="share of actions drawn from the whole range"
     )
     parser.add_argument(
@@ -352,6 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
         kinds=chosen.kinds,
         threads=chosen.threads,
         seed=chosen.seed,
+        demand=tuple(chosen.demand),
         resolution=chosen.resolution,
         wide_share=chosen.wide_share,
         check_every=chosen.check_every,

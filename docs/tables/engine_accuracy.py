@@ -67,9 +67,9 @@ the same for attainment and TTFT, energy 2 %, TPOT 5 %. Three limits of grouping
   marked *not tested* show the onset alone, and a heavier load. `coarse` is not for overload. Deeper than that no cohort is to be
   believed: with several classes at two or three times what a site serves, cohorts serve fewer good tokens than requests do, the fewer the
   deeper, because whole cohorts of long answers are turned away. Use `request` there.
-* A rack sheds by the request what it must shed by the token: at load 1.05 the same tokens are served within a point, and 4 to 10 % of the
-  requests, those of a hundred tokens, are turned away more often than one by one. Near saturation a single draw hangs on when a few
-  long prompts come (row at load 0.9).
+* A rack sheds by the request what it must shed by the token: at load 1.05 `cohort` serves the same tokens within a point, and 4 to 10 % of
+  the requests, those of a hundred tokens, are turned away more often than one by one. Near saturation a single draw can hang on when a
+  few long prompts come.
 * The fluid queue of a prefill pool has no waiting from chance within a tick. From about 16 lanes on that is below
   100 ms at load 0.95; a site with fewer lanes has so few requests that `request` costs little.
 

@@ -643,10 +643,10 @@ ROLE_LIMITS = np.round(np.arange(0.35, 1.001, 0.05), 2)
 """Power limits of prefill racks that are tried, as shares of a rack's largest draw; decode racks get what is left of the budget."""
 
 LIMIT_MARGIN = 0.96
-"""Share of the cap that the limits of all racks add up to, cooling included: clocks are set for the batch at the start of a segment."""
+"""Share of the cap that the limits of all racks add up to, cooling included: clocks are set for the batch as it was some seconds ago."""
 
 CONSTANT = Scenario("constant", "Poisson arrivals at constant rates", daily=False, overdispersion=0.0)
-KEPT = 0.98
+ROLE_KEPT = 0.98
 """Share of the cap that a setting may draw in the search: other seeds draw a little more. Not every limit can be kept, see ``levers``."""
 
 SETTLE_STEPS, MEASURED_STEPS = 40, 60
@@ -767,7 +767,7 @@ class RoleSite:
 
         def rank(setting: Setting) -> tuple[bool, float, float]:
             fate = self.fate(load_rps, setting)
-            return fate.most_w <= KEPT * ROLE_CAP_W, round(fate.attainment, 3), fate.per_joule
+            return fate.most_w <= ROLE_KEPT * ROLE_CAP_W, round(fate.attainment, 3), fate.per_joule
 
         if kind == "uniform":
             return self.uniform(self.built)
@@ -875,11 +875,11 @@ def roles() -> list[str]:
         f"requests per second and watt. The cap is the same here, so the latter is the load held: {least:.2f}x to {most:.2f}x, nothing where the "
         "racks were built for the traffic they get, most where it has moved away from them. The ratio of attainments at one load says less, and "
         "here can be as large as one likes: beyond what it holds, a site that serves first come first served and turns nobody away at the gate is "
-        "late for nearly all, as the plot shows; and limits that were divided for one load fall off a cliff beyond it. Roles bring nearly all of "
+        "late for many or nearly all, as the plot shows; and limits that were divided for one load fall off a cliff beyond it. Roles bring nearly all of "
         f"the gain, a limit per pool {min(alone):.0%} to {max(alone):.0%} of it alone and next to nothing beside roles: of 24 racks one is 4 %, so "
         "that a split meets the traffic closely; among a few GPUs it does not, and power has more to even out. Settings are searched with the "
         "traffic known and constant; racks take four minutes to change (drain and load), limits none. Largest draw of a minute at loads that are "
-        f"held: {held_w / 1e6:.2f} MW; far beyond them up to {most_w / 1e6:.2f} MW, because clocks are set by the batch at the start of a segment.",
+        f"held: {held_w / 1e6:.2f} MW; far beyond them: {most_w / 1e6:.2f} MW.",
     ]
 
 
