@@ -876,9 +876,9 @@ def roles() -> list[str]:
         "racks were built for the traffic they get, most where it has moved away from them. The ratio of attainments at one load says less, and "
         "here can be as large as one likes: beyond what it holds, a site that serves first come first served and turns nobody away at the gate is "
         "late for many or nearly all, as the plot shows; and limits that were divided for one load fall off a cliff beyond it. Roles bring nearly "
-        f"all of the gain, a limit per pool {min(alone):.0%} to {max(alone):.0%} of it alone and next to nothing beside roles: of 24 racks one is 4 %, "
-        "so that a split meets the traffic closely; among a few GPUs it does not, and power has more to even out. Settings are searched with the "
-        "traffic known and constant; racks take four minutes to change (drain and load), limits none. Largest draw of a minute at loads that are "
+        f"all of the gain, a limit per pool {min(alone):.0%} to {max(alone):.0%} of it alone and next to nothing beside roles: of 24 racks one is "
+        "4 %, so that a split meets the traffic closely; among a few GPUs it does not, and power has more to even out. Settings are searched with "
+        "the traffic known and constant; racks take four minutes to change (drain and load), limits none. Largest draw of a minute at loads that are "
         f"held: {held_w / 1e6:.2f} MW; far beyond them: {most_w / 1e6:.2f} MW.",
     ]
 
