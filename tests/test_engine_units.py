@@ -23,7 +23,7 @@ from scipy import stats
 
 from ai_factory_gym import jit
 from ai_factory_gym.engine import calendar, draw, heap, kernel, ledger, racks, rng
-from ai_factory_gym.engine.arrivals import route, size_class, turn
+from ai_factory_gym.engine.arrivals import admit, route, size_class, turn
 from ai_factory_gym.engine.layout import (
     DAYS,
     DECODE,
@@ -34,6 +34,8 @@ from ai_factory_gym.engine.layout import (
     PREFILL,
     CapStep,
     Cell,
+    Cohort,
+    CohortInt,
     Params,
     Pool,
     PoolInt,
@@ -41,6 +43,8 @@ from ai_factory_gym.engine.layout import (
     Purpose,
     Site,
     SiteInt,
+    SiteSpec,
+    Stage,
     State,
     allocate,
     clear_row,
@@ -562,6 +566,28 @@ def test_whatever_their_number_cells_bring_tokens_evenly_over_a_tick(site: str) 
         tokens /= tokens.sum()
         ahead = np.cumsum(tokens) - np.arange(1, len(cell) + 1) / len(cell)
         assert np.abs(ahead).max() <= 3.5 * tokens.max()
+
+
+def test_cohorts_of_a_tick_arrive_in_the_order_of_the_cells() -> None:
+    p = params("cohort")
+    engine = Engine(p)
+    # Nearly every cell has requests, and no decode pool is full in an empty site.
+    engine.begin(0, episode(p, 4, demand=50.0))
+    state, begin_s = engine.state, float(engine.state.site[0, Site.TIME_S])
+    admit(p, state, 0, begin_s, float(p.site[SiteSpec.TICK_S]), begin_s)
+    cohort = state.cohort[0, state.cohort_int[0, :, CohortInt.STAGE] == Stage.INBOX]
+    classes = state.cohort_int[0, state.cohort_int[0, :, CohortInt.STAGE] == Stage.INBOX, CohortInt.CLASS]
+    order = np.argsort(cohort[:, Cohort.ARRIVAL_S])
+    arrived = list(zip(classes[order].tolist(), cohort[order, Cohort.PROMPT].tolist(), strict=True))
+    cells = [tuple(row) for row in p.cell[:, [Cell.CLASS, Cell.PROMPT]].tolist()]
+    assert len(arrived) > 0.8 * len(cells)
+
+    def walks(first: int) -> bool:
+        """Tell whether what arrived is met in order on one walk round the cells from ``first``; empty ones are passed by."""
+        rest = iter(cells[first:] + cells[:first])
+        return all(cohort in rest for cohort in arrived)
+
+    assert any(walks(first) for first in range(len(cells)))
 
 
 # ----------------------------------------------------------------------------------------------------------- the draw

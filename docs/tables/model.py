@@ -114,7 +114,7 @@ CONSTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("_FIT_S", "s", ""),
         ("EVENTS_S", "s", ""),
     ),
-    "engine.arrivals": (("CROWDED_PARTS", "1", ""),),
+    "engine.arrivals": (("CROWDED_PARTS", "1", ""), ("_USUAL_SHARE", "1", "")),
     "engine.decode": (
         ("SPLIT_PARTS", "1", ""),
         ("NEARLY", "1", ""),

@@ -59,7 +59,7 @@ other, where single requests hold it at the least patient one's."""
 
 
 _USUAL_SHARE = 0.0625
-"""Share of a cohort in the usual work of its size: a memory of sixteen cohorts."""
+"""Weight of a cohort in the mean work of its size, 1: a memory of sixteen cohorts (status: design choice)."""
 
 
 FASTEST_RELEASE_PER_S = 6.0 / 3600.0
