@@ -106,6 +106,13 @@ AGES = 32
 COHORT_DAY_TOKENS = 16.0
 """Days of a decode pool's calendar at cohort resolution, tokens: about as long as from one finish to the next."""
 
+REQUEST_DAYS_PER_TOKEN = 8.0
+"""The same at request resolution, per token: a day brings a few of the tens of thousands of requests in a batch."""
+
+REQUEST_DAYS_PER_S = 2048.0
+"""Days per second of the calendars of what is in prefill and in transfer, at request resolution: a pool gets some thousands of requests
+per second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
@@ -1325,7 +1332,8 @@ def _site_row(
     if site.kv_store is not None:
         row[SiteSpec.STORE_BYTES] = site.kv_store.gb * 1e9
         row[SiteSpec.STORE_BYTES_PER_S] = site.kv_store.gb_s * 1e9
-    row[SiteSpec.DAYS_PER_TOKEN] = 1.0 if grain.kind == REQUEST else 1.0 / COHORT_DAY_TOKENS
+    row[SiteSpec.DAYS_PER_TOKEN] = REQUEST_DAYS_PER_TOKEN if grain.kind == REQUEST else 1.0 / COHORT_DAY_TOKENS
+    row[SiteSpec.DAYS_PER_S] = REQUEST_DAYS_PER_S if grain.kind == REQUEST else 0.0
     return row
 
 

@@ -7,7 +7,7 @@ another row runs, they come side by side. Nothing is changed by it, and nothing 
 
 from __future__ import annotations
 
-from ai_factory_gym.engine.layout import DECODE, Array, Cell, ClassSpec, Params, PoolSpec, SiteInt, State
+from ai_factory_gym.engine.layout import DECODE, SERVICE_LINE, Array, Cell, ClassSpec, Params, PoolSpec, SiteInt, State
 from ai_factory_gym.engine.lowering import ask
 from ai_factory_gym.jit import inlined_kernel, kernel
 
@@ -68,9 +68,9 @@ def ask_for_row(params: Params, state: State, row: int, minute: int) -> None:
         if params.cls[int(params.cell[cell, Cell.CLASS]), ClassSpec.DEFERRABLE] > 0.0:
             _ask_for(state.backlog[row, cell], 0, state.backlog.shape[2])
     for pool in range(params.pool.shape[0]):
-        for kind in range(2):
-            _ask_for(state.heap_key[row, pool, kind], 0, _DUE)
-            _ask_for(state.heap_slot[row, pool, kind], 0, _DUE)
+        for line in range(2):
+            _ask_for(state.heap_key[row, pool, line], 0, _DUE)
+            _ask_for(state.heap_slot[row, pool, line], 0, _DUE)
         if params.pool[pool, PoolSpec.PHASE] == DECODE:
-            _ask_for(state.calendar[row, pool], 0, state.calendar.shape[2])
+            _ask_for(state.calendar[row, pool, SERVICE_LINE], 0, state.calendar.shape[3])
     _ask_for(state.histogram[row], 0, state.histogram.shape[1])

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.cache import has_cache, leave_context
-from ai_factory_gym.engine.calendar import find_next, schedule, take_next
+from ai_factory_gym.engine.calendar import find_next, find_until, schedule, take_next
 from ai_factory_gym.engine.health import units_per_rack
-from ai_factory_gym.engine.heap import pop
 from ai_factory_gym.engine.layout import (
     NOBODY,
+    READY_LINE,
     REQUEST,
+    SERVICE_LINE,
     Array,
     Cohort,
     CohortInt,
@@ -110,7 +111,8 @@ def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> None
     numbers[Pool.WAITING_TOKENS] -= count * (prompt + output)
     numbers[Pool.IN_TRANSIT] -= count
     state.cohort_int[row, slot, CohortInt.STAGE] = Stage.DECODING
-    schedule(params, state, row, pool, slot, numbers[Pool.G] + span)
+    days_per_token = params.site[SiteSpec.DAYS_PER_TOKEN]
+    schedule(state, row, pool, SERVICE_LINE, slot, numbers[Pool.G] + span, days_per_token)
 
 
 @inlined_kernel
@@ -118,7 +120,7 @@ def _complete(params: Params, state: State, row: int, pool: int, time_s: float) 
     """Take the cohort that finishes now out of the batch and decide its fate."""
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
-    slot = take_next(state, row, pool)
+    slot = take_next(state, row, pool, SERVICE_LINE)
     cohort = state.cohort[row, slot]
     count = cohort[Cohort.COUNT]
     prompt = cohort[Cohort.PROMPT]
@@ -181,9 +183,11 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     admitting = ints[PoolInt.ACTIVE] * units
     kv_room = admitting * perf[DECODE_KV_CAPACITY_TOKENS] - numbers[Pool.HELD]
     batch_room = admitting * numbers[Pool.MAX_BATCH]
-    ready_keys = state.heap_key[row, pool, 0]
-    ready_slots = state.heap_slot[row, pool, 0]
-    finish_keys = state.heap_key[row, pool, 1]
+    ready_keys = state.heap_key[row, pool, READY_LINE]
+    ready_slots = state.heap_slot[row, pool, READY_LINE]
+    finish_keys = state.heap_key[row, pool, SERVICE_LINE]
+    days_per_token = params.site[SiteSpec.DAYS_PER_TOKEN]
+    days_per_s = params.site[SiteSpec.DAYS_PER_S]
     time_s = numbers[Pool.TIME_S]
     # Sums that nothing else reads or writes meanwhile.
     token_clock = numbers[Pool.G]
@@ -248,12 +252,15 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             admitted = NOBODY
         # What comes next cannot be foreseen; chosen as a number, it is guessed once, not at every comparison.
         next_s = end_s if exact else pace_end_s
-        ready_s = ready_keys[0] if ints[PoolInt.READY] > 0 and not blocked else math.inf
+        ready_s = math.inf
+        if ints[PoolInt.READY] > 0 and not blocked:
+            find_next(state, row, pool, READY_LINE, days_per_s)
+            ready_s = ready_keys[0]
         enters = ready_s < next_s
         next_s = max(time_s, ready_s) if enters else next_s
         finish_s = math.inf
         if speed > 0.0:
-            find_next(params, state, row, pool)
+            find_next(state, row, pool, SERVICE_LINE, days_per_token)
             finish_s = max(time_s, time_s + (finish_keys[0] - token_clock) / speed)
         finishes = (finish_s <= next_s) & (finish_s < end_s)
         next_s = finish_s if finishes else next_s
@@ -290,9 +297,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         need = cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
         room = min((kv_room - numbers[Pool.RESERVED]) / need, batch_room - in_flight)
         if room >= count:
-            pop(ready_keys, ready_slots, ints[PoolInt.READY])
-            ints[PoolInt.READY] -= 1
-            admitted = slot
+            admitted = take_next(state, row, pool, READY_LINE)
         elif room >= 1.0 and room * SPLIT_PARTS >= count and state.site_int[row, SiteInt.FREE] > 0:
             admitted = _split(state, row, slot, math.floor(room))
         else:
@@ -343,13 +348,15 @@ def predict_admission_wait(params: Params, state: State, row: int, pool: int, el
     ints = state.pool_int[row, pool]
     if ints[PoolInt.READY] == 0 or numbers[Pool.IN_FLIGHT] <= 0.0 or numbers[Pool.TPOT_S] <= 0.0:
         return
-    if state.heap_key[row, pool, 0, 0] > numbers[Pool.TIME_S]:
+    find_until(state, row, pool, READY_LINE, numbers[Pool.TIME_S], params.site[SiteSpec.DAYS_PER_S])
+    due = ints[PoolInt.READY_DUE]
+    if due == 0 or state.heap_key[row, pool, READY_LINE, 0] > numbers[Pool.TIME_S]:
         return
     requests = 0.0
     tokens = 0.0
-    for entry in range(ints[PoolInt.READY]):
-        if state.heap_key[row, pool, 0, entry] <= numbers[Pool.TIME_S]:
-            cohort = state.cohort[row, state.heap_slot[row, pool, 0, entry]]
+    for entry in range(due):
+        if state.heap_key[row, pool, READY_LINE, entry] <= numbers[Pool.TIME_S]:
+            cohort = state.cohort[row, state.heap_slot[row, pool, READY_LINE, entry]]
             requests += cohort[Cohort.COUNT]
             tokens += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
     places = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool) * numbers[Pool.MAX_BATCH]

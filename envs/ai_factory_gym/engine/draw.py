@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ai_factory_gym.engine.calendar import find_until
 from ai_factory_gym.engine.decode import PACE_S, nearly_full
 from ai_factory_gym.engine.generation import use_units
 from ai_factory_gym.engine.health import gpus_out, units_per_rack, working_share
@@ -12,6 +13,7 @@ from ai_factory_gym.engine.layout import (
     COHORT,
     NOBODY,
     PREFILL,
+    READY_LINE,
     REQUEST,
     SEPARATE,
     SHARED_GPUS,
@@ -202,7 +204,7 @@ def _most_busy(params: Params, state: State, row: int, pool: int, seconds: float
     if params.site[SiteSpec.RESOLUTION] == COHORT:
         capacity = servers * compute_rate(clock) * duty
         return float(min(1.0, (numbers[Pool.BACKLOG] / seconds + numbers[Pool.INFLOW]) / capacity) * duty)
-    waiting = ints[PoolInt.BUSY] + numbers[Pool.QUEUED] + numbers[Pool.INFLOW] * seconds
+    waiting = ints[PoolInt.SERVING] + numbers[Pool.QUEUED] + numbers[Pool.INFLOW] * seconds
     return float(min(1.0, waiting / servers) * duty)
 
 
@@ -883,14 +885,14 @@ def _present_busy(params: Params, state: State, row: int, pool: int, duty: float
     servers = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     if servers <= 0.0:
         return 0.0
-    return float(min(1.0, (ints[PoolInt.BUSY] + state.pool[row, pool, Pool.QUEUED]) / servers) * duty)
+    return float(min(1.0, (ints[PoolInt.SERVING] + state.pool[row, pool, Pool.QUEUED]) / servers) * duty)
 
 
 @inlined_kernel
 def _present_power_w(params: Params, state: State, row: int, pool: int, clock: float, duty: float) -> float:
     """Return a prefill pool's power at request resolution as it serves now, W."""
     numbers = state.pool[row, pool]
-    serving = state.pool_int[row, pool, PoolInt.BUSY]
+    serving = state.pool_int[row, pool, PoolInt.SERVING]
     busy = _present_busy(params, state, row, pool, duty)
     if serving == 0:
         return pool_power_w(params, state, row, pool, clock, busy, busy, 0.0)
@@ -1105,9 +1107,10 @@ def _joined_power_w(
     numbers = state.pool[row, pool]
     joining = 0.0
     tokens = 0.0
-    for entry in range(state.pool_int[row, pool, PoolInt.READY]):
-        if state.heap_key[row, pool, 0, entry] <= end_s:
-            cohort = state.cohort[row, state.heap_slot[row, pool, 0, entry]]
+    find_until(state, row, pool, READY_LINE, end_s, params.site[SiteSpec.DAYS_PER_S])
+    for entry in range(state.pool_int[row, pool, PoolInt.READY_DUE]):
+        if state.heap_key[row, pool, READY_LINE, entry] <= end_s:
+            cohort = state.cohort[row, state.heap_slot[row, pool, READY_LINE, entry]]
             joining += cohort[Cohort.COUNT]
             tokens += cohort[Cohort.COUNT] * cohort[Cohort.PROMPT]
     in_flight = numbers[Pool.IN_FLIGHT]

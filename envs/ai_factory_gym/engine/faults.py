@@ -25,7 +25,7 @@ import math
 
 from ai_factory_gym.engine.arrivals import group_of, route, route_decode, size_class
 from ai_factory_gym.engine.cache import find_nothing, has_cache
-from ai_factory_gym.engine.calendar import schedule
+from ai_factory_gym.engine.calendar import gather, schedule
 from ai_factory_gym.engine.health import (
     come_with_rack,
     count_out,
@@ -35,17 +35,17 @@ from ai_factory_gym.engine.health import (
     units_per_rack,
     working_share,
 )
-from ai_factory_gym.engine.heap import push
 from ai_factory_gym.engine.layout import (
     COHORT,
-    DAYS,
     DECODE,
     LINK_DOMAIN,
     MAINTENANCE,
     NOBODY,
     PREFILL,
     RACK,
+    READY_LINE,
     SEPARATE,
+    SERVICE_LINE,
     SHARED_GPUS,
     SHARED_POWER,
     Cohort,
@@ -439,10 +439,7 @@ def _lose_batch(params: Params, state: State, row: int, pool: int, share: float,
     ints = state.pool_int[row, pool]
     numbers = state.pool[row, pool]
     perf = state.perf[row, pool]
-    for day in range(DAYS):
-        state.calendar[row, pool, day] = NOBODY
-    ints[PoolInt.DUE] = 0
-    ints[PoolInt.SERVING] = 0
+    gather(state, row, pool, SERVICE_LINE)
     numbers[Pool.PACED_IN_FLIGHT] *= 1.0 - share
     numbers[Pool.PACED_CONTEXT] *= 1.0 - share
     for slot in range(state.site_int[row, SiteInt.HIGH_WATER]):
@@ -459,7 +456,8 @@ def _lose_batch(params: Params, state: State, row: int, pool: int, share: float,
         if _decodes(state, row, pool, slot):
             cohort = state.cohort[row, slot]
             span = perf[DECODE_TOKENS_PER_ITERATION] + cohort[Cohort.OUTPUT] - 1.0
-            schedule(params, state, row, pool, slot, cohort[Cohort.G_ADMIT] + span)
+            days_per_token = params.site[SiteSpec.DAYS_PER_TOKEN]
+            schedule(state, row, pool, SERVICE_LINE, slot, cohort[Cohort.G_ADMIT] + span, days_per_token)
     if ints[PoolInt.SERVING] == 0:
         for column in _OF_BATCH:
             numbers[column] = 0.0
@@ -533,28 +531,24 @@ def _lose_prefill(params: Params, state: State, row: int, pool: int, share: floa
     if params.site[SiteSpec.RESOLUTION] == COHORT:
         return
     numbers = state.pool[row, pool]
-    keys = state.heap_key[row, pool, 1]
-    slots = state.heap_slot[row, pool, 1]
-    size = ints[PoolInt.DUE]
+    keys = state.heap_key[row, pool, SERVICE_LINE]
+    slots = state.heap_slot[row, pool, SERVICE_LINE]
     racks = ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]
     lanes = int(math.ceil(racks * units_per_rack(params, state, row, pool) - 1e-9))
-    kept = 0
-    for entry in range(size):
+    # Entries move to the front only, behind the one that is looked at.
+    for entry in range(gather(state, row, pool, SERVICE_LINE)):
         key = keys[entry]
         slot = int(slots[entry])
         turn += share
-        if turn < 1.0 - 1e-9 and kept < lanes:
-            push(keys, slots, kept, key, slot)
-            kept += 1
+        if turn < 1.0 - 1e-9 and ints[PoolInt.SERVING] < lanes:
+            schedule(state, row, pool, SERVICE_LINE, slot, key, params.site[SiteSpec.DAYS_PER_S])
             continue
         turn -= 1.0
         numbers[Pool.SHARE_COMPUTE] -= state.cohort[row, slot, Cohort.SHARE_COMPUTE]
         numbers[Pool.SHARE_MEMORY] -= state.cohort[row, slot, Cohort.SHARE_MEMORY]
         _unbind(state, row, slot, True)
         _start_anew(params, state, row, slot)
-    ints[PoolInt.DUE] = kept
-    ints[PoolInt.BUSY] = kept
-    if kept == 0:
+    if ints[PoolInt.SERVING] == 0:
         numbers[Pool.SHARE_COMPUTE] = 0.0
         numbers[Pool.SHARE_MEMORY] = 0.0
 
@@ -562,11 +556,9 @@ def _lose_prefill(params: Params, state: State, row: int, pool: int, share: floa
 @kernel
 def _lose_ready(params: Params, state: State, row: int, pool: int, decode: int, share: float, turn: float) -> float:
     """Lose a share of what ``pool`` has for ``decode``: in transfer, waiting, and at cohort resolution in prefill. Returns the turn."""
-    keys = state.heap_key[row, decode, 0]
-    slots = state.heap_slot[row, decode, 0]
-    size = state.pool_int[row, decode, PoolInt.READY]
-    kept = 0
-    for entry in range(size):
+    keys = state.heap_key[row, decode, READY_LINE]
+    slots = state.heap_slot[row, decode, READY_LINE]
+    for entry in range(gather(state, row, decode, READY_LINE)):
         key = keys[entry]
         slot = int(slots[entry])
         part = NOBODY
@@ -574,15 +566,13 @@ def _lose_ready(params: Params, state: State, row: int, pool: int, decode: int, 
             turn += share * state.cohort[row, slot, Cohort.COUNT]
             part = _part_lost(state, row, slot, turn)
         if part != slot:
-            push(keys, slots, kept, key, slot)
-            kept += 1
+            schedule(state, row, decode, READY_LINE, slot, key, params.site[SiteSpec.DAYS_PER_S])
         if part != NOBODY:
             count = state.cohort[row, part, Cohort.COUNT]
             turn -= count
             state.pool[row, decode, Pool.IN_TRANSIT] -= count
             _unbind(state, row, part, True)
             _start_anew(params, state, row, part)
-    state.pool_int[row, decode, PoolInt.READY] = kept
     return turn
 
 
@@ -654,17 +644,15 @@ def _flow(params: Params, state: State, row: int, pool: int, slot: int, cohorts:
 @kernel
 def _leave_decode_pool(params: Params, state: State, row: int, pool: int, now_s: float) -> None:
     """Send what is bound for a decode pool, and not in its batch, to others; KV that is there is sent again from where it was made."""
-    keys = state.heap_key[row, pool, 0]
-    slots = state.heap_slot[row, pool, 0]
-    size = state.pool_int[row, pool, PoolInt.READY]
-    kept = 0
-    for entry in range(size):
+    days_per_s = params.site[SiteSpec.DAYS_PER_S]
+    keys = state.heap_key[row, pool, READY_LINE]
+    slots = state.heap_slot[row, pool, READY_LINE]
+    for entry in range(gather(state, row, pool, READY_LINE)):
         key = keys[entry]
         slot = int(slots[entry])
         decode = _other_decode_pool(params, state, row, slot)
         if decode == pool:
-            push(keys, slots, kept, key, slot)
-            kept += 1
+            schedule(state, row, pool, READY_LINE, slot, key, days_per_s)
             continue
         count = state.cohort[row, slot, Cohort.COUNT]
         prefill = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
@@ -682,10 +670,7 @@ def _leave_decode_pool(params: Params, state: State, row: int, pool: int, now_s:
             continue
         _bind(state, row, slot, prefill, decode)
         state.pool[row, decode, Pool.IN_TRANSIT] += count
-        there = state.pool_int[row, decode, PoolInt.READY]
-        push(state.heap_key[row, decode, 0], state.heap_slot[row, decode, 0], there, max(key, now_s + resent_s), slot)
-        state.pool_int[row, decode, PoolInt.READY] = there + 1
-    state.pool_int[row, pool, PoolInt.READY] = kept
+        schedule(state, row, decode, READY_LINE, slot, max(key, now_s + resent_s), days_per_s)
     for slot in range(state.site_int[row, SiteInt.HIGH_WATER]):
         ints = state.cohort_int[row, slot]
         stage = ints[CohortInt.STAGE]

@@ -38,8 +38,11 @@ HISTOGRAM_BINS = 7 * HISTOGRAM_BINS_PER_DECADE
 SIZES = 21
 """Sizes of cohorts that are told apart in routing: powers of two, up to the largest context of a million tokens."""
 
-DAYS = 1024
-"""Days of a decode pool's calendar (``SiteSpec.DAYS_PER_TOKEN``); the ring is gone through again and again."""
+READY_LINE, SERVICE_LINE = 0, 1
+"""Of a pool: cohorts that are handed to decode and not in its batch yet; cohorts in service."""
+
+COHORT_DAYS, REQUEST_DAYS = 1024, 8192
+"""Days of the calendar of a line at either resolution, powers of two; the ring is gone through again and again."""
 
 BACKLOG_BIN_S = 900.0
 """Deferrable work waits in bins of this much arrival time."""
@@ -154,6 +157,7 @@ class SiteSpec(IntEnum):
     TRAIN_STORAGE_J = 74
     TRAIN_STORAGE_EFFICIENCY = 75  # of one way
     PREFILL_POOLS = 76  # they come first, then those of decode
+    DAYS_PER_S = 77  # days per second of the calendars of what becomes ready, and of what is in prefill; 0 to have one day only
 
 
 class UnitSpec(IntEnum):
@@ -483,20 +487,24 @@ class PoolInt(IntEnum):
     DRAINING = 2
     ASLEEP = 3
     FAILED = 4
-    BUSY = 5  # prefill servers serving
-    QUEUE_HEAD = 6
-    QUEUE_TAIL = 7
-    INBOX_HEAD = 8
-    INBOX_TAIL = 9
-    READY = 10  # size of the heap by ready time
-    SERVING = 11  # decode: cohorts in the batch
-    DUE = 12  # size of the heap by W (prefill: all in service) or G (decode: those that finish today)
-    TODAY = 13  # decode: day of the token clock up to which finishes are in the heap, later ones in the calendar
-    ASSIGNED = 14  # cohorts anywhere in the site that are bound for this pool
-    CLOSED = 15  # 1 while the pool takes no new requests because its last rack is to sleep
-    MOVING = 16  # of the draining racks, those that go to the sibling when they are done
-    HELD = 17  # of the sleeping racks, those that are to wake as soon as the ramp limit has room for it
-    AWAKE_SEEN = 18  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
+    QUEUE_HEAD = 5
+    QUEUE_TAIL = 6
+    INBOX_HEAD = 7
+    INBOX_TAIL = 8
+    # By line (READY_LINE and SERVICE_LINE), side by side: cohorts in it,
+    READY = 9
+    SERVING = 10  # request resolution: busy prefill servers; decode: cohorts in the batch
+    # those of them that are due today, in the heap,
+    READY_DUE = 11
+    SERVING_DUE = 12
+    # and the day up to which they are; later ones are in the calendar
+    READY_TODAY = 13
+    SERVING_TODAY = 14
+    ASSIGNED = 15  # cohorts anywhere in the site that are bound for this pool
+    CLOSED = 16  # 1 while the pool takes no new requests because its last rack is to sleep
+    MOVING = 17  # of the draining racks, those that go to the sibling when they are done
+    HELD = 18  # of the sleeping racks, those that are to wake as soon as the ramp limit has room for it
+    AWAKE_SEEN = 19  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
 
 
 class Class(IntEnum):
@@ -791,8 +799,8 @@ class State(NamedTuple):
     cohort_int: Array  # int16[rows, slots, CohortInt], as small as can be: see Cohort
     link: Array  # int32[rows, slots] next cohort of the linked list a cohort is in
     free: Array  # int32[rows, slots] stack of free slots
-    calendar: Array  # int32[rows, pools, DAYS] first cohort of each day's list
-    heap_key: Array  # float64[rows, pools, 2 (ready, due), slots]
+    calendar: Array  # int32[rows, pools, 2 (ready, service), days] first cohort of each day's list
+    heap_key: Array  # float64[rows, pools, 2, slots] those due today
     heap_slot: Array  # int32[rows, pools, 2, slots]
     weight: Array  # float64[rows, 2 (phase), groups, pools] routing shares, each phase x group sums to 1
     carry: Array  # float64[rows, 2, groups, SIZES, pools + 1] work (cohorts) or requests owed to a pool by earlier choices; mean of them
@@ -841,10 +849,12 @@ def allocate(
     cached: bool = False,
     faults: int = 0,
     units: int = 0,
+    days: int = COHORT_DAYS,
 ) -> State:
     """Return zeroed state arrays of the given sizes, every slot free.
 
-    ``coefficients`` are those of performance and of power; ``cached`` says whether there is a prefix cache.
+    ``coefficients`` are those of performance and of power; ``cached`` says whether there is a prefix cache; ``days`` is
+    a power of two.
     """
     caches = pools if cached else 0
     state = State(
@@ -861,7 +871,7 @@ def allocate(
         cohort_int=np.zeros((rows, slots, len(CohortInt)), dtype=np.int16),
         link=np.full((rows, slots), NOBODY, dtype=np.int32),
         free=np.zeros((rows, slots), dtype=np.int32),
-        calendar=np.full((rows, pools, DAYS), NOBODY, dtype=np.int32),
+        calendar=np.full((rows, pools, 2, days), NOBODY, dtype=np.int32),
         heap_key=np.zeros((rows, pools, 2, slots)),
         heap_slot=np.zeros((rows, pools, 2, slots), dtype=np.int32),
         weight=np.zeros((rows, 2, groups, pools)),

@@ -1,7 +1,7 @@
 """A prefill pool over one segment of constant settings: arrivals, first-come-first-served prefill, KV hand-over.
 
 Both resolutions take arrivals from the pool's inbox (a linked list in order of arrival) and hand finished cohorts to the
-ready heap of their decode pool. At request resolution every server is simulated. At cohort resolution the pool is a fluid
+ready line of their decode pool. At request resolution every server is simulated. At cohort resolution the pool is a fluid
 queue: work flows in at a constant rate over the tick and a cohort starts when the pool has served what was ahead of it.
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.cache import begin_prefill, has_cache
+from ai_factory_gym.engine.calendar import find_next, schedule, take_next
 from ai_factory_gym.engine.health import units_per_rack, working_share
-from ai_factory_gym.engine.heap import pop, push
 from ai_factory_gym.engine.layout import (
     COHORT,
     NOBODY,
+    READY_LINE,
+    SERVICE_LINE,
     Array,
     ClassSpec,
     Cohort,
@@ -90,9 +92,7 @@ def hand_over(params: Params, state: State, row: int, pool: int, slot: int, now_
     state.pool[row, decode, Pool.IN_TRANSIT] += count
     state.pool[row, decode, Pool.HANDED] += count
     state.pool[row, decode, Pool.HANDED_TOKENS] += count * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
-    size = state.pool_int[row, decode, PoolInt.READY]
-    push(state.heap_key[row, decode, 0], state.heap_slot[row, decode, 0], size, ready_s, slot)
-    state.pool_int[row, decode, PoolInt.READY] = size + 1
+    schedule(state, row, decode, READY_LINE, slot, ready_s, params.site[SiteSpec.DAYS_PER_S])
 
 
 @inlined_kernel
@@ -156,10 +156,7 @@ def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, r
     numbers[Pool.SHARE_COMPUTE] += cohort[Cohort.SHARE_COMPUTE]
     numbers[Pool.SHARE_MEMORY] += cohort[Cohort.SHARE_MEMORY]
     ints[CohortInt.STAGE] = Stage.PREFILLING
-    size = state.pool_int[row, pool, PoolInt.DUE]
-    push(state.heap_key[row, pool, 1], state.heap_slot[row, pool, 1], size, numbers[Pool.W] + work, slot)
-    state.pool_int[row, pool, PoolInt.DUE] = size + 1
-    state.pool_int[row, pool, PoolInt.BUSY] += 1
+    schedule(state, row, pool, SERVICE_LINE, slot, numbers[Pool.W] + work, params.site[SiteSpec.DAYS_PER_S])
 
 
 @kernel
@@ -180,8 +177,8 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     lanes = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
     servers = int(math.ceil(lanes - 1e-9))
     present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
-    keys = state.heap_key[row, pool, 1]
-    slots = state.heap_slot[row, pool, 1]
+    keys = state.heap_key[row, pool, SERVICE_LINE]
+    days_per_s = params.site[SiteSpec.DAYS_PER_S]
     time_s = numbers[Pool.TIME_S]
     duty = numbers[Pool.DUTY] * (lanes / servers if servers > 0 else 1.0)
     speed = rate * duty
@@ -190,7 +187,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     memory_s = 0.0
     events = 0
     while True:
-        while ints[PoolInt.QUEUE_HEAD] != NOBODY and ints[PoolInt.BUSY] < servers and speed > 0.0:
+        while ints[PoolInt.QUEUE_HEAD] != NOBODY and ints[PoolInt.SERVING] < servers and speed > 0.0:
             slot = take_first(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL)
             numbers[Pool.QUEUED] -= 1.0
             numbers[Pool.QUEUED_WORK] -= server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
@@ -201,7 +198,8 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         arrives = arrival_s < end_s
         next_s = max(time_s, arrival_s) if arrives else end_s
         finish_s = math.inf
-        if ints[PoolInt.DUE] > 0 and speed > 0.0:
+        if ints[PoolInt.SERVING] > 0 and speed > 0.0:
+            find_next(state, row, pool, SERVICE_LINE, days_per_s)
             finish_s = max(time_s, time_s + (keys[0] - numbers[Pool.W]) / speed)
         finishes = finish_s < next_s
         next_s = finish_s if finishes else next_s
@@ -209,7 +207,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         elapsed = next_s - time_s
         if elapsed > 0.0:
             numbers[Pool.W] += speed * elapsed
-            busy_s += elapsed * ints[PoolInt.BUSY]
+            busy_s += elapsed * ints[PoolInt.SERVING]
             compute_s += elapsed * numbers[Pool.SHARE_COMPUTE]
             memory_s += elapsed * numbers[Pool.SHARE_MEMORY]
         time_s = next_s
@@ -219,13 +217,13 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         if kind == 1:
             slot = take_first(state, row, pool, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL)
             wait_s = 0.0
-            if ints[PoolInt.BUSY] >= servers or speed <= 0.0:
+            if ints[PoolInt.SERVING] >= servers or speed <= 0.0:
                 wait_s = math.inf
                 if servers > 0 and speed > 0.0:
                     wait_s = numbers[Pool.QUEUED_WORK] / (servers * speed)
             if turned_away(params, state, row, slot, wait_s):
                 continue
-            if ints[PoolInt.BUSY] < servers and speed > 0.0:
+            if ints[PoolInt.SERVING] < servers and speed > 0.0:
                 # Whoever waited has been given a server already.
                 _start_exact(params, state, row, pool, slot, rate, time_s)
             else:
@@ -235,10 +233,8 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 numbers[Pool.QUEUED_WORK] += server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
         else:
             numbers[Pool.W] = keys[0]
-            slot = pop(keys, slots, ints[PoolInt.DUE])
-            ints[PoolInt.DUE] -= 1
-            ints[PoolInt.BUSY] -= 1
-            if ints[PoolInt.BUSY] == 0:
+            slot = take_next(state, row, pool, SERVICE_LINE)
+            if ints[PoolInt.SERVING] == 0:
                 numbers[Pool.SHARE_COMPUTE] = 0.0
                 numbers[Pool.SHARE_MEMORY] = 0.0
             else:

@@ -343,7 +343,7 @@ def _fits_without_draining(params: Params, state: State, row: int, pool: int) ->
     units = ints[PoolInt.ACTIVE] * spec[PoolSpec.UNITS_PER_RACK]
     units -= awake * spec[PoolSpec.UNITS_PER_RACK] * state.pool[row, pool, Pool.OUT_SHARE]
     if spec[PoolSpec.PHASE] == PREFILL:
-        return bool(ints[PoolInt.BUSY] <= math.ceil(units - 1e-9))
+        return bool(ints[PoolInt.SERVING] <= math.ceil(units - 1e-9))
     numbers = state.pool[row, pool]
     return bool(
         numbers[Pool.RESERVED] <= units * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS]
