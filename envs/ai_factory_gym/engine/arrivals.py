@@ -38,7 +38,7 @@ from ai_factory_gym.engine.layout import (
 from ai_factory_gym.engine.ledger import pass_gate, take_slot
 from ai_factory_gym.engine.lists import append, insert
 from ai_factory_gym.engine.prefill import server_seconds, uncached_work_s
-from ai_factory_gym.engine.rng import exponential, normal_pair, poisson, uniform
+from ai_factory_gym.engine.rng import exponential, normal, poisson, uniform
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
     PREFILL_STREAM_PER_TOKEN_S,
@@ -93,7 +93,7 @@ def size_class(tokens: float) -> int:
 
 @inlined_kernel
 def route(params: Params, state: State, row: int, phase: int, group: int, size: int, work: float) -> int:
-    """Send a request or a whole cohort to the pool that is owed most work, and carry what the others are owed.
+    """Send a cohort to the pool that is owed most work, and carry what the others are owed.
 
     Work is owed among those of similar size only, within a factor of two: a pool that was given a cohort of long answers is
     to get fewer long ones, for minutes, not to go without short ones for a moment. Over many cohorts of a size each
@@ -108,7 +108,7 @@ def route(params: Params, state: State, row: int, phase: int, group: int, size: 
         row: Row.
         phase: PREFILL or DECODE.
         group: Prompt-length group.
-        size: ``size_class`` of what sets how long one request stays; single requests need not be told apart.
+        size: ``size_class`` of what sets how long one request stays.
         work: Work in all, in any unit.
     """
     weights = state.weight[row, phase, group]
@@ -131,6 +131,33 @@ def route(params: Params, state: State, row: int, phase: int, group: int, size: 
         owed = carry[pool] + work * weights[pool]
         carry[pool] = owed - work if pool == best else owed
     return best
+
+
+@inlined_kernel
+def route_request(params: Params, state: State, row: int, phase: int, group: int) -> int:
+    """Send a single request to the pool that is owed most of them, and carry what the others are owed: ``route`` with work of one."""
+    weights = state.weight[row, phase, group]
+    carry = state.carry[row, phase, group, 0]
+    best = -1
+    most = -math.inf
+    middle = int(params.site[SiteSpec.PREFILL_POOLS])
+    begin, end = (0, middle) if phase == PREFILL else (middle, weights.shape[0])
+    for pool in range(begin, end):
+        owed = carry[pool] + weights[pool]
+        carry[pool] = owed
+        better = (weights[pool] > 0.0) & (owed > most)
+        best = pool if better else best
+        most = owed if better else most
+    carry[best] -= 1.0
+    return best
+
+
+@inlined_kernel
+def route_request_on(params: Params, state: State, row: int, prefill: int, group: int) -> int:
+    """Send a single request that ``prefill`` will prefill to a decode pool."""
+    if params.site[SiteSpec.COUPLED] > 0.0 and params.pool[prefill, PoolSpec.COUPLING] == SHARED_GPUS:
+        return int(params.pool[prefill, PoolSpec.PARTNER])
+    return route_request(params, state, row, DECODE, group)
 
 
 @inlined_kernel
@@ -249,8 +276,8 @@ def _enter_request(
         shorter = max(1.0, math.floor(shorter + 0.5))
         value *= output / shorter
     group = group_of(params, cls, prompt)
-    prefill = route(params, state, row, PREFILL, group, 0, 1.0)
-    decode = route_decode(params, state, row, prefill, group, 0, 1.0)
+    prefill = route_request(params, state, row, PREFILL, group)
+    decode = route_request_on(params, state, row, prefill, group)
     slot = _enter(
         params, state, row, cls, group, arrival_s, 1.0, prompt, prompt * prompt, shorter, deadline_s, prefill, decode
     )
@@ -479,14 +506,13 @@ def _draw_request(params: Params, state: State, row: int, cls: int) -> tuple[flo
     prompt = -1.0
     output = -1.0
     while prompt < 0.0 or output < 0.0:
-        first, second = normal_pair(stream)
         if prompt < 0.0:
             prompt = _draw_length(
                 spec[ClassSpec.PROMPT_MU],
                 spec[ClassSpec.PROMPT_SIGMA],
                 spec[ClassSpec.PROMPT_MIN],
                 spec[ClassSpec.PROMPT_MAX],
-                first,
+                normal(stream),
             )
         if output < 0.0:
             output = _draw_length(
@@ -494,7 +520,7 @@ def _draw_request(params: Params, state: State, row: int, cls: int) -> tuple[flo
                 spec[ClassSpec.OUTPUT_SIGMA],
                 spec[ClassSpec.OUTPUT_MIN],
                 spec[ClassSpec.OUTPUT_MAX],
-                second,
+                normal(stream),
             )
     longer = _true_output(params, state, row, cls, output)
     return prompt, output if longer == output else max(1.0, math.floor(longer + 0.5))
@@ -643,8 +669,9 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
                 _enter_request(params, state, row, held, begin_s, prompt, output, deadline_s, -1, False)
     time_s = begin_s
     end_s = begin_s + tick_s
-    while total > 0.0:
-        time_s += exponential(stream) / total
+    mean_s = 1.0 / total if total > 0.0 else math.inf
+    while True:
+        time_s += exponential(stream) * mean_s
         if time_s >= end_s:
             break
         pick = uniform(stream) * total

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.arrivals import group_of, route, route_decode, size_class
+from ai_factory_gym.engine.arrivals import group_of, route, route_decode, route_request, route_request_on, size_class
 from ai_factory_gym.engine.cache import find_nothing, has_cache
 from ai_factory_gym.engine.calendar import gather, schedule
 from ai_factory_gym.engine.health import (
@@ -380,8 +380,8 @@ def _route_again(params: Params, state: State, row: int, slot: int) -> tuple[int
     prompt = cohort[Cohort.PROMPT]
     group = group_of(params, state.cohort_int[row, slot, CohortInt.CLASS], prompt)
     if params.site[SiteSpec.RESOLUTION] != COHORT:
-        prefill = route(params, state, row, PREFILL, group, 0, 1.0)
-        return prefill, route_decode(params, state, row, prefill, group, 0, 1.0)
+        prefill = route_request(params, state, row, PREFILL, group)
+        return prefill, route_request_on(params, state, row, prefill, group)
     count = cohort[Cohort.COUNT]
     scaling, fixed = prefill_work_s(params.perf[0], prompt, cohort[Cohort.PROMPT_SQ])
     prefill = route(params, state, row, PREFILL, group, size_class(prompt), count * (scaling + fixed))
@@ -693,6 +693,6 @@ def _other_decode_pool(params: Params, state: State, row: int, slot: int) -> int
     prefill = int(state.cohort_int[row, slot, CohortInt.PREFILL_POOL])
     group = group_of(params, state.cohort_int[row, slot, CohortInt.CLASS], cohort[Cohort.PROMPT])
     if params.site[SiteSpec.RESOLUTION] != COHORT:
-        return route_decode(params, state, row, prefill, group, 0, 1.0)
+        return route_request_on(params, state, row, prefill, group)
     output = cohort[Cohort.OUTPUT]
     return route_decode(params, state, row, prefill, group, size_class(output), cohort[Cohort.COUNT] * output)

@@ -2,13 +2,15 @@
 
 Algorithms: xoshiro256++ (Blackman and Vigna, "Scrambled linear pseudorandom number generators", ACM TOMS 2021); Poisson by
 inversion below a mean of 10 and by transformed rejection PTRS above (Hoermann, "The transformed rejection method for
-generating Poisson random variables", Insurance: Mathematics and Economics 1993); normal pairs by the polar method (Marsaglia and Bray, "A
-convenient method for generating normal variables", SIAM Review 1964).
+generating Poisson random variables", Insurance: Mathematics and Economics 1993); normal and exponential numbers by the ziggurat of 256
+layers (Marsaglia and Tsang, "The ziggurat method for generating random variables", Journal of Statistical Software 2000), layer and
+place within it from different bits of one word (Doornik, "An improved ziggurat method to generate normal random samples", 2005).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -31,9 +33,47 @@ def seed_stream(generator: np.random.Generator) -> Array:
     return words
 
 
+_LAYERS = 256
+_LAYER_BITS = np.uint64(_LAYERS - 1)
+_SIGN_BIT = np.uint64(_LAYERS)
+
+
+def _ziggurat(edge: float, area: float, density: Callable[[float], float], inverse: Callable[[float], float]) -> Array:
+    """Return where the layers of a ziggurat end, from the lowest, float64[layers + 1]: all have the same area under a falling density.
+
+    The lowest holds the tail beyond ``edge``; where it ends is its area over its height.
+    """
+    ends = np.zeros(_LAYERS + 1)
+    ends[0] = area / density(edge)
+    ends[1] = edge
+    for layer in range(2, _LAYERS):
+        ends[layer] = inverse(density(ends[layer - 1]) + area / ends[layer - 1])
+    return ends
+
+
+_NORMAL_EDGE = 3.6541528853610088
+_NORMAL_ENDS = _ziggurat(
+    _NORMAL_EDGE,
+    _NORMAL_EDGE * math.exp(-0.5 * _NORMAL_EDGE**2) + math.sqrt(0.5 * math.pi) * math.erfc(_NORMAL_EDGE / math.sqrt(2.0)),
+    lambda x: math.exp(-0.5 * x * x),
+    lambda y: math.sqrt(-2.0 * math.log(y)),
+)
+_NORMAL_DENSITY = np.exp(-0.5 * _NORMAL_ENDS**2)
+
+_EXPONENTIAL_EDGE = 7.697117470131050
+_EXPONENTIAL_ENDS = _ziggurat(
+    _EXPONENTIAL_EDGE,
+    (1.0 + _EXPONENTIAL_EDGE) * math.exp(-_EXPONENTIAL_EDGE),
+    lambda x: math.exp(-x),
+    lambda y: -math.log(y),
+)
+_EXPONENTIAL_DENSITY = np.exp(-_EXPONENTIAL_ENDS)
+"""Edges for which 256 layers end at the top of the density (Marsaglia and Tsang 2000); tests/test_engine_units.py checks that they do."""
+
+
 @inlined_kernel
-def uniform(stream: Array) -> float:
-    """Return a uniform number in (0, 1) and advance ``stream`` (uint64[4])."""
+def _word(stream: Array) -> int:
+    """Return 64 random bits and advance ``stream`` (uint64[4])."""
     s0 = stream[0]
     s1 = stream[1]
     s2 = stream[2]
@@ -51,27 +91,54 @@ def uniform(stream: Array) -> float:
     stream[1] = s1
     stream[2] = s2
     stream[3] = s3
-    return (float(result >> _S11) + 0.5) * _TO_UNIT
+    return result
+
+
+@inlined_kernel
+def uniform(stream: Array) -> float:
+    """Return a uniform number in (0, 1) and advance ``stream`` (uint64[4])."""
+    return (float(_word(stream) >> _S11) + 0.5) * _TO_UNIT
 
 
 @inlined_kernel
 def exponential(stream: Array) -> float:
     """Return an exponential number of mean 1."""
-    return -math.log(uniform(stream))
+    while True:
+        word = _word(stream)
+        layer = int(word & _LAYER_BITS)
+        x = (float(word >> _S11) + 0.5) * _TO_UNIT * _EXPONENTIAL_ENDS[layer]
+        if x < _EXPONENTIAL_ENDS[layer + 1]:
+            return x
+        if layer == 0:
+            return _EXPONENTIAL_EDGE - math.log(uniform(stream))
+        low = _EXPONENTIAL_DENSITY[layer]
+        if low + uniform(stream) * (_EXPONENTIAL_DENSITY[layer + 1] - low) < math.exp(-x):
+            return x
 
 
 @inlined_kernel
-def normal_pair(stream: Array) -> tuple[float, float]:
-    """Return two independent standard normal numbers."""
-    square = 2.0
-    first = 0.0
-    second = 0.0
-    while square >= 1.0:
-        first = 2.0 * uniform(stream) - 1.0
-        second = 2.0 * uniform(stream) - 1.0
-        square = first * first + second * second
-    scale = math.sqrt(-2.0 * math.log(square) / square)
-    return first * scale, second * scale
+def normal(stream: Array) -> float:
+    """Return a standard normal number."""
+    while True:
+        word = _word(stream)
+        layer = int(word & _LAYER_BITS)
+        x = (float(word >> _S11) + 0.5) * _TO_UNIT * _NORMAL_ENDS[layer]
+        low = _NORMAL_DENSITY[layer]
+        if x >= _NORMAL_ENDS[layer + 1]:
+            if layer == 0:
+                x = _beyond(stream, _NORMAL_EDGE)
+            elif low + uniform(stream) * (_NORMAL_DENSITY[layer + 1] - low) >= math.exp(-0.5 * x * x):
+                continue
+        return x if word & _SIGN_BIT else -x
+
+
+@kernel
+def _beyond(stream: Array, edge: float) -> float:
+    """Return a standard normal number given that it is larger than ``edge`` (Marsaglia 1964)."""
+    while True:
+        over = -math.log(uniform(stream)) / edge
+        if -2.0 * math.log(uniform(stream)) > over * over:
+            return edge + over
 
 
 @kernel
