@@ -106,10 +106,10 @@ AGES = 32
 COHORT_DAY_TOKENS = 16.0
 """Days of a decode pool's calendar at cohort resolution, tokens: about as long as from one finish to the next."""
 
-REQUEST_DAYS_PER_TOKEN = 8.0
-"""The same at request resolution, per token: a day brings a few of the tens of thousands of requests in a batch."""
+REQUEST_DAYS_PER_TOKEN = 4.0
+"""The same at request resolution, per token: a day brings ten or so of the tens of thousands of requests in a batch."""
 
-REQUEST_DAYS_PER_S = 2048.0
+REQUEST_DAYS_PER_S = 512.0
 """Days per second of the calendars of what is in prefill and in transfer, at request resolution: a pool gets some thousands of requests
 per second."""
 

@@ -2,8 +2,9 @@
 
 A line is in order of a clock: seconds for what becomes ready, the service clock for prefill, the token clock for decode. A turn is
 a fixed point on it. At request resolution tens of thousands are ahead, and a heap over all of them is deep and misses the cache at
-every level. Here a cohort lies in the list of its day, untouched until the clock gets there; only one day's cohorts are put in order.
-How long a day is says ``SiteSpec``: at request resolution it brings a few cohorts.
+every level. Here a cohort lies in the list of its day, untouched until the clock gets there. A day's cohorts are then put in order, on
+the day's page; whoever comes to the line when it is his day already goes to a heap beside it. How long a day is says ``SiteSpec``: at
+request resolution it brings about ten cohorts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from ai_factory_gym.jit import inlined_kernel, kernel
 
 _DECODE_BYTES = 8 * int(Cohort.KEY)
 """Where in a cohort's record is what decode reads of it."""
+
+_PAGE = 48
+"""Most cohorts that are put on a page: on more, a heap takes fewer comparisons."""
+
+_LANES = 8
+"""Numbers that are compared at once."""
 
 
 @inlined_kernel
@@ -56,8 +63,29 @@ def _place(first: Array, day: int) -> int:
 
 
 @inlined_kernel
+def _put_in_order(keys: Array, slots: Array, begin: int, count: int) -> None:
+    """Copy ``count`` entries from ``begin`` on to the end of the arrays, in order of key, then slot.
+
+    The place of each is how many come before it. That is counted over all, eight at a time and without a branch: what no
+    processor could foresee costs more than a few comparisons too many.
+    """
+    whole = (count + _LANES - 1) & -_LANES
+    for entry in range(begin + count, begin + whole):
+        keys[entry] = math.inf
+    first = keys.shape[0] - count
+    for entry in range(begin, begin + count):
+        key = keys[entry]
+        slot = slots[entry]
+        before = 0
+        for other in range(begin, begin + whole):
+            before += int((keys[other] < key) | ((keys[other] == key) & (slots[other] < slot)))
+        keys[first + before] = key
+        slots[first + before] = slot
+
+
+@inlined_kernel
 def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: float) -> None:
-    """Begin the next day of a line: its cohorts join those due, in order."""
+    """Begin the next day of a line."""
     ints = state.pool_int[row, pool]
     first = state.calendar[row, pool, line]
     link = state.link[row]
@@ -68,24 +96,28 @@ def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: floa
     place = _place(first, today)
     slot = first[place]
     first[place] = NOBODY
-    before = ints[PoolInt.READY_DUE + line]
-    due = before
+    begin = ints[PoolInt.READY_DUE + line]
+    count = 0
     # Collected first and put in order afterwards, so that fetching one cohort need not wait for another.
     while slot != NOBODY:
         after = link[slot]
         key = state.cohort[row, slot, Cohort.KEY]
         if math.floor(key * days_per_unit) <= today:
-            keys[due] = key
-            slots[due] = slot
-            due += 1
+            keys[begin + count] = key
+            slots[begin + count] = slot
+            count += 1
         else:
             # A later round of the ring.
             link[slot] = first[place]
             first[place] = slot
         slot = after
-    for size in range(max(1, before), due):
-        push(keys, slots, size, keys[size], slots[size])
-    ints[PoolInt.READY_DUE + line] = due
+    if count > _PAGE or ints[PoolInt.READY_PAGE + line] > 0 or begin + 2 * count + _LANES > keys.shape[0]:
+        for size in range(max(1, begin), begin + count):
+            push(keys, slots, size, keys[size], slots[size])
+        ints[PoolInt.READY_DUE + line] = begin + count
+    else:
+        _put_in_order(keys, slots, begin, count)
+        ints[PoolInt.READY_PAGE + line] = count
     if line == SERVICE_LINE:
         # Long ago was when these were looked at: what the next day brings is on its way from memory meanwhile.
         slot = first[_place(first, today + 1)]
@@ -96,30 +128,76 @@ def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: floa
 
 
 @inlined_kernel
-def find_next(state: State, row: int, pool: int, line: int, days_per_unit: float) -> None:
-    """Turn pages until the heap of a line that is not empty begins with the next cohort."""
+def find_next(state: State, row: int, pool: int, line: int, days_per_unit: float) -> float:
+    """Turn pages until the next cohort of a line that is not empty is found; return when its turn comes."""
     ints = state.pool_int[row, pool]
-    while ints[PoolInt.READY_DUE + line] == 0:
+    while ints[PoolInt.READY_PAGE + line] + ints[PoolInt.READY_DUE + line] == 0:
         _turn_page(state, row, pool, line, days_per_unit)
+    keys = state.heap_key[row, pool, line]
+    page = ints[PoolInt.READY_PAGE + line]
+    if page == 0:
+        return float(keys[0])
+    key = float(keys[keys.shape[0] - page])
+    return min(key, float(keys[0])) if ints[PoolInt.READY_DUE + line] > 0 else key
 
 
-@kernel
-def find_until(state: State, row: int, pool: int, line: int, key: float, days_per_unit: float) -> None:
-    """Turn pages until the heap of a line holds all whose turn has come when its clock stands at ``key``."""
+@inlined_kernel
+def _next_on_page(state: State, row: int, pool: int, line: int) -> bool:
+    """Tell whether the next cohort of a line stands on the day's page; it is the first of the heap otherwise."""
     ints = state.pool_int[row, pool]
-    last = math.floor(key * days_per_unit)
-    while ints[PoolInt.READY + line] > ints[PoolInt.READY_DUE + line] and ints[PoolInt.READY_TODAY + line] < last:
-        _turn_page(state, row, pool, line, days_per_unit)
+    keys = state.heap_key[row, pool, line]
+    slots = state.heap_slot[row, pool, line]
+    page = ints[PoolInt.READY_PAGE + line]
+    if page == 0:
+        return False
+    at = keys.shape[0] - page
+    heap = ints[PoolInt.READY_DUE + line] > 0
+    return not heap or bool(keys[at] < keys[0] or (keys[at] == keys[0] and slots[at] < slots[0]))
+
+
+@inlined_kernel
+def look_at_next(state: State, row: int, pool: int, line: int) -> int:
+    """Return the slot of the cohort that ``find_next`` has found."""
+    slots = state.heap_slot[row, pool, line]
+    on_page = _next_on_page(state, row, pool, line)
+    return int(slots[slots.shape[0] - state.pool_int[row, pool, PoolInt.READY_PAGE + line] if on_page else 0])
 
 
 @inlined_kernel
 def take_next(state: State, row: int, pool: int, line: int) -> int:
-    """Take the cohort whose turn comes first out of the heap and return its slot."""
+    """Take the cohort that ``find_next`` has found out of its line and return its slot."""
     ints = state.pool_int[row, pool]
-    slot = pop(state.heap_key[row, pool, line], state.heap_slot[row, pool, line], ints[PoolInt.READY_DUE + line])
-    ints[PoolInt.READY_DUE + line] -= 1
+    slots = state.heap_slot[row, pool, line]
     ints[PoolInt.READY + line] -= 1
-    return slot
+    if _next_on_page(state, row, pool, line):
+        page = ints[PoolInt.READY_PAGE + line]
+        ints[PoolInt.READY_PAGE + line] = page - 1
+        return int(slots[slots.shape[0] - page])
+    due = ints[PoolInt.READY_DUE + line]
+    ints[PoolInt.READY_DUE + line] = due - 1
+    return pop(state.heap_key[row, pool, line], slots, due)
+
+
+@kernel
+def find_until(state: State, row: int, pool: int, line: int, key: float, days_per_unit: float) -> int:
+    """Turn pages until all are found whose turn has come when the clock of a line stands at ``key``; return how many are found."""
+    ints = state.pool_int[row, pool]
+    last = math.floor(key * days_per_unit)
+    found = ints[PoolInt.READY_PAGE + line] + ints[PoolInt.READY_DUE + line]
+    while ints[PoolInt.READY + line] > found and ints[PoolInt.READY_TODAY + line] < last:
+        _turn_page(state, row, pool, line, days_per_unit)
+        found = ints[PoolInt.READY_PAGE + line] + ints[PoolInt.READY_DUE + line]
+    return int(found)
+
+
+@inlined_kernel
+def place_of(state: State, row: int, pool: int, line: int, number: int) -> int:
+    """Return where in a line's heap arrays the ``number``-th of those found is, in no order."""
+    ints = state.pool_int[row, pool]
+    beyond = number - ints[PoolInt.READY_DUE + line]
+    if beyond < 0:
+        return number
+    return int(state.heap_key.shape[3] - ints[PoolInt.READY_PAGE + line] + beyond)
 
 
 @kernel
@@ -127,15 +205,22 @@ def gather(state: State, row: int, pool: int, line: int) -> int:
     """Take all cohorts out of a line; return how many there are, the first entries of its heap's arrays, in no order."""
     ints = state.pool_int[row, pool]
     first = state.calendar[row, pool, line]
+    keys = state.heap_key[row, pool, line]
+    slots = state.heap_slot[row, pool, line]
     found = ints[PoolInt.READY_DUE + line]
+    for at in range(keys.shape[0] - ints[PoolInt.READY_PAGE + line], keys.shape[0]):
+        keys[found] = keys[at]
+        slots[found] = slots[at]
+        found += 1
     for place in range(first.shape[0]):
         slot = first[place]
         first[place] = NOBODY
         while slot != NOBODY:
-            state.heap_key[row, pool, line, found] = state.cohort[row, slot, Cohort.KEY]
-            state.heap_slot[row, pool, line, found] = slot
+            keys[found] = state.cohort[row, slot, Cohort.KEY]
+            slots[found] = slot
             found += 1
             slot = state.link[row, slot]
+    ints[PoolInt.READY_PAGE + line] = 0
     ints[PoolInt.READY_DUE + line] = 0
     ints[PoolInt.READY + line] = 0
     return int(found)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.cache import has_cache, leave_context
-from ai_factory_gym.engine.calendar import find_next, find_until, schedule, take_next
+from ai_factory_gym.engine.calendar import find_next, find_until, look_at_next, place_of, schedule, take_next
 from ai_factory_gym.engine.health import units_per_rack
 from ai_factory_gym.engine.layout import (
     NOBODY,
@@ -183,9 +183,6 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     admitting = ints[PoolInt.ACTIVE] * units
     kv_room = admitting * perf[DECODE_KV_CAPACITY_TOKENS] - numbers[Pool.HELD]
     batch_room = admitting * numbers[Pool.MAX_BATCH]
-    ready_keys = state.heap_key[row, pool, READY_LINE]
-    ready_slots = state.heap_slot[row, pool, READY_LINE]
-    finish_keys = state.heap_key[row, pool, SERVICE_LINE]
     days_per_token = params.site[SiteSpec.DAYS_PER_TOKEN]
     days_per_s = params.site[SiteSpec.DAYS_PER_S]
     time_s = numbers[Pool.TIME_S]
@@ -210,6 +207,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     memory_s = 0.0
     iteration = 0.0
     speed = 0.0
+    finish_g = math.inf
     events = 0
     while True:
         in_flight = numbers[Pool.IN_FLIGHT]
@@ -254,14 +252,13 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         next_s = end_s if exact else pace_end_s
         ready_s = math.inf
         if ints[PoolInt.READY] > 0 and not blocked:
-            find_next(state, row, pool, READY_LINE, days_per_s)
-            ready_s = ready_keys[0]
+            ready_s = find_next(state, row, pool, READY_LINE, days_per_s)
         enters = ready_s < next_s
         next_s = max(time_s, ready_s) if enters else next_s
         finish_s = math.inf
         if speed > 0.0:
-            find_next(state, row, pool, SERVICE_LINE, days_per_token)
-            finish_s = max(time_s, time_s + (finish_keys[0] - token_clock) / speed)
+            finish_g = find_next(state, row, pool, SERVICE_LINE, days_per_token)
+            finish_s = max(time_s, time_s + (finish_g - token_clock) / speed)
         finishes = (finish_s <= next_s) & (finish_s < end_s)
         next_s = finish_s if finishes else next_s
         kind = 2 if finishes else 1 if enters else 0
@@ -286,12 +283,12 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             continue
         events += 1
         if kind == 2:
-            token_clock = finish_keys[0]
+            token_clock = finish_g
             numbers[Pool.G] = token_clock
             _complete(params, state, row, pool, time_s)
             blocked = False
             continue
-        slot = int(ready_slots[0])
+        slot = look_at_next(state, row, pool, READY_LINE)
         cohort = state.cohort[row, slot]
         count = cohort[Cohort.COUNT]
         need = cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
@@ -348,17 +345,16 @@ def predict_admission_wait(params: Params, state: State, row: int, pool: int, el
     ints = state.pool_int[row, pool]
     if ints[PoolInt.READY] == 0 or numbers[Pool.IN_FLIGHT] <= 0.0 or numbers[Pool.TPOT_S] <= 0.0:
         return
-    find_until(state, row, pool, READY_LINE, numbers[Pool.TIME_S], params.site[SiteSpec.DAYS_PER_S])
-    due = ints[PoolInt.READY_DUE]
-    if due == 0 or state.heap_key[row, pool, READY_LINE, 0] > numbers[Pool.TIME_S]:
-        return
     requests = 0.0
     tokens = 0.0
-    for entry in range(due):
-        if state.heap_key[row, pool, READY_LINE, entry] <= numbers[Pool.TIME_S]:
-            cohort = state.cohort[row, state.heap_slot[row, pool, READY_LINE, entry]]
+    for number in range(find_until(state, row, pool, READY_LINE, numbers[Pool.TIME_S], params.site[SiteSpec.DAYS_PER_S])):
+        place = place_of(state, row, pool, READY_LINE, number)
+        if state.heap_key[row, pool, READY_LINE, place] <= numbers[Pool.TIME_S]:
+            cohort = state.cohort[row, state.heap_slot[row, pool, READY_LINE, place]]
             requests += cohort[Cohort.COUNT]
             tokens += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT])
+    if requests == 0.0:
+        return
     places = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool) * numbers[Pool.MAX_BATCH]
     if places - numbers[Pool.IN_FLIGHT] < 1.0:
         per_s = numbers[Pool.LEAVING] / numbers[Pool.TPOT_S]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ai_factory_gym.engine.calendar import find_until
+from ai_factory_gym.engine.calendar import find_until, place_of
 from ai_factory_gym.engine.decode import PACE_S, nearly_full
 from ai_factory_gym.engine.generation import use_units
 from ai_factory_gym.engine.health import gpus_out, units_per_rack, working_share
@@ -1107,10 +1107,10 @@ def _joined_power_w(
     numbers = state.pool[row, pool]
     joining = 0.0
     tokens = 0.0
-    find_until(state, row, pool, READY_LINE, end_s, params.site[SiteSpec.DAYS_PER_S])
-    for entry in range(state.pool_int[row, pool, PoolInt.READY_DUE]):
-        if state.heap_key[row, pool, READY_LINE, entry] <= end_s:
-            cohort = state.cohort[row, state.heap_slot[row, pool, READY_LINE, entry]]
+    for number in range(find_until(state, row, pool, READY_LINE, end_s, params.site[SiteSpec.DAYS_PER_S])):
+        place = place_of(state, row, pool, READY_LINE, number)
+        if state.heap_key[row, pool, READY_LINE, place] <= end_s:
+            cohort = state.cohort[row, state.heap_slot[row, pool, READY_LINE, place]]
             joining += cohort[Cohort.COUNT]
             tokens += cohort[Cohort.COUNT] * cohort[Cohort.PROMPT]
     in_flight = numbers[Pool.IN_FLIGHT]

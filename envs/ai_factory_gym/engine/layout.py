@@ -497,14 +497,17 @@ class PoolInt(IntEnum):
     # those of them that are due today, in the heap,
     READY_DUE = 11
     SERVING_DUE = 12
+    # or on the page, which stands in order at the end of the heap's arrays,
+    READY_PAGE = 13
+    SERVING_PAGE = 14
     # and the day up to which they are; later ones are in the calendar
-    READY_TODAY = 13
-    SERVING_TODAY = 14
-    ASSIGNED = 15  # cohorts anywhere in the site that are bound for this pool
-    CLOSED = 16  # 1 while the pool takes no new requests because its last rack is to sleep
-    MOVING = 17  # of the draining racks, those that go to the sibling when they are done
-    HELD = 18  # of the sleeping racks, those that are to wake as soon as the ramp limit has room for it
-    AWAKE_SEEN = 19  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
+    READY_TODAY = 15
+    SERVING_TODAY = 16
+    ASSIGNED = 17  # cohorts anywhere in the site that are bound for this pool
+    CLOSED = 18  # 1 while the pool takes no new requests because its last rack is to sleep
+    MOVING = 19  # of the draining racks, those that go to the sibling when they are done
+    HELD = 20  # of the sleeping racks, those that are to wake as soon as the ramp limit has room for it
+    AWAKE_SEEN = 21  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
 
 
 class Class(IntEnum):
@@ -935,4 +938,9 @@ def grow(state: State, slots: int) -> State:
         grown.free[row, : slots - old] = np.arange(slots - 1, old - 1, -1)
         grown.free[row, slots - old : slots - old + free] = kept
         grown.site_int[row, SiteInt.FREE] = slots - old + free
+    # Pages stand at the end.
+    for row, pool, line in np.ndindex(grown.heap_key.shape[:3]):
+        page = int(grown.pool_int[row, pool, PoolInt.READY_PAGE + line])
+        for array in (grown.heap_key[row, pool, line], grown.heap_slot[row, pool, line]):
+            array[slots - page :] = array[old - page : old].copy()
     return grown

@@ -177,7 +177,6 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     lanes = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
     servers = int(math.ceil(lanes - 1e-9))
     present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
-    keys = state.heap_key[row, pool, SERVICE_LINE]
     days_per_s = params.site[SiteSpec.DAYS_PER_S]
     time_s = numbers[Pool.TIME_S]
     duty = numbers[Pool.DUTY] * (lanes / servers if servers > 0 else 1.0)
@@ -185,6 +184,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     busy_s = 0.0
     compute_s = 0.0
     memory_s = 0.0
+    finish_w = math.inf
     events = 0
     while True:
         while ints[PoolInt.QUEUE_HEAD] != NOBODY and ints[PoolInt.SERVING] < servers and speed > 0.0:
@@ -199,8 +199,8 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         next_s = max(time_s, arrival_s) if arrives else end_s
         finish_s = math.inf
         if ints[PoolInt.SERVING] > 0 and speed > 0.0:
-            find_next(state, row, pool, SERVICE_LINE, days_per_s)
-            finish_s = max(time_s, time_s + (keys[0] - numbers[Pool.W]) / speed)
+            finish_w = find_next(state, row, pool, SERVICE_LINE, days_per_s)
+            finish_s = max(time_s, time_s + (finish_w - numbers[Pool.W]) / speed)
         finishes = finish_s < next_s
         next_s = finish_s if finishes else next_s
         kind = 2 if finishes else 1 if arrives else 0
@@ -232,7 +232,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 numbers[Pool.QUEUED] += 1.0
                 numbers[Pool.QUEUED_WORK] += server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
         else:
-            numbers[Pool.W] = keys[0]
+            numbers[Pool.W] = finish_w
             slot = take_next(state, row, pool, SERVICE_LINE)
             if ints[PoolInt.SERVING] == 0:
                 numbers[Pool.SHARE_COMPUTE] = 0.0
