@@ -15,6 +15,7 @@ from ai_factory_gym.engine.layout import (
     COHORT,
     DECODE,
     PREFILL,
+    READY_LINE,
     SHARED_GPUS,
     SIZES,
     Array,
@@ -60,6 +61,9 @@ other, where single requests hold it at the least patient one's."""
 
 _USUAL_SHARE = 0.0625
 """Weight of a cohort in the mean work of its size, 1: a memory of sixteen cohorts (status: design choice)."""
+
+_BLOCK = 256
+"""Requests that are drawn together."""
 
 
 FASTEST_RELEASE_PER_S = 6.0 / 3600.0
@@ -650,6 +654,18 @@ def _enter_cells(params: Params, state: State, row: int, tick_begin_s: float, ti
     return entered
 
 
+@inlined_kernel
+def _pick_class(params: Params, state: State, row: int, pick: float, minute: int) -> int:
+    """Return the first class at whose end ``pick``, of the sum of rates, is used up: counted without a branch that could not be foreseen."""
+    cls = 0
+    beyond = 1
+    for passed in range(params.cls.shape[0] - 1):
+        pick -= state.rate[row, passed, minute] if params.cls[passed, ClassSpec.DEFERRABLE] == 0.0 else 0.0
+        beyond = beyond if pick >= 0.0 else 0
+        cls += beyond
+    return cls
+
+
 @kernel
 def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, tick_s: float, minute: int) -> None:
     """Create one tick's requests one by one, in order of arrival, as a Poisson process over all classes."""
@@ -667,23 +683,29 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
                 held = int(params.cell[place, Cell.CLASS])
                 prompt, output = _draw_request(params, state, row, held)
                 _enter_request(params, state, row, held, begin_s, prompt, output, deadline_s, -1, False)
-    time_s = begin_s
+    # Nothing else uses the ready line of a prefill pool. Drawn in blocks, requests need not wait for each other: what is drawn for one
+    # does not depend on where the one before goes.
+    drawn = state.heap_key[row, 0, READY_LINE]
+    drawn_class = state.heap_slot[row, 0, READY_LINE]
+    block = min(_BLOCK, drawn.shape[0] // 3)
     end_s = begin_s + tick_s
     mean_s = 1.0 / total if total > 0.0 else math.inf
-    while True:
-        time_s += exponential(stream) * mean_s
-        if time_s >= end_s:
-            break
-        pick = uniform(stream) * total
-        # The first class at whose end the pick is used up, counted without a branch that could not be foreseen.
-        cls = 0
-        beyond = 1
-        for passed in range(classes - 1):
-            pick -= state.rate[row, passed, minute] if params.cls[passed, ClassSpec.DEFERRABLE] == 0.0 else 0.0
-            beyond = beyond if pick >= 0.0 else 0
-            cls += beyond
-        prompt, output = _draw_request(params, state, row, cls)
-        _enter_request(params, state, row, cls, time_s, prompt, output, math.inf, -1, False)
+    time_s = begin_s + exponential(stream) * mean_s
+    while time_s < end_s:
+        found = 0
+        while found < block and time_s < end_s:
+            drawn[found] = time_s
+            drawn_class[found] = _pick_class(params, state, row, uniform(stream) * total, minute)
+            found += 1
+            time_s += exponential(stream) * mean_s
+        for index in range(found):
+            prompt, output = _draw_request(params, state, row, drawn_class[index])
+            drawn[block + index] = prompt
+            drawn[2 * block + index] = output
+        for index in range(found):
+            prompt = drawn[block + index]
+            output = drawn[2 * block + index]
+            _enter_request(params, state, row, drawn_class[index], drawn[index], prompt, output, math.inf, -1, False)
 
 
 @kernel
