@@ -129,8 +129,10 @@ def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: floa
 
 @inlined_kernel
 def find_next(state: State, row: int, pool: int, line: int, days_per_unit: float) -> float:
-    """Turn pages until the next cohort of a line that is not empty is found; return when its turn comes."""
+    """Turn pages until the next cohort of a line is found; return when its turn comes, inf where the line is empty."""
     ints = state.pool_int[row, pool]
+    if ints[PoolInt.READY + line] == 0:
+        return math.inf
     while ints[PoolInt.READY_PAGE + line] + ints[PoolInt.READY_DUE + line] == 0:
         _turn_page(state, row, pool, line, days_per_unit)
     keys = state.heap_key[row, pool, line]

@@ -89,8 +89,8 @@ def _split(state: State, row: int, slot: int, count: float) -> int:
 
 
 @inlined_kernel
-def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> None:
-    """Add a cohort to the batch; it finishes after its first iteration and output - 1 further tokens."""
+def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> float:
+    """Add a cohort to the batch; it finishes after its first iteration and output - 1 further tokens. Returns when, on the token clock."""
     cohort = state.cohort[row, slot]
     numbers = state.pool[row, pool]
     count = cohort[Cohort.COUNT]
@@ -111,8 +111,9 @@ def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> None
     numbers[Pool.WAITING_TOKENS] -= count * (prompt + output)
     numbers[Pool.IN_TRANSIT] -= count
     state.cohort_int[row, slot, CohortInt.STAGE] = Stage.DECODING
-    days_per_token = params.site[SiteSpec.DAYS_PER_TOKEN]
-    schedule(state, row, pool, SERVICE_LINE, slot, numbers[Pool.G] + span, days_per_token)
+    finish_g = numbers[Pool.G] + span
+    schedule(state, row, pool, SERVICE_LINE, slot, finish_g, params.site[SiteSpec.DAYS_PER_TOKEN])
+    return float(finish_g)
 
 
 @inlined_kernel
@@ -207,7 +208,8 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     memory_s = 0.0
     iteration = 0.0
     speed = 0.0
-    finish_g = math.inf
+    ready_s = find_next(state, row, pool, READY_LINE, days_per_s)
+    finish_g = find_next(state, row, pool, SERVICE_LINE, days_per_token)
     events = 0
     while True:
         in_flight = numbers[Pool.IN_FLIGHT]
@@ -250,14 +252,10 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             admitted = NOBODY
         # What comes next cannot be foreseen; chosen as a number, it is guessed once, not at every comparison.
         next_s = end_s if exact else pace_end_s
-        ready_s = math.inf
-        if ints[PoolInt.READY] > 0 and not blocked:
-            ready_s = find_next(state, row, pool, READY_LINE, days_per_s)
-        enters = ready_s < next_s
+        enters = (ready_s < next_s) & (not blocked)
         next_s = max(time_s, ready_s) if enters else next_s
         finish_s = math.inf
         if speed > 0.0:
-            finish_g = find_next(state, row, pool, SERVICE_LINE, days_per_token)
             finish_s = max(time_s, time_s + (finish_g - token_clock) / speed)
         finishes = (finish_s <= next_s) & (finish_s < end_s)
         next_s = finish_s if finishes else next_s
@@ -286,6 +284,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             token_clock = finish_g
             numbers[Pool.G] = token_clock
             _complete(params, state, row, pool, time_s)
+            finish_g = find_next(state, row, pool, SERVICE_LINE, days_per_token)
             blocked = False
             continue
         slot = look_at_next(state, row, pool, READY_LINE)
@@ -295,13 +294,14 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         room = min((kv_room - numbers[Pool.RESERVED]) / need, batch_room - in_flight)
         if room >= count:
             admitted = take_next(state, row, pool, READY_LINE)
+            ready_s = find_next(state, row, pool, READY_LINE, days_per_s)
         elif room >= 1.0 and room * SPLIT_PARTS >= count and state.site_int[row, SiteInt.FREE] > 0:
             admitted = _split(state, row, slot, math.floor(room))
         else:
             blocked = True
             continue
         numbers[Pool.G] = token_clock
-        _admit(params, state, row, pool, admitted)
+        finish_g = min(finish_g, _admit(params, state, row, pool, admitted))
     numbers[Pool.G] = token_clock
     numbers[Pool.KV_TOKENS_GENERATED] = all_generated
     state.site[row, Site.STEP_OUTPUT_TOKENS] = step_output

@@ -140,8 +140,8 @@ def join_queue(params: Params, state: State, row: int, pool: int, slot: int) -> 
 
 
 @inlined_kernel
-def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float) -> None:
-    """Put a request on a free server; it finishes when the service clock has advanced by its server time."""
+def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float) -> float:
+    """Put a request on a free server; it finishes when the service clock has advanced by its server time. Returns when, on that clock."""
     perf = state.perf[row, pool]
     cohort = state.cohort[row, slot]
     ints = state.cohort_int[row, slot]
@@ -156,7 +156,9 @@ def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, r
     numbers[Pool.SHARE_COMPUTE] += cohort[Cohort.SHARE_COMPUTE]
     numbers[Pool.SHARE_MEMORY] += cohort[Cohort.SHARE_MEMORY]
     ints[CohortInt.STAGE] = Stage.PREFILLING
-    schedule(state, row, pool, SERVICE_LINE, slot, numbers[Pool.W] + work, params.site[SiteSpec.DAYS_PER_S])
+    finish_w = numbers[Pool.W] + work
+    schedule(state, row, pool, SERVICE_LINE, slot, finish_w, params.site[SiteSpec.DAYS_PER_S])
+    return float(finish_w)
 
 
 @kernel
@@ -184,22 +186,21 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     busy_s = 0.0
     compute_s = 0.0
     memory_s = 0.0
-    finish_w = math.inf
+    finish_w = find_next(state, row, pool, SERVICE_LINE, days_per_s)
     events = 0
     while True:
         while ints[PoolInt.QUEUE_HEAD] != NOBODY and ints[PoolInt.SERVING] < servers and speed > 0.0:
             slot = take_first(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL)
             numbers[Pool.QUEUED] -= 1.0
             numbers[Pool.QUEUED_WORK] -= server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
-            _start_exact(params, state, row, pool, slot, rate, time_s)
+            finish_w = min(finish_w, _start_exact(params, state, row, pool, slot, rate, time_s))
         # As in decode: what comes next is chosen as a number.
         head = ints[PoolInt.INBOX_HEAD]
         arrival_s = state.cohort[row, head, Cohort.KEY] if head != NOBODY else math.inf
         arrives = arrival_s < end_s
         next_s = max(time_s, arrival_s) if arrives else end_s
         finish_s = math.inf
-        if ints[PoolInt.SERVING] > 0 and speed > 0.0:
-            finish_w = find_next(state, row, pool, SERVICE_LINE, days_per_s)
+        if speed > 0.0:
             finish_s = max(time_s, time_s + (finish_w - numbers[Pool.W]) / speed)
         finishes = finish_s < next_s
         next_s = finish_s if finishes else next_s
@@ -225,7 +226,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 continue
             if ints[PoolInt.SERVING] < servers and speed > 0.0:
                 # Whoever waited has been given a server already.
-                _start_exact(params, state, row, pool, slot, rate, time_s)
+                finish_w = min(finish_w, _start_exact(params, state, row, pool, slot, rate, time_s))
             else:
                 state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
                 append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
@@ -234,6 +235,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         else:
             numbers[Pool.W] = finish_w
             slot = take_next(state, row, pool, SERVICE_LINE)
+            finish_w = find_next(state, row, pool, SERVICE_LINE, days_per_s)
             if ints[PoolInt.SERVING] == 0:
                 numbers[Pool.SHARE_COMPUTE] = 0.0
                 numbers[Pool.SHARE_MEMORY] = 0.0
