@@ -7,7 +7,7 @@ from ai_factory_gym.engine.calendar import find_next, schedule, take_next
 from ai_factory_gym.engine.decode import advance_decode
 from ai_factory_gym.engine.draw import pool_power_w
 from ai_factory_gym.engine.heap import pop, push
-from ai_factory_gym.engine.layout import PREFILL, Array, PoolSpec
+from ai_factory_gym.engine.layout import PREFILL, SERVICE_LINE, Array, PoolSpec, SiteSpec
 from ai_factory_gym.engine.prefill import advance_prefill
 from ai_factory_gym.engine.reference import params_of, state_of
 from ai_factory_gym.engine.rng import poisson
@@ -32,12 +32,13 @@ def calendar_through(params_table: Array, state_table: Array, pool: int, finishe
     """Enter cohorts that finish at these token clocks and take them out in order; returns the last one's slot."""
     params = params_of(params_table)
     state = state_of(state_table)
+    days_per_token = params.site[SiteSpec.DAYS_PER_TOKEN]
     for slot in range(finishes.shape[0]):
-        schedule(params, state, 0, pool, slot, finishes[slot])
+        schedule(state, 0, pool, SERVICE_LINE, slot, finishes[slot], days_per_token)
     last = -1
     for _ in range(finishes.shape[0]):
-        find_next(params, state, 0, pool)
-        last = take_next(state, 0, pool)
+        find_next(state, 0, pool, SERVICE_LINE, days_per_token)
+        last = take_next(state, 0, pool, SERVICE_LINE)
     return last
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ai_factory_gym.engine.layout import (
     GPU_GROUP,
     LINK_DOMAIN,
+    PREFILL,
     RACK,
     CapStep,
     Class,
@@ -283,7 +284,7 @@ def check_racks(p: Params, state: State) -> None:
     assert state.site[0, Site.FAULTS] > 0.0 or not racks[:, 4].any()
     kept = (p.pool[:, PoolSpec.MIN_ACTIVE] > 0) & (state.site[0, Site.FAULTS] == 0.0)
     assert np.all(racks[kept, 0] >= 1)
-    busy = state.pool_int[0, :, PoolInt.BUSY]
+    busy = np.where(p.pool[:, PoolSpec.PHASE] == PREFILL, state.pool_int[0, :, PoolInt.SERVING], 0)
     lanes = (racks[:, 0] + racks[:, 2]) * p.pool[:, PoolSpec.UNITS_PER_RACK] * (1.0 - state.pool[0, :, Pool.OUT_SHARE])
     assert np.all(busy <= lanes + 1e-9)
     # Of the replicas of awake racks those that are in service serve: all but what events have taken, and at least one.
@@ -327,7 +328,7 @@ def check_sane(state: State) -> None:
     for column in set(Pool) - signed:
         scale = np.abs(state.pool[0][:, [Pool.RESERVED, Pool.WAITING_TOKENS]]).max() + 1.0
         assert np.all(state.pool[0, :, column] >= -1e-9 * scale), column
-    assert np.all(state.pool_int[0][:, [PoolInt.BUSY, PoolInt.READY, PoolInt.SERVING, PoolInt.ASSIGNED]] >= 0)
+    assert np.all(state.pool_int[0][:, [PoolInt.READY, PoolInt.SERVING, PoolInt.ASSIGNED]] >= 0)
     assert np.all((state.pool[0, :, Pool.CLOCK] > 0.0) & (state.pool[0, :, Pool.CLOCK] <= 1.0))
 
 

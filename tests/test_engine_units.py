@@ -23,15 +23,17 @@ from scipy import stats
 
 from ai_factory_gym import jit
 from ai_factory_gym.engine import calendar, draw, heap, kernel, ledger, racks, rng
-from ai_factory_gym.engine.arrivals import admit, route, size_class, turn
+from ai_factory_gym.engine.arrivals import admit, route, route_request, size_class, turn
 from ai_factory_gym.engine.layout import (
-    DAYS,
+    COHORT_DAYS,
     DECODE,
     HISTOGRAM_BINS,
     HISTOGRAM_BINS_PER_DECADE,
     HISTOGRAM_LOW_S,
     NOBODY,
     PREFILL,
+    READY_LINE,
+    SERVICE_LINE,
     CapStep,
     Cell,
     Cohort,
@@ -83,14 +85,14 @@ def test_heap_pops_in_order_of_key_then_slot(operations: list[tuple[float, bool]
 
 @pytest.fixture(scope="module")
 def empty_state() -> State:
-    """Room for 64 cohorts in one pool."""
+    """Room for 256 cohorts in one pool."""
     return allocate(
         rows=1,
         pools=1,
         classes=1,
         groups=1,
         cells=1,
-        slots=64,
+        slots=256,
         minutes=1,
         backlog_bins=1,
         transitions=1,
@@ -102,40 +104,93 @@ def empty_state() -> State:
     )
 
 
-@pytest.mark.parametrize("grain", ["request", "cohort"])
+_SPANS = [0.0, 0.25, 1.0, 1.0, 40.5, COHORT_DAYS - 0.5, COHORT_DAYS, 3.0 * COHORT_DAYS + 0.75]
+
+
+@pytest.mark.parametrize("days_per_unit", [0.0, 1.0 / 16.0, 1.0, 4.0])
+@pytest.mark.parametrize("line", [READY_LINE, SERVICE_LINE])
 @settings(max_examples=60, deadline=None)
 @given(
+    begin=st.sampled_from([-600.25, 0.0, 1e6]),
     operations=st.lists(
-        st.tuples(st.sampled_from([0.0, 0.25, 1.0, 1.0, 40.5, DAYS - 0.5, DAYS, 3.0 * DAYS + 0.75]), st.booleans()),
-        max_size=60,
-    )
+        st.one_of(
+            st.tuples(st.just("enter"), st.sampled_from(_SPANS)), st.tuples(st.sampled_from(["take", "look", "anew"]))
+        ),
+        max_size=80,
+    ),
+    crowd=st.integers(0, 80),
 )
-def test_calendar_gives_cohorts_in_order_of_finish_then_slot(
-    empty_state: State, grain: str, operations: list[tuple[float, bool]]
+def test_line_gives_cohorts_in_order_of_turn_then_slot(
+    empty_state: State, line: int, days_per_unit: float, begin: float, operations: list[tuple[Any, ...]], crowd: int
 ) -> None:
-    small = params(grain)
     clear_row(empty_state, 0)
     ints = empty_state.pool_int[0, 0]
+    ints[PoolInt.READY_TODAY + line] = math.floor(begin * days_per_unit)
     inside: list[tuple[float, int]] = []
-    clock = 0.0
+    clock = begin
+
+    def enter(key: float, slot: int) -> None:
+        calendar.schedule(empty_state, 0, 0, line, slot, key, days_per_unit)
+        inside.append((key, slot))
 
     def take() -> float:
-        calendar.find_next(small, empty_state, 0, 0)
         first = min(inside)
-        assert empty_state.heap_key[0, 0, 1, 0] == first[0]
-        assert calendar.take_next(empty_state, 0, 0) == first[1]
+        assert calendar.find_next(empty_state, 0, 0, line, days_per_unit) == first[0]
+        assert calendar.look_at_next(empty_state, 0, 0, line) == first[1]
+        assert calendar.take_next(empty_state, 0, 0, line) == first[1]
         inside.remove(first)
-        assert ints[PoolInt.SERVING] == len(inside)
+        assert ints[PoolInt.READY + line] == len(inside)
         return first[0]
 
-    for slot, (span, early) in enumerate(operations):
-        calendar.schedule(small, empty_state, 0, 0, slot, clock + span)
-        inside.append((clock + span, slot))
-        if early:
+    # As many on one day as on a page, and more.
+    for slot in range(crowd):
+        enter(begin + 5.0 + 0.25 * (slot * 7 % 5), 100 + slot)
+    for slot, operation in enumerate(operations):
+        if operation[0] == "enter":
+            enter(clock + operation[1], slot)
+        elif operation[0] == "take" and inside:
             clock = take()
+        elif operation[0] == "look":
+            ahead = clock + 30.0
+            found = calendar.find_until(empty_state, 0, 0, line, ahead, days_per_unit)
+            places = [calendar.place_of(empty_state, 0, 0, line, number) for number in range(found)]
+            seen = {
+                (empty_state.heap_key[0, 0, line, place], int(empty_state.heap_slot[0, 0, line, place]))
+                for place in places
+            }
+            assert len(seen) == found
+            assert seen <= set(inside)
+            assert {entry for entry in inside if entry[0] <= ahead} <= seen
+        elif operation[0] == "anew":
+            count = calendar.gather(empty_state, 0, 0, line)
+            entries = [
+                (float(empty_state.heap_key[0, 0, line, n]), int(empty_state.heap_slot[0, 0, line, n]))
+                for n in range(count)
+            ]
+            assert sorted(entries) == sorted(inside)
+            assert ints[PoolInt.READY + line] == 0
+            inside = []
+            for key, entry in entries:
+                enter(key, entry)
     while inside:
         clock = take()
+    assert calendar.find_next(empty_state, 0, 0, line, days_per_unit) == math.inf
     assert (empty_state.calendar == NOBODY).all()
+
+
+def test_pages_stay_in_order_when_the_arrays_grow(empty_state: State) -> None:
+    clear_row(empty_state, 0)
+    keys = [0.5, 3.5, 3.25, 3.75, 9.0, 3.0]
+    for slot, key in enumerate(keys):
+        calendar.schedule(empty_state, 0, 0, SERVICE_LINE, slot, key, 1.0)
+    calendar.find_until(empty_state, 0, 0, SERVICE_LINE, 3.0, 1.0)
+    grown = grow(empty_state, 2 * empty_state.free.shape[1])
+    assert grown.pool_int[0, 0, PoolInt.SERVING_PAGE] > 1
+    found = []
+    while grown.pool_int[0, 0, PoolInt.SERVING]:
+        calendar.find_next(grown, 0, 0, SERVICE_LINE, 1.0)
+        found.append(keys[calendar.take_next(grown, 0, 0, SERVICE_LINE)])
+    assert found == sorted(keys)
 
 
 # ----------------------------------------------------------------------------------------------------- random numbers
@@ -172,9 +227,38 @@ def test_uniforms_exponentials_and_normals_have_their_distribution() -> None:
     n = 20_000
     assert stats.kstest([rng.uniform(s) for _ in range(n)], "uniform").pvalue > 1e-3
     assert stats.kstest([rng.exponential(s) for _ in range(n)], "expon").pvalue > 1e-3
-    pairs = np.array([rng.normal_pair(s) for _ in range(n)])
-    assert stats.kstest(pairs.reshape(-1), "norm").pvalue > 1e-3
-    assert abs(np.corrcoef(pairs.T)[0, 1]) < 4.0 / math.sqrt(n)
+    numbers = np.array([rng.normal(s) for _ in range(2 * n)])
+    assert stats.kstest(numbers, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 4.0 / math.sqrt(2 * n)
+
+
+@njit  # type: ignore[untyped-decorator]
+def count_beyond(stream: np.ndarray, count: int, edges: np.ndarray) -> np.ndarray:
+    """Count normal numbers below each edge's negative and above it, then exponential ones above it."""
+    found = np.zeros((3, edges.shape[0]))
+    for _ in range(count):
+        number = rng.normal(stream)
+        wait = rng.exponential(stream)
+        for place in range(edges.shape[0]):
+            found[0, place] += number < -edges[place]
+            found[1, place] += number > edges[place]
+            found[2, place] += wait > edges[place]
+    return found
+
+
+def test_ziggurats_close_and_their_tails_hold_what_they_should() -> None:
+    for ends, density in ((rng._NORMAL_ENDS, rng._NORMAL_DENSITY), (rng._EXPONENTIAL_ENDS, rng._EXPONENTIAL_DENSITY)):
+        assert np.all(np.diff(ends) < 0.0) and ends[-1] == 0.0 and density[-1] == 1.0
+        areas = ends[1:-1] * np.diff(density[1:])
+        np.testing.assert_allclose(areas, areas[0], rtol=1e-6)
+        assert ends[0] * density[1] == pytest.approx(areas[0])
+    # Layers, wedges and tails, on both sides of the last edge.
+    count = 20_000 if config.DISABLE_JIT else 4_000_000
+    edges = np.array([0.1, 1.0, 2.0, 3.0, 3.6, 3.7, 4.2, 7.6, 7.8])
+    found = count_beyond(stream(5), count, edges)
+    for expected, seen in zip((stats.norm.sf(edges), stats.norm.sf(edges), stats.expon.sf(edges)), found, strict=True):
+        mean = count * expected
+        assert np.all(np.abs(seen - mean) < 4.5 * np.sqrt(mean) + 1.0)
 
 
 @pytest.mark.parametrize("mean", [0.03, 1.7, 9.99, 10.0, 10.5, 33.0, 400.0, 1e5])
@@ -305,10 +389,11 @@ def content(state: State, row: int) -> tuple[np.ndarray, ...]:
     busy = state.cohort_int[row, :, 0] != 0
     pieces = [state.cohort[row][busy], state.log[row, : state.site_int[row, SiteInt.LOGGED]]]
     for pool in range(state.pool.shape[1]):
-        for which, size in ((0, PoolInt.READY), (1, PoolInt.DUE)):
-            entries = int(state.pool_int[row, pool, size])
-            pieces.append(state.heap_key[row, pool, which, :entries])
-            pieces.append(state.heap_slot[row, pool, which, :entries])
+        for line in (READY_LINE, SERVICE_LINE):
+            due = int(state.pool_int[row, pool, PoolInt.READY_DUE + line])
+            page = state.heap_key.shape[3] - int(state.pool_int[row, pool, PoolInt.READY_PAGE + line])
+            for array in (state.heap_key[row, pool, line], state.heap_slot[row, pool, line]):
+                pieces.extend((array[:due], array[page:]))
     return tuple(pieces)
 
 
@@ -640,7 +725,7 @@ def test_requests_follow_their_shares_to_within_one(weights: list[float], seed: 
     state.carry[0] = 0.0
     got = np.zeros(4)
     for count in range(1, 300):
-        got[route(engine.params, state, 0, PREFILL, 0, 0, 1.0)] += 1.0
+        got[route_request(engine.params, state, 0, PREFILL, 0)] += 1.0
         assert np.all(np.abs(got[:2] - share * count) <= 1.0 + 1e-9)
     assert got[2:].sum() == 0.0
 

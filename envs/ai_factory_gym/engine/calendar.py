@@ -46,7 +46,9 @@ def schedule(state: State, row: int, pool: int, line: int, slot: int, key: float
         ints[PoolInt.READY_TODAY + line] = max(ints[PoolInt.READY_TODAY + line], day)
     ints[PoolInt.READY + line] += 1
     if day <= ints[PoolInt.READY_TODAY + line]:
-        push(state.heap_key[row, pool, line], state.heap_slot[row, pool, line], ints[PoolInt.READY_DUE + line], key, slot)
+        push(
+            state.heap_key[row, pool, line], state.heap_slot[row, pool, line], ints[PoolInt.READY_DUE + line], key, slot
+        )
         ints[PoolInt.READY_DUE + line] += 1
     else:
         state.cohort[row, slot, Cohort.KEY] = key

@@ -347,7 +347,9 @@ def predict_admission_wait(params: Params, state: State, row: int, pool: int, el
         return
     requests = 0.0
     tokens = 0.0
-    for number in range(find_until(state, row, pool, READY_LINE, numbers[Pool.TIME_S], params.site[SiteSpec.DAYS_PER_S])):
+    for number in range(
+        find_until(state, row, pool, READY_LINE, numbers[Pool.TIME_S], params.site[SiteSpec.DAYS_PER_S])
+    ):
         place = place_of(state, row, pool, READY_LINE, number)
         if state.heap_key[row, pool, READY_LINE, place] <= numbers[Pool.TIME_S]:
             cohort = state.cohort[row, state.heap_slot[row, pool, READY_LINE, place]]

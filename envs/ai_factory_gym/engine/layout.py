@@ -157,7 +157,9 @@ class SiteSpec(IntEnum):
     TRAIN_STORAGE_J = 74
     TRAIN_STORAGE_EFFICIENCY = 75  # of one way
     PREFILL_POOLS = 76  # they come first, then those of decode
-    DAYS_PER_S = 77  # days per second of the calendars of what becomes ready, and of what is in prefill; 0 to have one day only
+    DAYS_PER_S = (
+        77  # days per second of the calendars of what becomes ready, and of what is in prefill; 0 to have one day only
+    )
 
 
 class UnitSpec(IntEnum):

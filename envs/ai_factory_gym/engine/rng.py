@@ -54,7 +54,8 @@ def _ziggurat(edge: float, area: float, density: Callable[[float], float], inver
 _NORMAL_EDGE = 3.6541528853610088
 _NORMAL_ENDS = _ziggurat(
     _NORMAL_EDGE,
-    _NORMAL_EDGE * math.exp(-0.5 * _NORMAL_EDGE**2) + math.sqrt(0.5 * math.pi) * math.erfc(_NORMAL_EDGE / math.sqrt(2.0)),
+    _NORMAL_EDGE * math.exp(-0.5 * _NORMAL_EDGE**2)
+    + math.sqrt(0.5 * math.pi) * math.erfc(_NORMAL_EDGE / math.sqrt(2.0)),
     lambda x: math.exp(-0.5 * x * x),
     lambda y: math.sqrt(-2.0 * math.log(y)),
 )

@@ -10,9 +10,9 @@ import numpy as np
 from ai_factory_gym.engine import kernel
 from ai_factory_gym.engine.generation import begin_units
 from ai_factory_gym.engine.layout import (
-    COHORT_DAYS,
     BACKLOG_BIN_S,
     CHANCE,
+    COHORT_DAYS,
     FIRST_UNIT,
     PREFILL,
     RACK,
@@ -242,7 +242,9 @@ class Engine:
         state.perf[row] = true_perf(params, truth)
         state.power[row] = true_power(params, truth)
         state.pool_int[row, :, PoolInt.ACTIVE] = params.pool[:, PoolSpec.RACKS].astype(np.int64)
-        state.pool_int[row, :, PoolInt.READY_TODAY] = math.floor(episode.path_start_s * params.site[SiteSpec.DAYS_PER_S])
+        state.pool_int[row, :, PoolInt.READY_TODAY] = math.floor(
+            episode.path_start_s * params.site[SiteSpec.DAYS_PER_S]
+        )
         if len(params.cache):
             # A stream of its own, so that no other changes. What was before the episode is taken to have been like its first minutes.
             state.rng[row, CHANCE] = seed_stream(episode.streams[Purpose.SHIFTS].spawn(1)[0])
