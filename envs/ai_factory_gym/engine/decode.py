@@ -208,6 +208,9 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     memory_s = 0.0
     iteration = 0.0
     speed = 0.0
+    # Where the token clock was last set going at the present speed: where it stands follows from the time alone, not from event to event.
+    base_s = time_s
+    base_g = token_clock
     ready_s = find_next(state, row, pool, READY_LINE, days_per_s)
     finish_g = find_next(state, row, pool, SERVICE_LINE, days_per_token)
     events = 0
@@ -247,6 +250,9 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             busy = duty * min(1.0, paced / replicas)
             compute = busy * computing / iteration
             memory = busy * reading / iteration
+        if stale or not running or not exact:
+            base_s = time_s
+            base_g = token_clock
         if admitted != NOBODY:
             first_token(params, state, row, admitted, time_s + iteration / duty)
             admitted = NOBODY
@@ -256,14 +262,14 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         next_s = max(time_s, ready_s) if enters else next_s
         finish_s = math.inf
         if speed > 0.0:
-            finish_s = max(time_s, time_s + (finish_g - token_clock) / speed)
+            finish_s = max(time_s, base_s + (finish_g - base_g) / speed)
         finishes = (finish_s <= next_s) & (finish_s < end_s)
         next_s = finish_s if finishes else next_s
         kind = 2 if finishes else 1 if enters else 0
         elapsed = next_s - time_s
         if elapsed > 0.0:
             generated = numbers[Pool.EMITTING] * speed * elapsed
-            token_clock += speed * elapsed
+            token_clock = base_g + speed * (next_s - base_s)
             numbers[Pool.CONTEXT] = context + generated
             all_generated += generated
             step_output += generated

@@ -140,7 +140,7 @@ def join_queue(params: Params, state: State, row: int, pool: int, slot: int) -> 
 
 
 @inlined_kernel
-def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float) -> float:
+def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float, clock_w: float) -> float:
     """Put a request on a free server; it finishes when the service clock has advanced by its server time. Returns when, on that clock."""
     perf = state.perf[row, pool]
     cohort = state.cohort[row, slot]
@@ -156,7 +156,7 @@ def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, r
     numbers[Pool.SHARE_COMPUTE] += cohort[Cohort.SHARE_COMPUTE]
     numbers[Pool.SHARE_MEMORY] += cohort[Cohort.SHARE_MEMORY]
     ints[CohortInt.STAGE] = Stage.PREFILLING
-    finish_w = numbers[Pool.W] + work
+    finish_w = clock_w + work
     schedule(state, row, pool, SERVICE_LINE, slot, finish_w, params.site[SiteSpec.DAYS_PER_S])
     return float(finish_w)
 
@@ -183,6 +183,10 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     time_s = numbers[Pool.TIME_S]
     duty = numbers[Pool.DUTY] * (lanes / servers if servers > 0 else 1.0)
     speed = rate * duty
+    # The service clock runs evenly through the segment: where it stands follows from the time alone, not from event to event.
+    begin_s = time_s
+    begin_w = numbers[Pool.W]
+    clock_w = begin_w
     busy_s = 0.0
     compute_s = 0.0
     memory_s = 0.0
@@ -193,7 +197,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
             slot = take_first(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL)
             numbers[Pool.QUEUED] -= 1.0
             numbers[Pool.QUEUED_WORK] -= server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
-            finish_w = min(finish_w, _start_exact(params, state, row, pool, slot, rate, time_s))
+            finish_w = min(finish_w, _start_exact(params, state, row, pool, slot, rate, time_s, clock_w))
         # As in decode: what comes next is chosen as a number.
         head = ints[PoolInt.INBOX_HEAD]
         arrival_s = state.cohort[row, head, Cohort.KEY] if head != NOBODY else math.inf
@@ -201,13 +205,13 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
         next_s = max(time_s, arrival_s) if arrives else end_s
         finish_s = math.inf
         if speed > 0.0:
-            finish_s = max(time_s, time_s + (finish_w - numbers[Pool.W]) / speed)
+            finish_s = max(time_s, begin_s + (finish_w - begin_w) / speed)
         finishes = finish_s < next_s
         next_s = finish_s if finishes else next_s
         kind = 2 if finishes else 1 if arrives else 0
         elapsed = next_s - time_s
         if elapsed > 0.0:
-            numbers[Pool.W] += speed * elapsed
+            clock_w = begin_w + speed * (next_s - begin_s)
             busy_s += elapsed * ints[PoolInt.SERVING]
             compute_s += elapsed * numbers[Pool.SHARE_COMPUTE]
             memory_s += elapsed * numbers[Pool.SHARE_MEMORY]
@@ -226,14 +230,14 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 continue
             if ints[PoolInt.SERVING] < servers and speed > 0.0:
                 # Whoever waited has been given a server already.
-                finish_w = min(finish_w, _start_exact(params, state, row, pool, slot, rate, time_s))
+                finish_w = min(finish_w, _start_exact(params, state, row, pool, slot, rate, time_s, clock_w))
             else:
                 state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
                 append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
                 numbers[Pool.QUEUED] += 1.0
                 numbers[Pool.QUEUED_WORK] += server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
         else:
-            numbers[Pool.W] = finish_w
+            clock_w = finish_w
             slot = take_next(state, row, pool, SERVICE_LINE)
             finish_w = find_next(state, row, pool, SERVICE_LINE, days_per_s)
             if ints[PoolInt.SERVING] == 0:
@@ -245,6 +249,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
             loading_s = state.cohort[row, slot, Cohort.LOADED_S] if has_cache(params) else 0.0
             hand_over(params, state, row, pool, slot, time_s, time_s + loading_s)
     numbers[Pool.TIME_S] = end_s
+    numbers[Pool.W] = clock_w
     if present > 0.0:
         numbers[Pool.BUSY_S] += busy_s * duty / present
         numbers[Pool.COMPUTE_S] += compute_s * duty / present
