@@ -38,6 +38,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.ledger import pass_gate, take_slot
 from ai_factory_gym.engine.lists import append, insert
+from ai_factory_gym.engine.lowering import ask_to_write
 from ai_factory_gym.engine.prefill import server_seconds, uncached_work_s
 from ai_factory_gym.engine.rng import exponential, normal, poisson, uniform
 from ai_factory_gym.jit import inlined_kernel, kernel
@@ -62,8 +63,11 @@ other, where single requests hold it at the least patient one's."""
 _USUAL_SHARE = 0.0625
 """Weight of a cohort in the mean work of its size, 1: a memory of sixteen cohorts (status: design choice)."""
 
-_BLOCK = 256
+_BLOCK = 64
 """Requests that are drawn together."""
+
+_DECODE_BYTES = 8 * int(Cohort.KEY)
+"""Where in a cohort's record is what decode reads of it."""
 
 
 FASTEST_RELEASE_PER_S = 6.0 / 3600.0
@@ -702,6 +706,11 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
             prompt, output = _draw_request(params, state, row, drawn_class[index])
             drawn[block + index] = prompt
             drawn[2 * block + index] = output
+            # Where it is going to be written down.
+            slot = int(state.free[row, state.site_int[row, SiteInt.FREE] - 1 - index])
+            ask_to_write(state.cohort[row, slot], 0)
+            ask_to_write(state.cohort[row, slot], _DECODE_BYTES)
+            ask_to_write(state.cohort_int[row, slot], 0)
         for index in range(found):
             prompt = drawn[block + index]
             output = drawn[2 * block + index]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.heap import pop, push
-from ai_factory_gym.engine.layout import NOBODY, SERVICE_LINE, Array, Cohort, PoolInt, State
+from ai_factory_gym.engine.layout import NOBODY, Array, Cohort, PoolInt, State
 from ai_factory_gym.engine.lowering import ask
 from ai_factory_gym.jit import inlined_kernel, kernel
 
@@ -120,13 +120,12 @@ def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: floa
     else:
         _put_in_order(keys, slots, begin, count)
         ints[PoolInt.READY_PAGE + line] = count
-    if line == SERVICE_LINE:
-        # Long ago was when these were looked at: what the next day brings is on its way from memory meanwhile.
-        slot = first[_place(first, today + 1)]
-        while slot != NOBODY:
-            ask(state.cohort[row, slot], _DECODE_BYTES)
-            ask(state.cohort_int[row, slot], 0)
-            slot = link[slot]
+    # What the next day brings is on its way from memory meanwhile.
+    slot = first[_place(first, today + 1)]
+    while slot != NOBODY:
+        ask(state.cohort[row, slot], _DECODE_BYTES)
+        ask(state.cohort_int[row, slot], 0)
+        slot = link[slot]
 
 
 @inlined_kernel

@@ -144,7 +144,9 @@ def found_at(referred: Referred, look: Callable[[Any], Any]) -> None:
 
 
 def ask(array: Array, offset: int) -> None:
-    """Ask for the line that is ``offset`` bytes behind the first number of an array; nothing without compilation."""
+    """Ask for the line that is ``offset`` bytes behind the first number of an array, into the second-level cache; nothing without
+    compilation.
+    """
 
 
 @type_callable(ask)
@@ -152,13 +154,32 @@ def _type_ask(context: Any) -> Any:
     return lambda array, offset: types.none
 
 
+def ask_to_write(array: Array, offset: int) -> None:
+    """Ask for a line that is going to be written to; nothing without compilation."""
+
+
+@type_callable(ask_to_write)
+def _type_ask_to_write(context: Any) -> Any:
+    return lambda array, offset: types.none
+
+
+@lower_builtin(ask_to_write, types.Array, types.Integer)
+def _lower_ask_to_write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    # Into the first-level cache.
+    return _prefetch(context, builder, signature, arguments, 1, 3)
+
+
 @lower_builtin(ask, types.Array, types.Integer)
 def _lower_ask(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    return _prefetch(context, builder, signature, arguments, 0, 2)
+
+
+def _prefetch(context: Any, builder: Any, signature: Any, arguments: Any, write: int, locality: int) -> Any:
+    """Compile a prefetch of data; of ``locality``, 3 is the first-level cache and 2 the second."""
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     address = builder.gep(builder.bitcast(array.data, byte), [arguments[1]])
     function = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], function)
-    # To be read, into the second-level cache, data.
-    builder.call(prefetch, [address, word(0), word(2), word(1)])
+    builder.call(prefetch, [address, word(write), word(locality), word(1)])
     return context.get_dummy_value()
