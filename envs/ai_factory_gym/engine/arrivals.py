@@ -14,6 +14,7 @@ from ai_factory_gym.engine.layout import (
     CHANCE,
     COHORT,
     DECODE,
+    DECODE_BYTES,
     PREFILL,
     READY_LINE,
     SHARED_GPUS,
@@ -65,9 +66,6 @@ _USUAL_SHARE = 0.0625
 
 _BLOCK = 64
 """Requests that are drawn together."""
-
-_DECODE_BYTES = 8 * int(Cohort.KEY)
-"""Where in a cohort's record is what decode reads of it."""
 
 
 FASTEST_RELEASE_PER_S = 6.0 / 3600.0
@@ -709,7 +707,7 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
             # Where it is going to be written down.
             slot = int(state.free[row, state.site_int[row, SiteInt.FREE] - 1 - index])
             ask_to_write(state.cohort[row, slot], 0)
-            ask_to_write(state.cohort[row, slot], _DECODE_BYTES)
+            ask_to_write(state.cohort[row, slot], DECODE_BYTES)
             ask_to_write(state.cohort_int[row, slot], 0)
         for index in range(found):
             prompt = drawn[block + index]

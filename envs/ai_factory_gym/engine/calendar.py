@@ -12,12 +12,9 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.heap import pop, push
-from ai_factory_gym.engine.layout import NOBODY, Array, Cohort, PoolInt, State
+from ai_factory_gym.engine.layout import DECODE_BYTES, NOBODY, Array, Cohort, PoolInt, State
 from ai_factory_gym.engine.lowering import ask
 from ai_factory_gym.jit import inlined_kernel, kernel
-
-_DECODE_BYTES = 8 * int(Cohort.KEY)
-"""Where in a cohort's record is what decode reads of it."""
 
 _PAGE = 48
 """Most cohorts that are put on a page: on more, a heap takes fewer comparisons."""
@@ -123,7 +120,7 @@ def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: floa
     # What the next day brings is on its way from memory meanwhile.
     slot = first[_place(first, today + 1)]
     while slot != NOBODY:
-        ask(state.cohort[row, slot], _DECODE_BYTES)
+        ask(state.cohort[row, slot], DECODE_BYTES)
         ask(state.cohort_int[row, slot], 0)
         slot = link[slot]
 

@@ -583,6 +583,10 @@ class Cohort(IntEnum):
     LOADED_S = 5  # when the cached tokens have been loaded; once prefill has begun, by how long they delay its end
 
 
+DECODE_BYTES = 8 * int(Cohort.KEY)
+"""Where in a cohort's record is what decode needs."""
+
+
 class CohortInt(IntEnum):
     """Columns of ``State.cohort_int``."""
 

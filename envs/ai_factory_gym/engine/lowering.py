@@ -144,9 +144,7 @@ def found_at(referred: Referred, look: Callable[[Any], Any]) -> None:
 
 
 def ask(array: Array, offset: int) -> None:
-    """Ask for the line that is ``offset`` bytes behind the first number of an array, into the second-level cache; nothing without
-    compilation.
-    """
+    """Ask for the line that is ``offset`` bytes behind an array's first number, into the second-level cache; nothing without compilation."""
 
 
 @type_callable(ask)

@@ -140,7 +140,9 @@ def join_queue(params: Params, state: State, row: int, pool: int, slot: int) -> 
 
 
 @inlined_kernel
-def _start_exact(params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float, clock_w: float) -> float:
+def _start_exact(
+    params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float, clock_w: float
+) -> float:
     """Put a request on a free server; it finishes when the service clock has advanced by its server time. Returns when, on that clock."""
     perf = state.perf[row, pool]
     cohort = state.cohort[row, slot]
