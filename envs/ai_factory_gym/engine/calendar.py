@@ -94,6 +94,8 @@ def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: floa
     today = ints[PoolInt.READY_TODAY + line]
     place = _place(first, today)
     slot = first[place]
+    if slot == NOBODY:
+        return
     first[place] = NOBODY
     begin = ints[PoolInt.READY_DUE + line]
     count = 0
@@ -110,69 +112,56 @@ def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: floa
             link[slot] = first[place]
             first[place] = slot
         slot = after
-    if count > _PAGE or ints[PoolInt.READY_PAGE + line] > 0 or begin + 2 * count + _LANES > keys.shape[0]:
+    crowded = days_per_unit >= 1.0 and count <= _PAGE and begin + 2 * count + _LANES <= keys.shape[0]
+    if not crowded or ints[PoolInt.READY_PAGE + line] > 0:
         for size in range(max(1, begin), begin + count):
             push(keys, slots, size, keys[size], slots[size])
         ints[PoolInt.READY_DUE + line] = begin + count
     else:
         _put_in_order(keys, slots, begin, count)
         ints[PoolInt.READY_PAGE + line] = count
-    # What the next day brings is on its way from memory meanwhile.
-    slot = first[_place(first, today + 1)]
-    while slot != NOBODY:
-        ask(state.cohort[row, slot], DECODE_BYTES)
-        ask(state.cohort_int[row, slot], 0)
-        slot = link[slot]
+        # What the next day brings is on its way from memory meanwhile.
+        slot = first[_place(first, today + 1)]
+        while slot != NOBODY:
+            ask(state.cohort[row, slot], DECODE_BYTES)
+            ask(state.cohort_int[row, slot], 0)
+            slot = link[slot]
 
 
 @inlined_kernel
-def find_next(state: State, row: int, pool: int, line: int, days_per_unit: float) -> float:
-    """Turn pages until the next cohort of a line is found; return when its turn comes, inf where the line is empty."""
+def find_next(state: State, row: int, pool: int, line: int, days_per_unit: float) -> tuple[float, int]:
+    """Turn pages until the next cohort of a line is found.
+
+    Returns:
+        When its turn comes, inf where the line is empty; and its place in the arrays of the line's heap.
+    """
     ints = state.pool_int[row, pool]
     if ints[PoolInt.READY + line] == 0:
-        return math.inf
+        return math.inf, 0
     while ints[PoolInt.READY_PAGE + line] + ints[PoolInt.READY_DUE + line] == 0:
         _turn_page(state, row, pool, line, days_per_unit)
     keys = state.heap_key[row, pool, line]
     page = ints[PoolInt.READY_PAGE + line]
     if page == 0:
-        return float(keys[0])
-    key = float(keys[keys.shape[0] - page])
-    return min(key, float(keys[0])) if ints[PoolInt.READY_DUE + line] > 0 else key
+        return float(keys[0]), 0
+    place = keys.shape[0] - page
+    if ints[PoolInt.READY_DUE + line] > 0:
+        slots = state.heap_slot[row, pool, line]
+        if keys[0] < keys[place] or (keys[0] == keys[place] and slots[0] < slots[place]):
+            return float(keys[0]), 0
+    return float(keys[place]), int(place)
 
 
 @inlined_kernel
-def _next_on_page(state: State, row: int, pool: int, line: int) -> bool:
-    """Tell whether the next cohort of a line stands on the day's page; it is the first of the heap otherwise."""
-    ints = state.pool_int[row, pool]
-    keys = state.heap_key[row, pool, line]
-    slots = state.heap_slot[row, pool, line]
-    page = ints[PoolInt.READY_PAGE + line]
-    if page == 0:
-        return False
-    at = keys.shape[0] - page
-    heap = ints[PoolInt.READY_DUE + line] > 0
-    return not heap or bool(keys[at] < keys[0] or (keys[at] == keys[0] and slots[at] < slots[0]))
-
-
-@inlined_kernel
-def look_at_next(state: State, row: int, pool: int, line: int) -> int:
-    """Return the slot of the cohort that ``find_next`` has found."""
-    slots = state.heap_slot[row, pool, line]
-    on_page = _next_on_page(state, row, pool, line)
-    return int(slots[slots.shape[0] - state.pool_int[row, pool, PoolInt.READY_PAGE + line] if on_page else 0])
-
-
-@inlined_kernel
-def take_next(state: State, row: int, pool: int, line: int) -> int:
-    """Take the cohort that ``find_next`` has found out of its line and return its slot."""
+def take(state: State, row: int, pool: int, line: int, place: int) -> int:
+    """Take the cohort that ``find_next`` has found at ``place`` out of its line and return its slot."""
     ints = state.pool_int[row, pool]
     slots = state.heap_slot[row, pool, line]
     ints[PoolInt.READY + line] -= 1
-    if _next_on_page(state, row, pool, line):
-        page = ints[PoolInt.READY_PAGE + line]
-        ints[PoolInt.READY_PAGE + line] = page - 1
-        return int(slots[slots.shape[0] - page])
+    # A page never begins where the heap does: it leaves room for as many again.
+    if place > 0:
+        ints[PoolInt.READY_PAGE + line] -= 1
+        return int(slots[place])
     due = ints[PoolInt.READY_DUE + line]
     ints[PoolInt.READY_DUE + line] = due - 1
     return pop(state.heap_key[row, pool, line], slots, due)

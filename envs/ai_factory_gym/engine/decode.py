@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.cache import has_cache, leave_context
-from ai_factory_gym.engine.calendar import find_next, find_until, look_at_next, place_of, schedule, take_next
+from ai_factory_gym.engine.calendar import find_next, find_until, place_of, schedule, take
 from ai_factory_gym.engine.health import units_per_rack
 from ai_factory_gym.engine.layout import (
     NOBODY,
@@ -117,11 +117,10 @@ def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> floa
 
 
 @inlined_kernel
-def _complete(params: Params, state: State, row: int, pool: int, time_s: float) -> None:
-    """Take the cohort that finishes now out of the batch and decide its fate."""
+def _complete(params: Params, state: State, row: int, pool: int, slot: int, time_s: float) -> None:
+    """Let a cohort that has left the batch's line finish, and decide its fate."""
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
-    slot = take_next(state, row, pool, SERVICE_LINE)
     cohort = state.cohort[row, slot]
     count = cohort[Cohort.COUNT]
     prompt = cohort[Cohort.PROMPT]
@@ -211,8 +210,9 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     # Where the token clock was last set going at the present speed: where it stands follows from the time alone, not from event to event.
     base_s = time_s
     base_g = token_clock
-    ready_s = find_next(state, row, pool, READY_LINE, days_per_s)
-    finish_g = find_next(state, row, pool, SERVICE_LINE, days_per_token)
+    ready_slots = state.heap_slot[row, pool, READY_LINE]
+    ready_s, ready_place = find_next(state, row, pool, READY_LINE, days_per_s)
+    finish_g, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_token)
     events = 0
     while True:
         in_flight = numbers[Pool.IN_FLIGHT]
@@ -289,25 +289,26 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         if kind == 2:
             token_clock = finish_g
             numbers[Pool.G] = token_clock
-            _complete(params, state, row, pool, time_s)
-            finish_g = find_next(state, row, pool, SERVICE_LINE, days_per_token)
+            _complete(params, state, row, pool, take(state, row, pool, SERVICE_LINE, finish_place), time_s)
+            finish_g, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_token)
             blocked = False
             continue
-        slot = look_at_next(state, row, pool, READY_LINE)
+        slot = int(ready_slots[ready_place])
         cohort = state.cohort[row, slot]
         count = cohort[Cohort.COUNT]
         need = cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
         room = min((kv_room - numbers[Pool.RESERVED]) / need, batch_room - in_flight)
         if room >= count:
-            admitted = take_next(state, row, pool, READY_LINE)
-            ready_s = find_next(state, row, pool, READY_LINE, days_per_s)
+            admitted = take(state, row, pool, READY_LINE, ready_place)
+            ready_s, ready_place = find_next(state, row, pool, READY_LINE, days_per_s)
         elif room >= 1.0 and room * SPLIT_PARTS >= count and state.site_int[row, SiteInt.FREE] > 0:
             admitted = _split(state, row, slot, math.floor(room))
         else:
             blocked = True
             continue
         numbers[Pool.G] = token_clock
-        finish_g = min(finish_g, _admit(params, state, row, pool, admitted))
+        if _admit(params, state, row, pool, admitted) <= finish_g:
+            finish_g, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_token)
     numbers[Pool.G] = token_clock
     numbers[Pool.KV_TOKENS_GENERATED] = all_generated
     state.site[row, Site.STEP_OUTPUT_TOKENS] = step_output

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from ai_factory_gym.engine.cache import begin_prefill, has_cache
-from ai_factory_gym.engine.calendar import find_next, schedule, take_next
+from ai_factory_gym.engine.calendar import find_next, schedule, take
 from ai_factory_gym.engine.health import units_per_rack, working_share
 from ai_factory_gym.engine.layout import (
     COHORT,
@@ -192,14 +192,15 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     busy_s = 0.0
     compute_s = 0.0
     memory_s = 0.0
-    finish_w = find_next(state, row, pool, SERVICE_LINE, days_per_s)
+    finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
     events = 0
     while True:
         while ints[PoolInt.QUEUE_HEAD] != NOBODY and ints[PoolInt.SERVING] < servers and speed > 0.0:
             slot = take_first(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL)
             numbers[Pool.QUEUED] -= 1.0
             numbers[Pool.QUEUED_WORK] -= server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
-            finish_w = min(finish_w, _start_exact(params, state, row, pool, slot, rate, time_s, clock_w))
+            if _start_exact(params, state, row, pool, slot, rate, time_s, clock_w) <= finish_w:
+                finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
         # As in decode: what comes next is chosen as a number.
         head = ints[PoolInt.INBOX_HEAD]
         arrival_s = state.cohort[row, head, Cohort.KEY] if head != NOBODY else math.inf
@@ -232,7 +233,8 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 continue
             if ints[PoolInt.SERVING] < servers and speed > 0.0:
                 # Whoever waited has been given a server already.
-                finish_w = min(finish_w, _start_exact(params, state, row, pool, slot, rate, time_s, clock_w))
+                if _start_exact(params, state, row, pool, slot, rate, time_s, clock_w) <= finish_w:
+                    finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
             else:
                 state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
                 append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
@@ -240,8 +242,8 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 numbers[Pool.QUEUED_WORK] += server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
         else:
             clock_w = finish_w
-            slot = take_next(state, row, pool, SERVICE_LINE)
-            finish_w = find_next(state, row, pool, SERVICE_LINE, days_per_s)
+            slot = take(state, row, pool, SERVICE_LINE, finish_place)
+            finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
             if ints[PoolInt.SERVING] == 0:
                 numbers[Pool.SHARE_COMPUTE] = 0.0
                 numbers[Pool.SHARE_MEMORY] = 0.0
