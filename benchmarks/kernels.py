@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ai_factory_gym.engine.arrivals import admit
-from ai_factory_gym.engine.calendar import find_next, schedule, take_next
+from ai_factory_gym.engine.calendar import find_next, schedule, take
 from ai_factory_gym.engine.decode import advance_decode
 from ai_factory_gym.engine.draw import pool_power_w
 from ai_factory_gym.engine.heap import pop, push
@@ -37,8 +37,8 @@ def calendar_through(params_table: Array, state_table: Array, pool: int, finishe
         schedule(state, 0, pool, SERVICE_LINE, slot, finishes[slot], days_per_token)
     last = -1
     for _ in range(finishes.shape[0]):
-        find_next(state, 0, pool, SERVICE_LINE, days_per_token)
-        last = take_next(state, 0, pool, SERVICE_LINE)
+        _, place = find_next(state, 0, pool, SERVICE_LINE, days_per_token)
+        last = take(state, 0, pool, SERVICE_LINE, place)
     return last
 
 

@@ -135,9 +135,9 @@ def test_line_gives_cohorts_in_order_of_turn_then_slot(
 
     def take() -> float:
         first = min(inside)
-        assert calendar.find_next(empty_state, 0, 0, line, days_per_unit) == first[0]
-        assert calendar.look_at_next(empty_state, 0, 0, line) == first[1]
-        assert calendar.take_next(empty_state, 0, 0, line) == first[1]
+        key, place = calendar.find_next(empty_state, 0, 0, line, days_per_unit)
+        assert key == first[0]
+        assert calendar.take(empty_state, 0, 0, line, place) == first[1]
         inside.remove(first)
         assert ints[PoolInt.READY + line] == len(inside)
         return first[0]
@@ -174,7 +174,7 @@ def test_line_gives_cohorts_in_order_of_turn_then_slot(
                 enter(key, entry)
     while inside:
         clock = take()
-    assert calendar.find_next(empty_state, 0, 0, line, days_per_unit) == math.inf
+    assert calendar.find_next(empty_state, 0, 0, line, days_per_unit)[0] == math.inf
     assert (empty_state.calendar == NOBODY).all()
 
 
@@ -188,8 +188,8 @@ def test_pages_stay_in_order_when_the_arrays_grow(empty_state: State) -> None:
     assert grown.pool_int[0, 0, PoolInt.SERVING_PAGE] > 1
     found = []
     while grown.pool_int[0, 0, PoolInt.SERVING]:
-        calendar.find_next(grown, 0, 0, SERVICE_LINE, 1.0)
-        found.append(keys[calendar.take_next(grown, 0, 0, SERVICE_LINE)])
+        _, place = calendar.find_next(grown, 0, 0, SERVICE_LINE, 1.0)
+        found.append(keys[calendar.take(grown, 0, 0, SERVICE_LINE, place)])
     assert found == sorted(keys)
 
 
