@@ -348,6 +348,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="levels of demand among the rows (default 0.6 1.0 1.2)",
     )
     parser.add_argument(
+        "--horizons-h",
+        type=float,
+        nargs="+",
+        default=[horizon_s / 3600.0 for horizon_s in HORIZONS_S],
+        help="lengths of episodes among the rows, h (default 2 6 24)",
+    )
+    parser.add_argument(
         "--wide-share", type=float, default=Settings.wide_share, help="share of actions drawn from the whole range"
     )
     parser.add_argument(
@@ -364,6 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
         threads=chosen.threads,
         seed=chosen.seed,
         demand=tuple(chosen.demand),
+        horizons_s=tuple(3600.0 * hours for hours in chosen.horizons_h),
         resolution=chosen.resolution,
         wide_share=chosen.wide_share,
         check_every=chosen.check_every,
