@@ -22,6 +22,7 @@ from ai_factory_gym.__main__ import main
 from ai_factory_gym.errors import nearest
 from ai_factory_gym.levers import DEFAULT_LEVERS, LEVERS
 from ai_factory_gym.registration import TASK_LEVERS
+from ai_factory_gym.scenarios import scenario
 from ai_factory_gym.sites import load_site
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
@@ -471,6 +472,23 @@ def test_bad_reset_options_are_refused(options, message):
     for env in (ai_factory_gym.AIFactoryEnv(site="edge", **SHORT), AIFactoryVectorEnv(1, site="edge", **SHORT)):
         with pytest.raises(ConfigError, match=message):
             env.reset(seed=0, options=options)
+
+
+def test_a_scenario_under_which_the_site_cannot_work_is_refused_every_time():
+    env = ai_factory_gym.AIFactoryEnv(site="edge", **SHORT)
+    known = scenario("curtailment")
+    deep = dataclasses.replace(
+        known, name="deep", cap_events=tuple(dataclasses.replace(event, depth=0.99) for event in known.cap_events)
+    )
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="cap"):
+            env.reset(seed=0, options={"scenario": deep})
+    # What was asked for before is the scenario of that reset only.
+    price = {name: env.unwrapped.factory.task.lambda_for(scenario(name)) for name in ("diurnal", "curtailment")}
+    assert price["diurnal"] != price["curtailment"]
+    for name in ("diurnal", "curtailment", "diurnal"):
+        env.reset(seed=0, options={"scenario": name})
+        assert env.factory._episodes.price[0] == price[name]
 
 
 def test_a_snapshot_fixes_the_episodes_that_follow():

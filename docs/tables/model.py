@@ -125,6 +125,8 @@ CONSTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "params": (
         ("SLICE_S", "s", ""),
         ("COHORT_DAY_TOKENS", "tokens", ""),
+        ("REQUEST_DAYS_PER_TOKEN", "1/token", ""),
+        ("REQUEST_DAYS_PER_S", "1/s", ""),
         ("REFERENCE_CLOCK", "1", ""),
         ("REFERENCE_TPOT_SHARE", "1", ""),
         ("URGENT_S", "s", ""),

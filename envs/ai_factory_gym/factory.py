@@ -139,6 +139,7 @@ class Factory:
             gate="admission" in task.levers,
             faults=float(may_fail(task.site, task.scenario)) + float(may_fail_in_part(task.site, task.scenario)),
         )
+        self._lambda: dict[Scenario, float] = {}
         self._check(task.scenario)
         self.engine = Engine(self.params, rows=rows, log_lines=log_lines)
         batch = reference_batch(self.site, self.classes, self.params)
@@ -217,6 +218,17 @@ class Factory:
         """Refuse to go on before every row was reset (ResetNeeded)."""
         if len(self._begun) < self.rows:
             raise ResetNeeded("reset() has to be called first, for every row.")
+
+    def _lambda_under(self, chosen: Scenario) -> float:
+        """Return the price of energy in the reward under a scenario, against which the site is checked when it comes for the first time.
+
+        Raises:
+            ConfigError: When the site cannot work under it, or there is no price.
+        """
+        if chosen not in self._lambda:
+            self._check(chosen)
+            self._lambda[chosen] = self.task.lambda_for(chosen)
+        return self._lambda[chosen]
 
     def _check(self, chosen: Scenario) -> None:
         """Refuse a scenario under which the site cannot work (ConfigError)."""
@@ -332,7 +344,7 @@ class Factory:
         check_shifts(chosen, task.site)
         if "scenario" in options:
             warn_of_shifts(chosen, task.site)
-        self._check(chosen)
+        price = self._lambda_under(chosen)
         horizon_s = check_range(
             "options: horizon_s", options.get("horizon_s", task.horizon_s), task.control_interval_s, 3.2e7, "s"
         )
@@ -350,7 +362,6 @@ class Factory:
         streams = dict(zip(Purpose, generator.spawn(len(Purpose)), strict=True))
         self._episodes.start_s[row] = start_s
         self._episodes.horizon_s[row] = horizon_s
-        price = task.lambda_for(chosen)
         self._episodes.price[row] = reward_of(task.reward).price_share * price
         self._episodes.credit[row] = self.params.site[SiteSpec.TRAIN_WORTH] * price
         path_start_s = -task.warmup_s
@@ -451,6 +462,17 @@ class Factory:
             return SuperpositionPlan(np.zeros(0), 0.0, 0.0, 0)
         return shifts(stream, self.task.rate_scale, self.task.trace.span_s)
 
+    @functools.cached_property
+    def _least_and_most_rps(self) -> dict[bool, tuple[float, float]]:
+        """Lowest and highest mean demand of a day that cannot be deferred, requests/s; without and with the daily curve."""
+        interactive = np.array([not cls.deferrable for cls in self.classes])
+        profiles = [cls.demand for cls in self.classes]
+        found = {}
+        for daily in (False, True):
+            day = mean_path(profiles, self.mean_rate, 0.0, 1440, daily=daily)[interactive].sum(axis=0)
+            found[daily] = float(day.min()), float(day.max())
+        return found
+
     def _demand(
         self, stream: np.random.Generator, chosen: Scenario, start_s: float, minutes: int, scale: float
     ) -> tuple[Array, Array]:
@@ -476,8 +498,7 @@ class Factory:
             rate *= shift_factor(shifts, [cls.name for cls in self.classes], start_s, minutes)
         interactive = np.array([not cls.deferrable for cls in self.classes])
         curve = mean_path(profiles, self.mean_rate, start_s, minutes, daily=chosen.daily)[interactive].sum(axis=0)
-        day = mean_path(profiles, self.mean_rate, 0.0, 1440, daily=chosen.daily)[interactive].sum(axis=0)
-        low, high = float(day.min()), float(day.max())
+        low, high = self._least_and_most_rps[chosen.daily]
         valley = (high - curve) / (high - low) if high > low * (1.0 + 1e-9) else np.ones(minutes)
         return rate, RELEASE_PER_HOUR / 3600.0 * np.clip(valley, 0.0, 1.0)
 
