@@ -157,9 +157,8 @@ class SiteSpec(IntEnum):
     TRAIN_STORAGE_J = 74
     TRAIN_STORAGE_EFFICIENCY = 75  # of one way
     PREFILL_POOLS = 76  # they come first, then those of decode
-    DAYS_PER_S = (
-        77  # days per second of the calendars of what becomes ready, and of what is in prefill; 0 to have one day only
-    )
+    # days per second of the calendars of what becomes ready, and of what is in prefill; 0 to have one day only
+    DAYS_PER_S = 77
 
 
 class UnitSpec(IntEnum):
@@ -945,8 +944,9 @@ def grow(state: State, slots: int) -> State:
         grown.free[row, slots - old : slots - old + free] = kept
         grown.site_int[row, SiteInt.FREE] = slots - old + free
     # Pages stand at the end.
-    for row, pool, line in np.ndindex(grown.heap_key.shape[:3]):
-        page = int(grown.pool_int[row, pool, PoolInt.READY_PAGE + line])
+    pages = grown.pool_int[:, :, [PoolInt.READY_PAGE, PoolInt.SERVING_PAGE]]
+    for row, pool, line in np.argwhere(pages > 0):
+        page = int(pages[row, pool, line])
         for array in (grown.heap_key[row, pool, line], grown.heap_slot[row, pool, line]):
             array[slots - page :] = array[old - page : old].copy()
     return grown
