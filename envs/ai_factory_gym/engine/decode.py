@@ -13,6 +13,7 @@ from ai_factory_gym.engine.cache import has_cache, leave_context
 from ai_factory_gym.engine.calendar import find_next, find_until, place_of, schedule, take
 from ai_factory_gym.engine.health import units_per_rack
 from ai_factory_gym.engine.layout import (
+    COHORT,
     NOBODY,
     READY_LINE,
     REQUEST,
@@ -49,6 +50,10 @@ NEARLY = 0.98
 PACE_STEP = 4e-4
 """Change of a batch, or of the KV it holds, by which the time of its iterations is worked out anew at request resolution:
 one request among tens of thousands moves it by less."""
+
+AT_ONCE = 2e-3
+"""Most requests that are admitted before those who finish meanwhile leave, as a share of the batch, at request resolution (status: design
+choice): about as many come as go, so that the batch moves by a fraction of it."""
 
 PACE_S = 2.0
 """How often the time of iterations is worked out anew at cohort resolution, s."""
@@ -89,8 +94,12 @@ def _split(state: State, row: int, slot: int, count: float) -> int:
 
 
 @inlined_kernel
-def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> float:
-    """Add a cohort to the batch; it finishes after its first iteration and output - 1 further tokens. Returns when, on the token clock."""
+def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> tuple[float, float]:
+    """Add a cohort to the batch; it finishes after its first iteration and output - 1 further tokens.
+
+    Returns:
+        When it finishes, on the token clock; and the output tokens it emits per unit of that clock.
+    """
     cohort = state.cohort[row, slot]
     numbers = state.pool[row, pool]
     count = cohort[Cohort.COUNT]
@@ -113,12 +122,25 @@ def _admit(params: Params, state: State, row: int, pool: int, slot: int) -> floa
     state.cohort_int[row, slot, CohortInt.STAGE] = Stage.DECODING
     finish_g = numbers[Pool.G] + span
     schedule(state, row, pool, SERVICE_LINE, slot, finish_g, params.site[SiteSpec.DAYS_PER_TOKEN])
-    return float(finish_g)
+    return float(finish_g), float(leaving * output)
 
 
 @inlined_kernel
-def _complete(params: Params, state: State, row: int, pool: int, slot: int, time_s: float) -> None:
-    """Let a cohort that has left the batch's line finish, and decide its fate."""
+def _complete(params: Params, state: State, row: int, pool: int, slot: int, time_s: float, ahead: float) -> float:
+    """Let a cohort that has left the batch's line finish, and decide its fate.
+
+    Args:
+        params: Site parameters.
+        state: Engine state.
+        row: Row.
+        pool: A decode pool.
+        slot: The cohort.
+        time_s: Now, s.
+        ahead: Time on the token clock, from now on, for which its output is counted in ``Pool.CONTEXT`` already.
+
+    Returns:
+        Output tokens it has emitted per unit of the token clock.
+    """
     numbers = state.pool[row, pool]
     ints = state.pool_int[row, pool]
     cohort = state.cohort[row, slot]
@@ -132,7 +154,7 @@ def _complete(params: Params, state: State, row: int, pool: int, slot: int, time
     numbers[Pool.EMITTING] -= leaving * output
     numbers[Pool.LEAVING] -= leaving
     numbers[Pool.FREEING] -= leaving * held
-    numbers[Pool.CONTEXT] -= count * (prompt + output)
+    numbers[Pool.CONTEXT] -= count * (prompt + output) + leaving * output * ahead
     numbers[Pool.RESERVED] -= count * held
     numbers[Pool.KV_TOKENS_OUT] += count * (prompt + output)
     if ints[PoolInt.SERVING] == 0:
@@ -150,6 +172,7 @@ def _complete(params: Params, state: State, row: int, pool: int, slot: int, time
     if has_cache(params):
         leave_context(state, row, pool, slot)
     last_token(params, state, row, slot, time_s, good)
+    return float(leaving * output)
 
 
 @inlined_kernel
@@ -160,9 +183,159 @@ def _follow(numbers: Array, in_flight_s: float, context_s: float, elapsed: float
     numbers[Pool.PACED_CONTEXT] += share * (context_s / elapsed - numbers[Pool.PACED_CONTEXT])
 
 
+@inlined_kernel
+def _room(params: Params, state: State, row: int, pool: int) -> tuple[float, float, float]:
+    """Return a pool's replicas, the KV tokens that may be reserved on those of them that admit, and their batch places."""
+    ints = state.pool_int[row, pool]
+    numbers = state.pool[row, pool]
+    units = units_per_rack(params, state, row, pool)
+    admitting = ints[PoolInt.ACTIVE] * units
+    tokens = admitting * state.perf[row, pool, DECODE_KV_CAPACITY_TOKENS] - numbers[Pool.HELD]
+    return (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units, tokens, admitting * numbers[Pool.MAX_BATCH]
+
+
 @kernel
-def advance_decode(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
-    """Advance a decode pool to ``end_s`` event by event (admissions and completions).
+def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
+    """Advance a decode pool to ``end_s`` request by request (cohorts of one request).
+
+    In a large batch a few admissions, up to ``AT_ONCE``, come before the completions meanwhile, all at one pace, where there is room for
+    them without these: which of the two is next cannot be foreseen, and to guess it wrong at every request would take most of the time.
+    A batch in which a single request counts goes from event to event.
+
+    Args:
+        params: Site parameters.
+        state: Engine state; the pool's clock, duty and racks are constant until ``end_s``.
+        row: Row.
+        pool: A decode pool.
+        end_s: End of the segment, s.
+    """
+    numbers = state.pool[row, pool]
+    perf = state.perf[row, pool]
+    clock = numbers[Pool.CLOCK]
+    duty = numbers[Pool.DUTY]
+    tokens_per_iteration = perf[DECODE_TOKENS_PER_ITERATION]
+    replicas, kv_room, batch_room = _room(params, state, row, pool)
+    days_per_token = params.site[SiteSpec.DAYS_PER_TOKEN]
+    days_per_s = params.site[SiteSpec.DAYS_PER_S]
+    time_s = numbers[Pool.TIME_S]
+    token_clock = numbers[Pool.G]
+    all_generated = 0.0
+    batch_s = 0.0
+    admitted = NOBODY
+    blocked = duty <= 0.0
+    busy = 0.0
+    compute = 0.0
+    memory = 0.0
+    busy_s = 0.0
+    compute_s = 0.0
+    memory_s = 0.0
+    iteration = 0.0
+    speed = 0.0
+    ready_slots = state.heap_slot[row, pool, READY_LINE]
+    ready_s, ready_place = find_next(state, row, pool, READY_LINE, days_per_s)
+    finish_g, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_token)
+    events = 0
+    while True:
+        in_flight = numbers[Pool.IN_FLIGHT]
+        context = numbers[Pool.CONTEXT]
+        if in_flight <= 0.0 or replicas <= 0.0:
+            speed = 0.0
+            busy = 0.0
+            compute = 0.0
+            memory = 0.0
+        elif (
+            (speed == 0.0)
+            | (abs(in_flight - numbers[Pool.PACED_IN_FLIGHT]) > PACE_STEP * in_flight)
+            | (abs(context - numbers[Pool.PACED_CONTEXT]) > PACE_STEP * context)
+        ):
+            numbers[Pool.PACED_IN_FLIGHT] = in_flight
+            numbers[Pool.PACED_CONTEXT] = context
+            batch = max(1.0, in_flight / replicas)
+            iteration, computing, reading = decode_iteration_s(perf, batch, context / in_flight, clock)
+            speed = duty * tokens_per_iteration / iteration
+            busy = duty * min(1.0, in_flight / replicas)
+            compute = busy * computing / iteration
+            memory = busy * reading / iteration
+        if admitted != NOBODY:
+            first_token(params, state, row, admitted, time_s + iteration / duty)
+            admitted = NOBODY
+        if time_s >= end_s:
+            break
+        # The token clock runs evenly at one pace: where it stands follows from the time alone, not from event to event.
+        begin_s = time_s
+        begin_g = token_clock
+        finish_s = max(begin_s, begin_s + (finish_g - begin_g) / speed) if speed > 0.0 else math.inf
+        at_once = int(AT_ONCE * in_flight)
+        singly = blocked or at_once < 1
+        time_s = min(end_s, finish_s if singly else begin_s + at_once / (numbers[Pool.LEAVING] * speed))
+        # Of those admitted: what they would have emitted, and how long they would have been in the batch, before they were.
+        not_emitted = 0.0
+        not_there_s = 0.0
+        entering = 0 if blocked else max(1, at_once)
+        while entering > 0 and ready_s < time_s:
+            enter_s = max(begin_s, ready_s)
+            slot = int(ready_slots[ready_place])
+            cohort = state.cohort[row, slot]
+            need = cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
+            if min((kv_room - numbers[Pool.RESERVED]) / need, batch_room - numbers[Pool.IN_FLIGHT]) < 1.0:
+                # Unless somebody finishes before it is ready, it waits for the next who does.
+                blocked = True
+                time_s = enter_s
+                break
+            events += 1
+            entering -= 1
+            if entering == 0:
+                time_s = enter_s
+            take(state, row, pool, READY_LINE, ready_place)
+            ready_s, ready_place = find_next(state, row, pool, READY_LINE, days_per_s)
+            numbers[Pool.G] = begin_g + speed * (enter_s - begin_s)
+            until_g, emitting = _admit(params, state, row, pool, slot)
+            if until_g <= finish_g:
+                finish_g, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_token)
+            not_emitted += emitting * (enter_s - begin_s)
+            not_there_s += enter_s - begin_s
+            if singly:
+                # At the pace that it sets itself.
+                admitted = slot
+            else:
+                first_token(params, state, row, slot, enter_s + iteration / duty)
+        elapsed = time_s - begin_s
+        token_clock = begin_g + speed * elapsed
+        generated = (numbers[Pool.EMITTING] * elapsed - not_emitted) * speed
+        numbers[Pool.CONTEXT] += generated
+        batch_s += numbers[Pool.IN_FLIGHT] * elapsed - not_there_s
+        busy_s += busy * elapsed
+        compute_s += compute * elapsed
+        memory_s += memory * elapsed
+        while speed > 0.0:
+            finish_s = max(begin_s, begin_s + (finish_g - begin_g) / speed)
+            if (finish_s > time_s) | (finish_s >= end_s):
+                break
+            events += 1
+            slot = take(state, row, pool, SERVICE_LINE, finish_place)
+            numbers[Pool.G] = finish_g
+            ahead = token_clock - finish_g
+            generated -= _complete(params, state, row, pool, slot, finish_s, ahead) * ahead
+            batch_s -= time_s - finish_s
+            finish_g, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_token)
+            blocked = False
+        all_generated += generated
+    numbers[Pool.G] = token_clock
+    numbers[Pool.KV_TOKENS_GENERATED] += all_generated
+    state.site[row, Site.STEP_OUTPUT_TOKENS] += all_generated
+    state.site[row, Site.OUTPUT_TOKENS] += state.site[row, Site.SCORING] * all_generated
+    numbers[Pool.STEP_BATCH_S] += batch_s
+    numbers[Pool.TPOT_S] = iteration / tokens_per_iteration if numbers[Pool.IN_FLIGHT] > 0.0 else 0.0
+    numbers[Pool.TIME_S] = end_s
+    numbers[Pool.BUSY_S] += busy_s
+    numbers[Pool.COMPUTE_S] += compute_s
+    numbers[Pool.MEMORY_S] += memory_s
+    state.site_int[row, SiteInt.EVENTS] += events
+
+
+@kernel
+def advance_decode_cohorts(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
+    """Advance a decode pool to ``end_s`` cohort by cohort, from event to event (admissions and completions).
 
     Args:
         params: Site parameters.
@@ -178,11 +351,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     duty = numbers[Pool.DUTY]
     scoring = state.site[row, Site.SCORING]
     tokens_per_iteration = perf[DECODE_TOKENS_PER_ITERATION]
-    units = units_per_rack(params, state, row, pool)
-    replicas = (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units
-    admitting = ints[PoolInt.ACTIVE] * units
-    kv_room = admitting * perf[DECODE_KV_CAPACITY_TOKENS] - numbers[Pool.HELD]
-    batch_room = admitting * numbers[Pool.MAX_BATCH]
+    replicas, kv_room, batch_room = _room(params, state, row, pool)
     days_per_token = params.site[SiteSpec.DAYS_PER_TOKEN]
     days_per_s = params.site[SiteSpec.DAYS_PER_S]
     time_s = numbers[Pool.TIME_S]
@@ -194,7 +363,6 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     step_batch_s = numbers[Pool.STEP_BATCH_S]
     admitted = NOBODY
     blocked = duty <= 0.0
-    exact = params.site[SiteSpec.RESOLUTION] == REQUEST
     pace_begin_s = time_s
     pace_end_s = time_s
     in_flight_s = 0.0
@@ -207,9 +375,6 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     memory_s = 0.0
     iteration = 0.0
     speed = 0.0
-    # Where the token clock was last set going at the present speed: where it stands follows from the time alone, not from event to event.
-    base_s = time_s
-    base_g = token_clock
     ready_slots = state.heap_slot[row, pool, READY_LINE]
     ready_s, ready_place = find_next(state, row, pool, READY_LINE, days_per_s)
     finish_g, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_token)
@@ -218,15 +383,8 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         in_flight = numbers[Pool.IN_FLIGHT]
         context = numbers[Pool.CONTEXT]
         running = in_flight > 0.0 and replicas > 0.0
-        paced = numbers[Pool.PACED_IN_FLIGHT]
         stale = running and speed == 0.0
-        if exact:
-            moved = abs(in_flight - paced) > PACE_STEP * paced
-            if stale or moved or abs(context - numbers[Pool.PACED_CONTEXT]) > PACE_STEP * context:
-                numbers[Pool.PACED_IN_FLIGHT] = in_flight
-                numbers[Pool.PACED_CONTEXT] = context
-                stale = running
-        elif stale or time_s >= pace_end_s:
+        if stale or time_s >= pace_end_s:
             if time_s > pace_begin_s:
                 _follow(numbers, in_flight_s, context_s, time_s - pace_begin_s)
                 pace_begin_s = time_s
@@ -250,26 +408,23 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             busy = duty * min(1.0, paced / replicas)
             compute = busy * computing / iteration
             memory = busy * reading / iteration
-        if stale or not running or not exact:
-            base_s = time_s
-            base_g = token_clock
         if admitted != NOBODY:
             first_token(params, state, row, admitted, time_s + iteration / duty)
             admitted = NOBODY
         # What comes next cannot be foreseen; chosen as a number, it is guessed once, not at every comparison.
-        next_s = end_s if exact else pace_end_s
+        next_s = pace_end_s
         enters = (ready_s < next_s) & (not blocked)
         next_s = max(time_s, ready_s) if enters else next_s
         finish_s = math.inf
         if speed > 0.0:
-            finish_s = max(time_s, base_s + (finish_g - base_g) / speed)
+            finish_s = max(time_s, time_s + (finish_g - token_clock) / speed)
         finishes = (finish_s <= next_s) & (finish_s < end_s)
         next_s = finish_s if finishes else next_s
         kind = 2 if finishes else 1 if enters else 0
         elapsed = next_s - time_s
         if elapsed > 0.0:
             generated = numbers[Pool.EMITTING] * speed * elapsed
-            token_clock = base_g + speed * (next_s - base_s)
+            token_clock += speed * (next_s - time_s)
             numbers[Pool.CONTEXT] = context + generated
             all_generated += generated
             step_output += generated
@@ -289,7 +444,7 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
         if kind == 2:
             token_clock = finish_g
             numbers[Pool.G] = token_clock
-            _complete(params, state, row, pool, take(state, row, pool, SERVICE_LINE, finish_place), time_s)
+            _complete(params, state, row, pool, take(state, row, pool, SERVICE_LINE, finish_place), time_s, 0.0)
             finish_g, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_token)
             blocked = False
             continue
@@ -307,14 +462,15 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
             blocked = True
             continue
         numbers[Pool.G] = token_clock
-        if _admit(params, state, row, pool, admitted) <= finish_g:
+        until_g, _ = _admit(params, state, row, pool, admitted)
+        if until_g <= finish_g:
             finish_g, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_token)
     numbers[Pool.G] = token_clock
     numbers[Pool.KV_TOKENS_GENERATED] = all_generated
     state.site[row, Site.STEP_OUTPUT_TOKENS] = step_output
     state.site[row, Site.OUTPUT_TOKENS] = output_tokens
     numbers[Pool.STEP_BATCH_S] = step_batch_s
-    if not exact and time_s > pace_begin_s:
+    if time_s > pace_begin_s:
         _follow(numbers, in_flight_s, context_s, time_s - pace_begin_s)
     numbers[Pool.TPOT_S] = iteration / tokens_per_iteration if numbers[Pool.IN_FLIGHT] > 0.0 else 0.0
     numbers[Pool.TIME_S] = end_s
@@ -322,6 +478,15 @@ def advance_decode(params: Params, state: State, row: int, pool: int, end_s: flo
     numbers[Pool.COMPUTE_S] += compute_s
     numbers[Pool.MEMORY_S] += memory_s
     state.site_int[row, SiteInt.EVENTS] += events
+
+
+@inlined_kernel
+def advance_decode(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
+    """Advance a decode pool to ``end_s`` at the site's resolution."""
+    if params.site[SiteSpec.RESOLUTION] == COHORT:
+        advance_decode_cohorts(params, state, row, pool, end_s)
+    else:
+        advance_decode_exact(params, state, row, pool, end_s)
 
 
 @kernel

@@ -44,6 +44,10 @@ from ai_factory_gym.physics.performance import (
 )
 
 
+_IN_A_ROW = 64
+"""Most arrivals that are gone through before those who finish meanwhile: what is known of them stays in the first-level cache."""
+
+
 @inlined_kernel
 def uncached_work_s(perf: Array, cohort: Array) -> tuple[float, float]:
     """Return the work of one request at clock 1 in its scaling and its fixed part, s, as a mean over the cohort's requests."""
@@ -140,13 +144,24 @@ def join_queue(params: Params, state: State, row: int, pool: int, slot: int) -> 
 
 
 @inlined_kernel
+def _occupy(numbers: Array, cohort: Array, seconds: float) -> None:
+    """Add to a pool's busy time that of a request in service; negative seconds take it off."""
+    numbers[Pool.BUSY_S] += seconds
+    numbers[Pool.COMPUTE_S] += seconds * cohort[Cohort.SHARE_COMPUTE]
+    numbers[Pool.MEMORY_S] += seconds * cohort[Cohort.SHARE_MEMORY]
+
+
+@inlined_kernel
 def _start_exact(
-    params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float, clock_w: float
+    params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float, clock_w: float, left: float
 ) -> float:
-    """Put a request on a free server; it finishes when the service clock has advanced by its server time. Returns when, on that clock."""
+    """Put a request on a free server, where it adds ``left`` to the pool's busy time unless it finishes within the segment.
+
+    Returns:
+        When it finishes on the service clock: once that has advanced by its server time.
+    """
     perf = state.perf[row, pool]
     cohort = state.cohort[row, slot]
-    ints = state.cohort_int[row, slot]
     numbers = state.pool[row, pool]
     if has_cache(params):
         cohort[Cohort.LOADED_S] = begin_prefill(params, state, row, pool, slot, time_s)
@@ -157,10 +172,30 @@ def _start_exact(
     cohort[Cohort.SHARE_MEMORY] = min(1.0, perf[PREFILL_STREAM_PER_TOKEN_S] * new * rate / work)
     numbers[Pool.SHARE_COMPUTE] += cohort[Cohort.SHARE_COMPUTE]
     numbers[Pool.SHARE_MEMORY] += cohort[Cohort.SHARE_MEMORY]
-    ints[CohortInt.STAGE] = Stage.PREFILLING
+    _occupy(numbers, cohort, left)
+    state.cohort_int[row, slot, CohortInt.STAGE] = Stage.PREFILLING
     finish_w = clock_w + work
     schedule(state, row, pool, SERVICE_LINE, slot, finish_w, params.site[SiteSpec.DAYS_PER_S])
     return float(finish_w)
+
+
+@inlined_kernel
+def _finish_exact(
+    params: Params, state: State, row: int, pool: int, slot: int, time_s: float, left: float
+) -> None:
+    """Take a request that has left the service line off its server, which is free for ``left`` of the segment, and hand it over."""
+    numbers = state.pool[row, pool]
+    cohort = state.cohort[row, slot]
+    _occupy(numbers, cohort, -left)
+    if state.pool_int[row, pool, PoolInt.SERVING] == 0:
+        # Nobody has no shares at all: rounding must not accumulate over a day.
+        numbers[Pool.SHARE_COMPUTE] = 0.0
+        numbers[Pool.SHARE_MEMORY] = 0.0
+    else:
+        numbers[Pool.SHARE_COMPUTE] -= cohort[Cohort.SHARE_COMPUTE]
+        numbers[Pool.SHARE_MEMORY] -= cohort[Cohort.SHARE_MEMORY]
+    loading_s = cohort[Cohort.LOADED_S] if has_cache(params) else 0.0
+    hand_over(params, state, row, pool, slot, time_s, time_s + loading_s)
 
 
 @kernel
@@ -182,82 +217,77 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     servers = int(math.ceil(lanes - 1e-9))
     present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
     days_per_s = params.site[SiteSpec.DAYS_PER_S]
-    time_s = numbers[Pool.TIME_S]
     duty = numbers[Pool.DUTY] * (lanes / servers if servers > 0 else 1.0)
     speed = rate * duty
+    share = duty / present if present > 0.0 else 0.0
     # The service clock runs evenly through the segment: where it stands follows from the time alone, not from event to event.
-    begin_s = time_s
+    begin_s = numbers[Pool.TIME_S]
     begin_w = numbers[Pool.W]
-    clock_w = begin_w
-    busy_s = 0.0
-    compute_s = 0.0
-    memory_s = 0.0
+    # Whoever is in service stays until the segment ends, unless he finishes before: what is left of it is taken off then.
+    numbers[Pool.BUSY_S] += (end_s - begin_s) * share * ints[PoolInt.SERVING]
+    numbers[Pool.COMPUTE_S] += (end_s - begin_s) * share * numbers[Pool.SHARE_COMPUTE]
+    numbers[Pool.MEMORY_S] += (end_s - begin_s) * share * numbers[Pool.SHARE_MEMORY]
     finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
+    time_s = begin_s
+    clock_w = begin_w
     events = 0
     while True:
         while ints[PoolInt.QUEUE_HEAD] != NOBODY and ints[PoolInt.SERVING] < servers and speed > 0.0:
             slot = take_first(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL)
             numbers[Pool.QUEUED] -= 1.0
             numbers[Pool.QUEUED_WORK] -= server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
-            if _start_exact(params, state, row, pool, slot, rate, time_s, clock_w) <= finish_w:
+            left = (end_s - time_s) * share
+            if _start_exact(params, state, row, pool, slot, rate, time_s, clock_w, left) <= finish_w:
                 finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
-        # As in decode: what comes next is chosen as a number.
-        head = ints[PoolInt.INBOX_HEAD]
-        arrival_s = state.cohort[row, head, Cohort.KEY] if head != NOBODY else math.inf
-        arrives = arrival_s < end_s
-        next_s = max(time_s, arrival_s) if arrives else end_s
-        finish_s = math.inf
-        if speed > 0.0:
-            finish_s = max(time_s, begin_s + (finish_w - begin_w) / speed)
-        finishes = finish_s < next_s
-        next_s = finish_s if finishes else next_s
-        kind = 2 if finishes else 1 if arrives else 0
-        elapsed = next_s - time_s
-        if elapsed > 0.0:
-            clock_w = begin_w + speed * (next_s - begin_s)
-            busy_s += elapsed * ints[PoolInt.SERVING]
-            compute_s += elapsed * numbers[Pool.SHARE_COMPUTE]
-            memory_s += elapsed * numbers[Pool.SHARE_MEMORY]
-        time_s = next_s
-        if kind == 0:
-            break
-        events += 1
-        if kind == 1:
+        # Whoever finds a server free need not wait for those who finish before him: arrivals in a row, then finishes in a row. Which of
+        # the two is next cannot be foreseen, and to guess it wrong at every request is what would take most time.
+        busy = (ints[PoolInt.QUEUE_HEAD] != NOBODY) | (speed <= 0.0)
+        arrival_s = time_s
+        full = False
+        for _ in range(_IN_A_ROW):
+            head = ints[PoolInt.INBOX_HEAD]
+            arrival_s = max(begin_s, state.cohort[row, head, Cohort.KEY]) if head != NOBODY else math.inf
+            full = busy | (ints[PoolInt.SERVING] >= servers)
+            if (arrival_s >= end_s) | full:
+                break
+            events += 1
             slot = take_first(state, row, pool, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL)
-            wait_s = 0.0
-            if ints[PoolInt.SERVING] >= servers or speed <= 0.0:
-                wait_s = math.inf
-                if servers > 0 and speed > 0.0:
-                    wait_s = numbers[Pool.QUEUED_WORK] / (servers * speed)
-            if turned_away(params, state, row, slot, wait_s):
+            if turned_away(params, state, row, slot, 0.0):
                 continue
-            if ints[PoolInt.SERVING] < servers and speed > 0.0:
-                # Whoever waited has been given a server already.
-                if _start_exact(params, state, row, pool, slot, rate, time_s, clock_w) <= finish_w:
-                    finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
-            else:
+            clock_w = begin_w + speed * (arrival_s - begin_s)
+            left = (end_s - arrival_s) * share
+            if _start_exact(params, state, row, pool, slot, rate, arrival_s, clock_w, left) <= finish_w:
+                finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
+        until_s = min(arrival_s, end_s)
+        while True:
+            finish_s = max(time_s, begin_s + (finish_w - begin_w) / speed) if speed > 0.0 else math.inf
+            if finish_s >= until_s:
+                break
+            events += 1
+            time_s = finish_s
+            clock_w = finish_w
+            slot = take(state, row, pool, SERVICE_LINE, finish_place)
+            finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
+            _finish_exact(params, state, row, pool, slot, time_s, (end_s - time_s) * share)
+            if busy:
+                break
+        if finish_s < until_s:
+            continue
+        time_s = until_s
+        clock_w = begin_w + speed * (time_s - begin_s)
+        if time_s >= end_s:
+            break
+        if full and (busy or ints[PoolInt.SERVING] >= servers):
+            events += 1
+            wait_s = numbers[Pool.QUEUED_WORK] / (servers * speed) if servers > 0 and speed > 0.0 else math.inf
+            slot = take_first(state, row, pool, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL)
+            if not turned_away(params, state, row, slot, wait_s):
                 state.cohort_int[row, slot, CohortInt.STAGE] = Stage.QUEUED
                 append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
                 numbers[Pool.QUEUED] += 1.0
                 numbers[Pool.QUEUED_WORK] += server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
-        else:
-            clock_w = finish_w
-            slot = take(state, row, pool, SERVICE_LINE, finish_place)
-            finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
-            if ints[PoolInt.SERVING] == 0:
-                numbers[Pool.SHARE_COMPUTE] = 0.0
-                numbers[Pool.SHARE_MEMORY] = 0.0
-            else:
-                numbers[Pool.SHARE_COMPUTE] -= state.cohort[row, slot, Cohort.SHARE_COMPUTE]
-                numbers[Pool.SHARE_MEMORY] -= state.cohort[row, slot, Cohort.SHARE_MEMORY]
-            loading_s = state.cohort[row, slot, Cohort.LOADED_S] if has_cache(params) else 0.0
-            hand_over(params, state, row, pool, slot, time_s, time_s + loading_s)
     numbers[Pool.TIME_S] = end_s
     numbers[Pool.W] = clock_w
-    if present > 0.0:
-        numbers[Pool.BUSY_S] += busy_s * duty / present
-        numbers[Pool.COMPUTE_S] += compute_s * duty / present
-        numbers[Pool.MEMORY_S] += memory_s * duty / present
     if ints[PoolInt.QUEUE_HEAD] == NOBODY:
         numbers[Pool.QUEUED] = 0.0
         numbers[Pool.QUEUED_WORK] = 0.0
