@@ -264,7 +264,8 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
         # The token clock runs evenly at one pace: where it stands follows from the time alone, not from event to event.
         begin_s = time_s
         begin_g = token_clock
-        finish_s = max(begin_s, begin_s + (finish_g - begin_g) / speed) if speed > 0.0 else math.inf
+        s_per_token = 1.0 / speed if speed > 0.0 else math.inf
+        finish_s = max(begin_s, begin_s + (finish_g - begin_g) * s_per_token) if speed > 0.0 else math.inf
         at_once = int(AT_ONCE * in_flight)
         singly = blocked or at_once < 1
         time_s = min(end_s, finish_s if singly else begin_s + at_once / (numbers[Pool.LEAVING] * speed))
@@ -276,8 +277,10 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
             enter_s = max(begin_s, ready_s)
             slot = int(ready_slots[ready_place])
             cohort = state.cohort[row, slot]
-            need = cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
-            if min((kv_room - numbers[Pool.RESERVED]) / need, batch_room - numbers[Pool.IN_FLIGHT]) < 1.0:
+            reserved = numbers[Pool.RESERVED] + (
+                cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
+            )
+            if (reserved > kv_room) | (numbers[Pool.IN_FLIGHT] + 1.0 > batch_room):
                 # Unless somebody finishes before it is ready, it waits for the next who does.
                 blocked = True
                 time_s = enter_s
@@ -308,7 +311,7 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
         compute_s += compute * elapsed
         memory_s += memory * elapsed
         while speed > 0.0:
-            finish_s = max(begin_s, begin_s + (finish_g - begin_g) / speed)
+            finish_s = max(begin_s, begin_s + (finish_g - begin_g) * s_per_token)
             if (finish_s > time_s) | (finish_s >= end_s):
                 break
             events += 1

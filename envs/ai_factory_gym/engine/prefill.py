@@ -70,26 +70,34 @@ def server_seconds(perf: Array, cohort: Array, rate: float) -> float:
 
 
 @inlined_kernel
-def hand_over(params: Params, state: State, row: int, pool: int, slot: int, now_s: float, finish_s: float) -> None:
+def links_bytes_per_s(params: Params, state: State, row: int, pool: int) -> float:
+    """Return how fast a pool's replicas together can send KV over their scale-out links."""
+    racks = state.pool_int[row, pool, PoolInt.ACTIVE] + state.pool_int[row, pool, PoolInt.DRAINING]
+    replicas = max(1.0, racks * (params.pool[pool, PoolSpec.REPLICAS_PER_RACK] * working_share(state, row, pool)))
+    return float(state.perf[row, pool, PREFILL_TRANSFER_BYTES_PER_S] * replicas)
+
+
+@inlined_kernel
+def hand_over(
+    params: Params, state: State, row: int, pool: int, slot: int, now_s: float, finish_s: float, links: float
+) -> None:
     """Send a prefilled cohort's KV to its decode pool; it becomes ready when the last byte has arrived.
 
-    A request's bytes leave over its replica's scale-out links; all requests together share the pool's. The pool's links
-    are a queue in the order of hand-over (``now_s``), so that a long prompt that finishes late blocks nothing meanwhile.
+    A request's bytes leave over its replica's scale-out links; all requests together share the pool's (``links``, bytes/s). The pool's
+    links are a queue in the order of hand-over (``now_s``), so that a long prompt that finishes late blocks nothing meanwhile.
     """
     perf = state.perf[row, pool]
     cohort = state.cohort[row, slot]
     ints = state.cohort_int[row, slot]
     numbers = state.pool[row, pool]
-    racks = state.pool_int[row, pool, PoolInt.ACTIVE] + state.pool_int[row, pool, PoolInt.DRAINING]
-    replicas = max(1.0, racks * (params.pool[pool, PoolSpec.REPLICAS_PER_RACK] * working_share(state, row, pool)))
     sent = cohort[Cohort.PROMPT]
     if has_cache(params):
         sent -= cohort[Cohort.HELD]
     bytes_one = sent * perf[PREFILL_KV_BYTES_PER_TOKEN]
-    per_replica = perf[PREFILL_TRANSFER_BYTES_PER_S]
-    free_s = max(numbers[Pool.TRANSFER_FREE_S], now_s) + cohort[Cohort.COUNT] * bytes_one / (per_replica * replicas)
+    free_s = max(numbers[Pool.TRANSFER_FREE_S], now_s) + cohort[Cohort.COUNT] * bytes_one / links
     numbers[Pool.TRANSFER_FREE_S] = free_s
-    ready_s = finish_s + max(free_s - now_s, bytes_one / per_replica) + perf[PREFILL_FRONTEND_S]
+    own_s = bytes_one / perf[PREFILL_TRANSFER_BYTES_PER_S]
+    ready_s = finish_s + max(free_s - now_s, own_s) + perf[PREFILL_FRONTEND_S]
     ints[CohortInt.STAGE] = Stage.TRANSFER
     decode = ints[CohortInt.DECODE_POOL]
     count = cohort[Cohort.COUNT]
@@ -168,8 +176,9 @@ def _start_exact(
     new = cohort[Cohort.PROMPT] - cohort[Cohort.CACHED]
     scaling, fixed = uncached_work_s(perf, cohort)
     work = scaling + fixed * rate
-    cohort[Cohort.SHARE_COMPUTE] = scaling / work
-    cohort[Cohort.SHARE_MEMORY] = min(1.0, perf[PREFILL_STREAM_PER_TOKEN_S] * new * rate / work)
+    per_work = 1.0 / work
+    cohort[Cohort.SHARE_COMPUTE] = scaling * per_work
+    cohort[Cohort.SHARE_MEMORY] = min(1.0, perf[PREFILL_STREAM_PER_TOKEN_S] * new * rate * per_work)
     numbers[Pool.SHARE_COMPUTE] += cohort[Cohort.SHARE_COMPUTE]
     numbers[Pool.SHARE_MEMORY] += cohort[Cohort.SHARE_MEMORY]
     _occupy(numbers, cohort, left)
@@ -181,7 +190,7 @@ def _start_exact(
 
 @inlined_kernel
 def _finish_exact(
-    params: Params, state: State, row: int, pool: int, slot: int, time_s: float, left: float
+    params: Params, state: State, row: int, pool: int, slot: int, time_s: float, left: float, links: float
 ) -> None:
     """Take a request that has left the service line off its server, which is free for ``left`` of the segment, and hand it over."""
     numbers = state.pool[row, pool]
@@ -195,7 +204,7 @@ def _finish_exact(
         numbers[Pool.SHARE_COMPUTE] -= cohort[Cohort.SHARE_COMPUTE]
         numbers[Pool.SHARE_MEMORY] -= cohort[Cohort.SHARE_MEMORY]
     loading_s = cohort[Cohort.LOADED_S] if has_cache(params) else 0.0
-    hand_over(params, state, row, pool, slot, time_s, time_s + loading_s)
+    hand_over(params, state, row, pool, slot, time_s, time_s + loading_s, links)
 
 
 @kernel
@@ -216,6 +225,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     lanes = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
     servers = int(math.ceil(lanes - 1e-9))
     present = float(ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units_per_rack(params, state, row, pool)
+    links = links_bytes_per_s(params, state, row, pool)
     days_per_s = params.site[SiteSpec.DAYS_PER_S]
     duty = numbers[Pool.DUTY] * (lanes / servers if servers > 0 else 1.0)
     speed = rate * duty
@@ -268,7 +278,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
             clock_w = finish_w
             slot = take(state, row, pool, SERVICE_LINE, finish_place)
             finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
-            _finish_exact(params, state, row, pool, slot, time_s, (end_s - time_s) * share)
+            _finish_exact(params, state, row, pool, slot, time_s, (end_s - time_s) * share, links)
             if busy:
                 break
         if finish_s < until_s:
@@ -307,6 +317,7 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
     perf = state.perf[row, pool]
     rate = compute_rate(numbers[Pool.CLOCK])
     servers = ints[PoolInt.ACTIVE] * units_per_rack(params, state, row, pool)
+    links = links_bytes_per_s(params, state, row, pool)
     speed = rate * numbers[Pool.DUTY]
     capacity = servers * speed
     inflow = numbers[Pool.INFLOW]
@@ -334,7 +345,7 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
             own_s = server_seconds(perf, state.cohort[row, slot], rate) / max(speed, 1e-3)
             if has_cache(params):
                 own_s += begin_prefill(params, state, row, pool, slot, start_s)
-            hand_over(params, state, row, pool, slot, start_s, start_s + own_s)
+            hand_over(params, state, row, pool, slot, start_s, start_s + own_s, links)
             events += 1
         backlog = max(0.0, backlog + (inflow - capacity) * (next_s - time_s))
         numbers[Pool.V] = served_v
@@ -371,7 +382,7 @@ def advance_prefill_fluid(params: Params, state: State, row: int, pool: int, end
             own_s = own / speed
             if has_cache(params):
                 own_s += begin_prefill(params, state, row, pool, slot, time_s)
-            hand_over(params, state, row, pool, slot, time_s, time_s + own_s)
+            hand_over(params, state, row, pool, slot, time_s, time_s + own_s, links)
     numbers[Pool.BACKLOG] = backlog
     numbers[Pool.QUEUED_WORK] = backlog
     if capacity > 0.0:
