@@ -119,6 +119,7 @@ CONSTANTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("SPLIT_PARTS", "1", ""),
         ("NEARLY", "1", ""),
         ("PACE_STEP", "1", ""),
+        ("AT_ONCE", "1", ""),
         ("PACE_S", "s", ""),
         ("PACE_MEMORY_S", "s", ""),
     ),

@@ -90,6 +90,7 @@ def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: floa
     link = state.link[row]
     keys = state.heap_key[row, pool, line]
     slots = state.heap_slot[row, pool, line]
+    ints[PoolInt.READY_AHEAD + line] = NOBODY
     ints[PoolInt.READY_TODAY + line] += 1
     today = ints[PoolInt.READY_TODAY + line]
     place = _place(first, today)
@@ -120,12 +121,7 @@ def _turn_page(state: State, row: int, pool: int, line: int, days_per_unit: floa
     else:
         _put_in_order(keys, slots, begin, count)
         ints[PoolInt.READY_PAGE + line] = count
-        # What the next day brings is on its way from memory meanwhile.
-        slot = first[_place(first, today + 1)]
-        while slot != NOBODY:
-            ask(state.cohort[row, slot], DECODE_BYTES)
-            ask(state.cohort_int[row, slot], 0)
-            slot = link[slot]
+        ints[PoolInt.READY_AHEAD + line] = first[_place(first, today + 1)]
 
 
 @inlined_kernel
@@ -158,6 +154,12 @@ def take(state: State, row: int, pool: int, line: int, place: int) -> int:
     ints = state.pool_int[row, pool]
     slots = state.heap_slot[row, pool, line]
     ints[PoolInt.READY + line] -= 1
+    ahead = ints[PoolInt.READY_AHEAD + line]
+    if ahead != NOBODY:
+        # With everyone who goes, one of the next day is on its way from memory: to follow their list at once would be to wait.
+        ask(state.cohort[row, ahead], DECODE_BYTES)
+        ask(state.cohort_int[row, ahead], 0)
+        ints[PoolInt.READY_AHEAD + line] = state.link[row, ahead]
     # A page never begins where the heap does: it leaves room for as many again.
     if place > 0:
         ints[PoolInt.READY_PAGE + line] -= 1
@@ -209,6 +211,7 @@ def gather(state: State, row: int, pool: int, line: int) -> int:
             slots[found] = slot
             found += 1
             slot = state.link[row, slot]
+    ints[PoolInt.READY_AHEAD + line] = NOBODY
     ints[PoolInt.READY_PAGE + line] = 0
     ints[PoolInt.READY_DUE + line] = 0
     ints[PoolInt.READY + line] = 0

@@ -267,7 +267,7 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
         s_per_token = 1.0 / speed if speed > 0.0 else math.inf
         finish_s = max(begin_s, begin_s + (finish_g - begin_g) * s_per_token) if speed > 0.0 else math.inf
         at_once = int(AT_ONCE * in_flight)
-        singly = blocked or at_once < 1
+        singly = blocked or at_once < 1 or speed <= 0.0
         time_s = min(end_s, finish_s if singly else begin_s + at_once / (numbers[Pool.LEAVING] * speed))
         # Of those admitted: what they would have emitted, and how long they would have been in the batch, before they were.
         not_emitted = 0.0
@@ -348,7 +348,6 @@ def advance_decode_cohorts(params: Params, state: State, row: int, pool: int, en
         end_s: End of the segment, s.
     """
     numbers = state.pool[row, pool]
-    ints = state.pool_int[row, pool]
     perf = state.perf[row, pool]
     clock = numbers[Pool.CLOCK]
     duty = numbers[Pool.DUTY]

@@ -46,6 +46,7 @@ from ai_factory_gym.engine.layout import (
     READY_LINE,
     SEPARATE,
     SERVICE_LINE,
+    SHARE_IN_PREFILL,
     SHARED_GPUS,
     SHARED_POWER,
     Cohort,
@@ -63,7 +64,7 @@ from ai_factory_gym.engine.layout import (
 )
 from ai_factory_gym.engine.ledger import take_slot
 from ai_factory_gym.engine.lists import insert, take_first
-from ai_factory_gym.engine.prefill import join_queue, server_seconds
+from ai_factory_gym.engine.prefill import join_queue, server_seconds, set_shares
 from ai_factory_gym.engine.racks import DRAIN, WAKE, cancel
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
@@ -544,13 +545,10 @@ def _lose_prefill(params: Params, state: State, row: int, pool: int, share: floa
             schedule(state, row, pool, SERVICE_LINE, slot, key, params.site[SiteSpec.DAYS_PER_S])
             continue
         turn -= 1.0
-        numbers[Pool.SHARE_COMPUTE] -= state.cohort[row, slot, Cohort.SHARE_COMPUTE]
-        numbers[Pool.SHARE_MEMORY] -= state.cohort[row, slot, Cohort.SHARE_MEMORY]
+        numbers[Pool.SHARE_COMPUTE] -= state.cohort[row, slot, SHARE_IN_PREFILL]
         _unbind(state, row, slot, True)
         _start_anew(params, state, row, slot)
-    if ints[PoolInt.SERVING] == 0:
-        numbers[Pool.SHARE_COMPUTE] = 0.0
-        numbers[Pool.SHARE_MEMORY] = 0.0
+    set_shares(state, row, pool)
 
 
 @kernel

@@ -504,11 +504,14 @@ class PoolInt(IntEnum):
     # and the day up to which they are; later ones are in the calendar
     READY_TODAY = 15
     SERVING_TODAY = 16
-    ASSIGNED = 17  # cohorts anywhere in the site that are bound for this pool
-    CLOSED = 18  # 1 while the pool takes no new requests because its last rack is to sleep
-    MOVING = 19  # of the draining racks, those that go to the sibling when they are done
-    HELD = 20  # of the sleeping racks, those that are to wake as soon as the ramp limit has room for it
-    AWAKE_SEEN = 21  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
+    # of those of the day after, the next whose record is to be asked for, so that it is there when the day comes
+    READY_AHEAD = 17
+    SERVING_AHEAD = 18
+    ASSIGNED = 19  # cohorts anywhere in the site that are bound for this pool
+    CLOSED = 20  # 1 while the pool takes no new requests because its last rack is to sleep
+    MOVING = 21  # of the draining racks, those that go to the sibling when they are done
+    HELD = 22  # of the sleeping racks, those that are to wake as soon as the ramp limit has room for it
+    AWAKE_SEEN = 23  # racks awake when it was last worked out which parts of racks are out; kept where parts may be
 
 
 class Class(IntEnum):
@@ -565,15 +568,13 @@ class Cohort(IntEnum):
 
     PROMPT_SQ = 0
     CACHED = 1  # prompt tokens whose KV is already there
-    SHARE_COMPUTE = 2
-    SHARE_MEMORY = 3
     COUNT = 6
     PROMPT = 7
     OUTPUT = 8
     KEY = 9  # time it enters, s; then V at which prefill starts (cohort resolution), then G at which decode ends
     DEADLINE_S = 10  # of the next promise: first token, then last token
     FIRST_TOKEN_S = 11
-    G_ADMIT = 12
+    G_ADMIT = 12  # token clock when it was admitted to decode; before, see SHARE_IN_PREFILL
     ARRIVAL_S = 13
     VALUE = 14  # value tokens per output token; written and read only where the operator may shorten answers
     # Written and read only where the site has a prefix cache; means over the cohort's requests.
@@ -581,6 +582,10 @@ class Cohort(IntEnum):
     HELD = 15  # cached tokens that the decode pool has held since the turn before
     LOADED_S = 5  # when the cached tokens have been loaded; once prefill has begun, by how long they delay its end
 
+
+SHARE_IN_PREFILL = Cohort.G_ADMIT
+"""Column in which a single request that is in prefill has the share of its work that is compute: where it is not in the way of decode, and
+prefill, too, waits for one line."""
 
 DECODE_BYTES = 8 * int(Cohort.KEY)
 """Where in a cohort's record is what decode needs."""
@@ -920,7 +925,14 @@ def clear_row(state: State, row: int) -> None:
     slots = state.free.shape[1]
     state.free[row] = np.arange(slots - 1, -1, -1)
     state.site_int[row, SiteInt.FREE] = slots
-    for column in (PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, PoolInt.INBOX_HEAD, PoolInt.INBOX_TAIL):
+    for column in (
+        PoolInt.QUEUE_HEAD,
+        PoolInt.QUEUE_TAIL,
+        PoolInt.INBOX_HEAD,
+        PoolInt.INBOX_TAIL,
+        PoolInt.READY_AHEAD,
+        PoolInt.SERVING_AHEAD,
+    ):
         state.pool_int[row, :, column] = NOBODY
     state.pool[row, :, Pool.POWER_LIMIT_W] = np.inf
     state.pool[row, :, Pool.G_CLOSE] = np.inf

@@ -17,6 +17,7 @@ from ai_factory_gym.engine.layout import (
     NOBODY,
     READY_LINE,
     SERVICE_LINE,
+    SHARE_IN_PREFILL,
     Array,
     ClassSpec,
     Cohort,
@@ -37,12 +38,12 @@ from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
     PREFILL_FRONTEND_S,
     PREFILL_KV_BYTES_PER_TOKEN,
+    PREFILL_OVERHEAD_PER_TOKEN_S,
     PREFILL_STREAM_PER_TOKEN_S,
     PREFILL_TRANSFER_BYTES_PER_S,
     compute_rate,
     prefill_work_s,
 )
-
 
 _IN_A_ROW = 64
 """Most arrivals that are gone through before those who finish meanwhile: what is known of them stays in the first-level cache."""
@@ -152,16 +153,44 @@ def join_queue(params: Params, state: State, row: int, pool: int, slot: int) -> 
 
 
 @inlined_kernel
-def _occupy(numbers: Array, cohort: Array, seconds: float) -> None:
-    """Add to a pool's busy time that of a request in service; negative seconds take it off."""
-    numbers[Pool.BUSY_S] += seconds
-    numbers[Pool.COMPUTE_S] += seconds * cohort[Cohort.SHARE_COMPUTE]
-    numbers[Pool.MEMORY_S] += seconds * cohort[Cohort.SHARE_MEMORY]
+def _work_of_one_s(params: Params, perf: Array, cohort: Array) -> tuple[float, float]:
+    """Return ``uncached_work_s`` of a cohort of one request, from what lies in one line of memory where there is no cache."""
+    if has_cache(params):
+        return uncached_work_s(perf, cohort)
+    prompt = cohort[Cohort.PROMPT]
+    return prefill_work_s(perf, prompt, prompt * prompt)
+
+
+@inlined_kernel
+def _streaming_share(perf: Array) -> float:
+    """Return the share of what is not compute in which a lane streams weights: the same for every prompt."""
+    return float(
+        perf[PREFILL_STREAM_PER_TOKEN_S] / (perf[PREFILL_STREAM_PER_TOKEN_S] + perf[PREFILL_OVERHEAD_PER_TOKEN_S])
+    )
+
+
+@inlined_kernel
+def set_shares(state: State, row: int, pool: int) -> None:
+    """Set the shares of compute and of streaming in what the servers of a pool do at request resolution, given the sum of the first."""
+    numbers = state.pool[row, pool]
+    serving = state.pool_int[row, pool, PoolInt.SERVING]
+    if serving == 0:
+        # Rounding must not accumulate over a day.
+        numbers[Pool.SHARE_COMPUTE] = 0.0
+    numbers[Pool.SHARE_MEMORY] = _streaming_share(state.perf[row, pool]) * (serving - numbers[Pool.SHARE_COMPUTE])
 
 
 @inlined_kernel
 def _start_exact(
-    params: Params, state: State, row: int, pool: int, slot: int, rate: float, time_s: float, clock_w: float, left: float
+    params: Params,
+    state: State,
+    row: int,
+    pool: int,
+    slot: int,
+    rate: float,
+    time_s: float,
+    clock_w: float,
+    left: float,
 ) -> float:
     """Put a request on a free server, where it adds ``left`` to the pool's busy time unless it finishes within the segment.
 
@@ -173,15 +202,13 @@ def _start_exact(
     numbers = state.pool[row, pool]
     if has_cache(params):
         cohort[Cohort.LOADED_S] = begin_prefill(params, state, row, pool, slot, time_s)
-    new = cohort[Cohort.PROMPT] - cohort[Cohort.CACHED]
-    scaling, fixed = uncached_work_s(perf, cohort)
+    scaling, fixed = _work_of_one_s(params, perf, cohort)
     work = scaling + fixed * rate
-    per_work = 1.0 / work
-    cohort[Cohort.SHARE_COMPUTE] = scaling * per_work
-    cohort[Cohort.SHARE_MEMORY] = min(1.0, perf[PREFILL_STREAM_PER_TOKEN_S] * new * rate * per_work)
-    numbers[Pool.SHARE_COMPUTE] += cohort[Cohort.SHARE_COMPUTE]
-    numbers[Pool.SHARE_MEMORY] += cohort[Cohort.SHARE_MEMORY]
-    _occupy(numbers, cohort, left)
+    compute = scaling / work
+    cohort[SHARE_IN_PREFILL] = compute
+    numbers[Pool.SHARE_COMPUTE] += compute
+    numbers[Pool.BUSY_S] += left
+    numbers[Pool.COMPUTE_S] += left * compute
     state.cohort_int[row, slot, CohortInt.STAGE] = Stage.PREFILLING
     finish_w = clock_w + work
     schedule(state, row, pool, SERVICE_LINE, slot, finish_w, params.site[SiteSpec.DAYS_PER_S])
@@ -195,14 +222,10 @@ def _finish_exact(
     """Take a request that has left the service line off its server, which is free for ``left`` of the segment, and hand it over."""
     numbers = state.pool[row, pool]
     cohort = state.cohort[row, slot]
-    _occupy(numbers, cohort, -left)
-    if state.pool_int[row, pool, PoolInt.SERVING] == 0:
-        # Nobody has no shares at all: rounding must not accumulate over a day.
-        numbers[Pool.SHARE_COMPUTE] = 0.0
-        numbers[Pool.SHARE_MEMORY] = 0.0
-    else:
-        numbers[Pool.SHARE_COMPUTE] -= cohort[Cohort.SHARE_COMPUTE]
-        numbers[Pool.SHARE_MEMORY] -= cohort[Cohort.SHARE_MEMORY]
+    compute = cohort[SHARE_IN_PREFILL]
+    numbers[Pool.SHARE_COMPUTE] -= compute
+    numbers[Pool.BUSY_S] -= left
+    numbers[Pool.COMPUTE_S] -= left * compute
     loading_s = cohort[Cohort.LOADED_S] if has_cache(params) else 0.0
     hand_over(params, state, row, pool, slot, time_s, time_s + loading_s, links)
 
@@ -236,7 +259,6 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     # Whoever is in service stays until the segment ends, unless he finishes before: what is left of it is taken off then.
     numbers[Pool.BUSY_S] += (end_s - begin_s) * share * ints[PoolInt.SERVING]
     numbers[Pool.COMPUTE_S] += (end_s - begin_s) * share * numbers[Pool.SHARE_COMPUTE]
-    numbers[Pool.MEMORY_S] += (end_s - begin_s) * share * numbers[Pool.SHARE_MEMORY]
     finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
     time_s = begin_s
     clock_w = begin_w
@@ -250,7 +272,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
             if _start_exact(params, state, row, pool, slot, rate, time_s, clock_w, left) <= finish_w:
                 finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
         # Whoever finds a server free need not wait for those who finish before him: arrivals in a row, then finishes in a row. Which of
-        # the two is next cannot be foreseen, and to guess it wrong at every request is what would take most time.
+        # the two is next cannot be foreseen, and to guess it wrong at every request would take more time than the rest.
         busy = (ints[PoolInt.QUEUE_HEAD] != NOBODY) | (speed <= 0.0)
         arrival_s = time_s
         full = False
@@ -282,6 +304,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
             if busy:
                 break
         if finish_s < until_s:
+            # Whoever waits gets the server at once.
             continue
         time_s = until_s
         clock_w = begin_w + speed * (time_s - begin_s)
@@ -296,6 +319,8 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
                 append(state, row, pool, PoolInt.QUEUE_HEAD, PoolInt.QUEUE_TAIL, slot)
                 numbers[Pool.QUEUED] += 1.0
                 numbers[Pool.QUEUED_WORK] += server_seconds(state.perf[row, pool], state.cohort[row, slot], 1.0)
+    numbers[Pool.MEMORY_S] = _streaming_share(state.perf[row, pool]) * (numbers[Pool.BUSY_S] - numbers[Pool.COMPUTE_S])
+    set_shares(state, row, pool)
     numbers[Pool.TIME_S] = end_s
     numbers[Pool.W] = clock_w
     if ints[PoolInt.QUEUE_HEAD] == NOBODY:
