@@ -112,7 +112,8 @@ def segments_of(lengths: list[float], draw: np.random.Generator) -> list[Segment
     found: list[Segment] = []
     for length in lengths:
         begin_s, begin_w = (found[-1].end_s, found[-1].end_w) if found else (0.0, 0.0)
-        found.append(Segment(begin_s, begin_s + length, draw.uniform(0.4, 1.0), draw.choice([1.0, 0.6]), begin_w))
+        duty = draw.choice([1.0, 0.6, 0.0])
+        found.append(Segment(begin_s, begin_s + length, draw.uniform(0.4, 1.0), duty, begin_w))
     return found
 
 
@@ -182,7 +183,7 @@ def test_prefill_serves_first_come_first_served(load: float, lengths: list[float
     assert numbers[Pool.QUEUED] == np.sum(start_w >= end_w)
     for index, segment in enumerate(segments):
         overlap_w = np.clip(np.minimum(finish_w, segment.end_w) - np.maximum(start_w, segment.begin_w), 0.0, None)
-        overlap_s = overlap_w / segment.speed * segment.duty / servers
+        overlap_s = overlap_w / compute_rate(segment.clock) / servers
         assert busy_s[index] == pytest.approx(overlap_s.sum(), rel=1e-9, abs=1e-12)
         assert compute_s[index] == pytest.approx((overlap_s * shares).sum(), rel=1e-9, abs=1e-12)
         assert memory_s[index] == pytest.approx((overlap_s * streams).sum(), rel=1e-9, abs=1e-12)
@@ -275,15 +276,17 @@ def decode_one_by_one(
 
 @pytest.mark.parametrize("limit", ["none", "memory", "places"])
 @pytest.mark.parametrize(("per_s", "outputs"), [(30.0, 60.0), (600.0, 250.0), (2400.0, 250.0)])
-def test_decode_in_rows_is_decode_one_by_one(limit: str, per_s: float, outputs: float) -> None:
+@pytest.mark.parametrize("comes_s", [8.0, 2.0])
+def test_decode_in_rows_is_decode_one_by_one(limit: str, per_s: float, outputs: float, comes_s: float) -> None:
+    """Requests come all the time, or for two seconds only, after which the batch gets smaller and faster."""
     draw = np.random.default_rng(round(per_s))
     until_s = 8.0
-    count = int(per_s * until_s)
+    count = int(per_s * comes_s)
     engine = engine_of(count)
     p, state = engine.params, engine.state
     numbers, ints, perf = state.pool[0, DECODE_POOL], state.pool_int[0, DECODE_POOL], state.perf[0, DECODE_POOL]
     replicas = ints[PoolInt.ACTIVE] * p.pool[DECODE_POOL, PoolSpec.UNITS_PER_RACK]
-    ready_s = np.sort(draw.uniform(0.0, until_s, count))
+    ready_s = np.sort(draw.uniform(0.0, comes_s, count))
     # Some at the same time.
     ready_s[1::7] = ready_s[0::7][: len(ready_s[1::7])]
     prompt = np.round(draw.lognormal(6.5, 1.0, count)) + 1.0
@@ -311,7 +314,8 @@ def test_decode_in_rows_is_decode_one_by_one(limit: str, per_s: float, outputs: 
         assert numbers[Pool.RESERVED] <= tokens * (1.0 + 1e-9)
         assert numbers[Pool.IN_FLIGHT] <= places + 1e-9
     # Both ways of the kernel are gone: event by event, and in rows.
-    assert (AT_ONCE * most >= 1.0) == (per_s > 500.0)
+    if limit == "none":
+        assert (AT_ONCE * most >= 1.0) == (per_s > 500.0)
     served = state.log[0, : state.site_int[0, SiteInt.LOGGED]]
     order = np.lexsort((served[:, Log.OUTPUT], served[:, Log.PROMPT], served[:, Log.ARRIVAL_S]))
     served = served[order]
@@ -331,7 +335,7 @@ def test_decode_in_rows_is_decode_one_by_one(limit: str, per_s: float, outputs: 
     np.testing.assert_allclose(served[also, Log.TPOT_S][several], tpot_s[several], rtol=0.002)
     assert numbers[Pool.STEP_BATCH_S] == pytest.approx(expected.batch_s, rel=5e-4)
     assert numbers[Pool.KV_TOKENS_GENERATED] == pytest.approx(expected.generated, rel=5e-4)
-    assert numbers[Pool.CONTEXT] == pytest.approx(expected.context, rel=2e-3)
+    assert numbers[Pool.CONTEXT] == pytest.approx(expected.context, rel=2e-3, abs=1e-6)
     # Tokens balance to rounding, whatever the order of events.
     inside = state.cohort[0, state.cohort_int[0, :, CohortInt.STAGE] == Stage.DECODING]
     span = perf[DECODE_TOKENS_PER_ITERATION] + inside[:, Cohort.OUTPUT] - 1.0

@@ -560,14 +560,20 @@ COHORT_COLUMNS = 16
 
 
 class Cohort(IntEnum):
-    """Columns of ``State.cohort``: what only prefill needs, then what decode needs too.
+    """Columns of ``State.cohort``.
 
     At request resolution most reads miss the cache. Large numpy arrays begin 16 bytes behind a cache line, so that columns
-    6 to 13 share one: decode waits for one line per request.
+    6 to 13 share one: prefill and decode wait for one line per request.
     """
 
     PROMPT_SQ = 0
     CACHED = 1  # prompt tokens whose KV is already there
+    VALUE = 2  # value tokens per output token; written and read only where the operator may shorten answers
+    # Written and read only where the site has a prefix cache; means over the cohort's requests.
+    HELD = 3  # cached tokens that the decode pool has held since the turn before
+    CACHED_SQ = 4  # what of PROMPT_SQ needs no work, tokens squared
+    LOADED_S = 5  # when the cached tokens have been loaded; once prefill has begun, by how long they delay its end
+    # What all need:
     COUNT = 6
     PROMPT = 7
     OUTPUT = 8
@@ -576,16 +582,10 @@ class Cohort(IntEnum):
     FIRST_TOKEN_S = 11
     G_ADMIT = 12  # token clock when it was admitted to decode; before, see SHARE_IN_PREFILL
     ARRIVAL_S = 13
-    VALUE = 14  # value tokens per output token; written and read only where the operator may shorten answers
-    # Written and read only where the site has a prefix cache; means over the cohort's requests.
-    CACHED_SQ = 4  # what of PROMPT_SQ needs no work, tokens squared
-    HELD = 15  # cached tokens that the decode pool has held since the turn before
-    LOADED_S = 5  # when the cached tokens have been loaded; once prefill has begun, by how long they delay its end
 
 
 SHARE_IN_PREFILL = Cohort.G_ADMIT
-"""Column in which a single request that is in prefill has the share of its work that is compute: where it is not in the way of decode, and
-prefill, too, waits for one line."""
+"""Column in which a single request that is in prefill has the share of its work that is compute: in the line that prefill has read anyway."""
 
 DECODE_BYTES = 8 * int(Cohort.KEY)
 """Where in a cohort's record is what decode needs."""
