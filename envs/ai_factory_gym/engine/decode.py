@@ -272,9 +272,13 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
         # Of those admitted: what they would have emitted, and how long they would have been in the batch, before they were.
         not_emitted = 0.0
         not_there_s = 0.0
-        entering = 0 if blocked else max(1, at_once)
-        while entering > 0 and ready_s < time_s:
+        entering = max(1, at_once)
+        while ready_s < time_s and not blocked:
             enter_s = max(begin_s, ready_s)
+            if entering == 0:
+                # Before the next one is admitted: right after it the batch would be larger than it is on average.
+                time_s = enter_s
+                break
             slot = int(ready_slots[ready_place])
             cohort = state.cohort[row, slot]
             reserved = numbers[Pool.RESERVED] + (
@@ -287,8 +291,6 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
                 break
             events += 1
             entering -= 1
-            if entering == 0:
-                time_s = enter_s
             take(state, row, pool, READY_LINE, ready_place)
             ready_s, ready_place = find_next(state, row, pool, READY_LINE, days_per_s)
             numbers[Pool.G] = begin_g + speed * (enter_s - begin_s)
@@ -300,6 +302,7 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
             if singly:
                 # At the pace that it sets itself.
                 admitted = slot
+                time_s = enter_s
             else:
                 first_token(params, state, row, slot, enter_s + iteration / duty)
         elapsed = time_s - begin_s
