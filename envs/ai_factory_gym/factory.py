@@ -530,10 +530,13 @@ class Factory:
 
     def put(self, rows: Array, actions: Array | float) -> None:
         """Take the actions with which ``run`` is to begin a control step of rows."""
-        # Of one row there is nothing to look up, which takes longer than to copy.
-        places: Any = slice(None) if self.rows == 1 else rows
-        self._episodes.action[places] = actions
-        self._status[places] = FRESH
+        if self.rows == 1:
+            # There is nothing to look up, which takes longer than to copy.
+            self._episodes.action[:] = actions
+            self._status.fill(FRESH)
+        else:
+            self._episodes.action[rows] = actions
+            self._status[rows] = FRESH
 
     def run(self, rows: Array, outcome: Outcome) -> int:
         """Run, or resume, a control step of rows; returns DONE, or NEEDS_SLOTS when the engine must grow first.

@@ -41,16 +41,23 @@ class Reference:
     Args:
         arrays: A named tuple of arrays; they must not be replaced while the reference is in use.
 
+    Attributes:
+        handed: What a kernel is handed: the table; the arrays themselves where kernels are not compiled.
+
     Raises:
         TypeError: When an array is not as kernels take it to be.
     """
 
-    __slots__ = ("_arrays", "_table")
+    __slots__ = ("_arrays", "handed")
 
     def __init__(self, arrays: tuple[Array, ...]) -> None:
         """Write the table."""
+        self._refer(arrays)
+
+    def _refer(self, arrays: tuple[Array, ...]) -> None:
+        table = _table_of(arrays)
         self._arrays = arrays
-        self._table = _table_of(arrays)
+        self.handed: Any = arrays if config.DISABLE_JIT else table  # type: ignore[attr-defined]
 
     def __getstate__(self) -> tuple[Array, ...]:
         """Leave the addresses behind: they mean nothing elsewhere."""
@@ -58,13 +65,7 @@ class Reference:
 
     def __setstate__(self, arrays: tuple[Array, ...]) -> None:
         """Write a table for the arrays of the copy."""
-        self._arrays = arrays
-        self._table = _table_of(arrays)
-
-    @property
-    def handed(self) -> Any:
-        """What a kernel is handed: the table; the arrays themselves where kernels are not compiled."""
-        return self._arrays if config.DISABLE_JIT else self._table  # type: ignore[attr-defined]
+        self._refer(arrays)
 
 
 def _table_of(arrays: tuple[Array, ...]) -> Array:
