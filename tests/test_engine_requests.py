@@ -313,7 +313,7 @@ def test_decode_in_rows_is_decode_one_by_one(limit: str, per_s: float, outputs: 
         most = max(most, float(numbers[Pool.IN_FLIGHT]))
         assert numbers[Pool.RESERVED] <= tokens * (1.0 + 1e-9)
         assert numbers[Pool.IN_FLIGHT] <= places + 1e-9
-    # Both ways of the kernel are gone: event by event, and in rows.
+    # Both ways of the kernel are taken: event by event, and in rows.
     if limit == "none":
         assert (AT_ONCE * most >= 1.0) == (per_s > 500.0)
     served = state.log[0, : state.site_int[0, SiteInt.LOGGED]]
@@ -362,3 +362,9 @@ def test_a_batch_that_empties_is_exactly_empty() -> None:
     assert state.site_int[0, SiteInt.LOGGED] == 3000
     for column in (Pool.IN_FLIGHT, Pool.EMITTING, Pool.LEAVING, Pool.FREEING, Pool.CONTEXT, Pool.RESERVED, Pool.BUSY_S):
         assert numbers[column] == 0.0, column
+    # Else power would be foreseen for a batch that is gone.
+    assert numbers[Pool.PACED_IN_FLIGHT] == numbers[Pool.PACED_CONTEXT] == 0.0
+    # Their pace may change before they leave, but an answer of one token has none.
+    served = state.log[0, :3000]
+    assert np.sum(served[:, Log.OUTPUT] == 1.0) > 10
+    assert served[served[:, Log.OUTPUT] == 1.0, Log.MET].all()

@@ -156,7 +156,7 @@ def take(state: State, row: int, pool: int, line: int, place: int) -> int:
     ints[PoolInt.READY + line] -= 1
     ahead = ints[PoolInt.READY_AHEAD + line]
     if ahead != NOBODY:
-        # With everyone who goes, one of the next day is on its way from memory: to follow their list at once would be to wait.
+        # With each cohort taken one of the next day is asked for; to follow their list all at once would be to wait for memory at every link.
         ask(state.cohort[row, ahead], DECODE_BYTES)
         ask(state.cohort_int[row, ahead], 0)
         ints[PoolInt.READY_AHEAD + line] = state.link[row, ahead]

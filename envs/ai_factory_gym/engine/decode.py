@@ -52,8 +52,8 @@ PACE_STEP = 4e-4
 one request among tens of thousands moves it by less."""
 
 AT_ONCE = 2e-3
-"""Most requests that are admitted before those who finish meanwhile leave, as a share of the batch, at request resolution (status: design
-choice): about as many come as go, so that the batch moves by a fraction of it."""
+"""Largest number of requests, as a share of the batch, that is admitted, or on average finishes, at one pace at request resolution (status:
+design choice): about as many come as go, so that the batch moves by a fraction of it."""
 
 PACE_S = 2.0
 """How often the time of iterations is worked out anew at cohort resolution, s."""
@@ -198,9 +198,9 @@ def _room(params: Params, state: State, row: int, pool: int) -> tuple[float, flo
 def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
     """Advance a decode pool to ``end_s`` request by request (cohorts of one request).
 
-    In a large batch a few admissions, up to ``AT_ONCE``, come before the completions meanwhile, all at one pace, where there is room for
-    them without these: which of the two is next cannot be foreseen, and to guess it wrong at every request would take most of the time.
-    A batch in which a single request counts goes from event to event.
+    A large batch goes in rows: a few admissions, up to ``AT_ONCE``, then the completions of the same time, all at one pace, as long as there
+    is room without these completions. No processor can foresee whether an admission or a completion is next, and to guess it wrong at
+    every request would take most of the time. A batch in which a single request counts goes from event to event.
 
     Args:
         params: Site parameters.
@@ -243,6 +243,9 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
             busy = 0.0
             compute = 0.0
             memory = 0.0
+            # Power is foreseen by the batch of the pace: nobody draws nothing.
+            numbers[Pool.PACED_IN_FLIGHT] = in_flight
+            numbers[Pool.PACED_CONTEXT] = context
         elif (
             (speed == 0.0)
             | (abs(in_flight - numbers[Pool.PACED_IN_FLIGHT]) > PACE_STEP * in_flight)
@@ -276,7 +279,7 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
         while ready_s < time_s and not blocked:
             enter_s = max(begin_s, ready_s)
             if entering == 0:
-                # Before the next one is admitted: right after it the batch would be larger than it is on average.
+                # The row ends before the next one is admitted: whoever comes finds the mean batch, and one more after him is above it.
                 time_s = enter_s
                 break
             slot = int(ready_slots[ready_place])
@@ -285,7 +288,7 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
                 cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT] + perf[DECODE_KV_REQUEST_TOKENS]
             )
             if (reserved > kv_room) | (numbers[Pool.IN_FLIGHT] + 1.0 > batch_room):
-                # Unless somebody finishes before it is ready, it waits for the next who does.
+                # Unless somebody finishes before it is ready, it waits for the first who does afterwards.
                 blocked = True
                 time_s = enter_s
                 break

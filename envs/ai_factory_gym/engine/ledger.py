@@ -300,6 +300,8 @@ def first_token(params: Params, state: State, row: int, slot: int, time_s: float
     else:
         # One part in a billion absorbs the rounding of a request that runs at exactly its limit.
         last_s = time_s + spec[ClassSpec.TPOT_S] * (cohort[Cohort.OUTPUT] - 1.0) * (1.0 + 1e-9) + 1e-9
+        # Where the first token is the last there is no pace to keep.
+        last_s = last_s if cohort[Cohort.OUTPUT] > 1.0 else math.inf
         cohort[Cohort.DEADLINE_S] = last_s if promised else deadline_s
 
 
@@ -323,7 +325,7 @@ def last_token(params: Params, state: State, row: int, slot: int, time_s: float,
             counters[Class.TPOT_SUM_S] += count * tpot_s
             counters[Class.TPOT_COUNT] += count
             state.histogram[row, cls, 1, histogram_bin(tpot_s)] += int(count)
-    # A promise broken earlier has decided the fate already; a single token has no TPOT to miss.
+    # A promise broken earlier has decided the fate already.
     met = not ints[CohortInt.DECIDED] and time_s <= cohort[Cohort.DEADLINE_S]
     if met:
         meet(params, state, row, slot, good_tokens)

@@ -192,7 +192,7 @@ def _start_exact(
     clock_w: float,
     left: float,
 ) -> float:
-    """Put a request on a free server, where it adds ``left`` to the pool's busy time unless it finishes within the segment.
+    """Put a request on a free server, where it adds ``left``, of the pool's time, to what is busy unless it finishes within the segment.
 
     Returns:
         When it finishes on the service clock: once that has advanced by its server time.
@@ -256,7 +256,7 @@ def advance_prefill_exact(params: Params, state: State, row: int, pool: int, end
     # The service clock runs evenly through the segment: where it stands follows from the time alone, not from event to event.
     begin_s = numbers[Pool.TIME_S]
     begin_w = numbers[Pool.W]
-    # Whoever is in service stays until the segment ends, unless he finishes before: what is left of it is taken off then.
+    # Whoever is in service counts as busy until the segment ends; what is left of the segment is taken off when a request finishes before.
     numbers[Pool.BUSY_S] += (end_s - begin_s) * share * ints[PoolInt.SERVING]
     numbers[Pool.COMPUTE_S] += (end_s - begin_s) * share * numbers[Pool.SHARE_COMPUTE]
     finish_w, finish_place = find_next(state, row, pool, SERVICE_LINE, days_per_s)
