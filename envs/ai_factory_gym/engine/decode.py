@@ -194,6 +194,28 @@ def _room(params: Params, state: State, row: int, pool: int) -> tuple[float, flo
     return (ints[PoolInt.ACTIVE] + ints[PoolInt.DRAINING]) * units, tokens, admitting * numbers[Pool.MAX_BATCH]
 
 
+@inlined_kernel
+def _pace(state: State, row: int, pool: int, replicas: float) -> tuple[float, float, float, float, float]:
+    """Return an iteration's seconds at the batch of the pace, tokens per second of a request, and what is busy, computes and streams."""
+    numbers = state.pool[row, pool]
+    perf = state.perf[row, pool]
+    duty = numbers[Pool.DUTY]
+    paced = numbers[Pool.PACED_IN_FLIGHT]
+    batch = max(1.0, paced / replicas)
+    iteration, computing, reading = decode_iteration_s(
+        perf, batch, numbers[Pool.PACED_CONTEXT] / paced, numbers[Pool.CLOCK]
+    )
+    busy = duty * min(1.0, paced / replicas)
+    speed = duty * perf[DECODE_TOKENS_PER_ITERATION] / iteration
+    return (
+        float(iteration),
+        float(speed),
+        float(busy),
+        float(busy * computing / iteration),
+        float(busy * reading / iteration),
+    )
+
+
 @kernel
 def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_s: float) -> None:
     """Advance a decode pool to ``end_s`` request by request (cohorts of one request).
@@ -211,7 +233,6 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
     """
     numbers = state.pool[row, pool]
     perf = state.perf[row, pool]
-    clock = numbers[Pool.CLOCK]
     duty = numbers[Pool.DUTY]
     tokens_per_iteration = perf[DECODE_TOKENS_PER_ITERATION]
     replicas, kv_room, batch_room = _room(params, state, row, pool)
@@ -253,12 +274,7 @@ def advance_decode_exact(params: Params, state: State, row: int, pool: int, end_
         ):
             numbers[Pool.PACED_IN_FLIGHT] = in_flight
             numbers[Pool.PACED_CONTEXT] = context
-            batch = max(1.0, in_flight / replicas)
-            iteration, computing, reading = decode_iteration_s(perf, batch, context / in_flight, clock)
-            speed = duty * tokens_per_iteration / iteration
-            busy = duty * min(1.0, in_flight / replicas)
-            compute = busy * computing / iteration
-            memory = busy * reading / iteration
+            iteration, speed, busy, compute, memory = _pace(state, row, pool, replicas)
         if admitted != NOBODY:
             first_token(params, state, row, admitted, time_s + iteration / duty)
             admitted = NOBODY
@@ -355,7 +371,6 @@ def advance_decode_cohorts(params: Params, state: State, row: int, pool: int, en
     """
     numbers = state.pool[row, pool]
     perf = state.perf[row, pool]
-    clock = numbers[Pool.CLOCK]
     duty = numbers[Pool.DUTY]
     scoring = state.site[row, Site.SCORING]
     tokens_per_iteration = perf[DECODE_TOKENS_PER_ITERATION]
@@ -409,13 +424,7 @@ def advance_decode_cohorts(params: Params, state: State, row: int, pool: int, en
             compute = 0.0
             memory = 0.0
         elif stale:
-            paced = numbers[Pool.PACED_IN_FLIGHT]
-            batch = max(1.0, paced / replicas)
-            iteration, computing, reading = decode_iteration_s(perf, batch, numbers[Pool.PACED_CONTEXT] / paced, clock)
-            speed = duty * tokens_per_iteration / iteration
-            busy = duty * min(1.0, paced / replicas)
-            compute = busy * computing / iteration
-            memory = busy * reading / iteration
+            iteration, speed, busy, compute, memory = _pace(state, row, pool, replicas)
         if admitted != NOBODY:
             first_token(params, state, row, admitted, time_s + iteration / duty)
             admitted = NOBODY
