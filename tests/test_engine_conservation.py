@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ai_factory_gym.engine.layout import (
     GPU_GROUP,
+    HISTOGRAM_BINS,
     LINK_DOMAIN,
     PREFILL,
     RACK,
@@ -30,6 +31,7 @@ from ai_factory_gym.engine.layout import (
     Site,
     SiteInt,
     SiteSpec,
+    Span,
     Stage,
     State,
 )
@@ -229,6 +231,11 @@ def check_requests(state: State) -> None:
         assert counters[Class.QUEUED] == pytest.approx(cohort[no_token, Cohort.COUNT].sum())
         assert state.histogram[0, cls, 0].sum() == counters[Class.TTFT_COUNT]
         assert state.histogram[0, cls, 1].sum() == counters[Class.TPOT_COUNT]
+        for histogram, span in zip(state.histogram[0, cls], state.span[0, cls], strict=True):
+            counted = np.flatnonzero(histogram)
+            if len(counted) > 0:
+                assert HISTOGRAM_BINS - span[Span.BELOW_TOP] <= counted[0]
+                assert span[Span.END] > counted[-1]
     assert state.site_int[0, SiteInt.FREE] + len(cohort) == state.free.shape[1]
     assert len(set(state.free[0, : state.site_int[0, SiteInt.FREE]])) == state.site_int[0, SiteInt.FREE]
     for pool in range(state.pool.shape[1]):

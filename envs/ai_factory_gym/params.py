@@ -103,8 +103,8 @@ CONTEXT_MEMORY_S = 600.0
 AGES = 32
 """Quantiles that stand for how long ago what a trace repeats was last seen."""
 
-COHORT_DAY_TOKENS = 16.0
-"""Days of a decode pool's calendar at cohort resolution, tokens: about as long as from one finish to the next."""
+COHORT_DAY_TOKENS = 32.0
+"""Days of a decode pool's calendar at cohort resolution, tokens: a day brings one cohort or two, and the calendar of a pool is two kilobytes."""
 
 REQUEST_DAYS_PER_TOKEN = 4.0
 """The same at request resolution, per token: a day brings ten or so of the tens of thousands of requests in a batch."""

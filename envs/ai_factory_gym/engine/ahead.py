@@ -1,13 +1,25 @@
 """Asking for the memory of a row before it is its turn.
 
-A control step of a row reads and writes some eighty kilobytes, a few lines of a cache here and there. With a hundred rows they are no
+A control step of a row reads and writes some fifty kilobytes, a few lines of a cache here and there. With a hundred rows they are no
 longer in the processor's own caches when the row's turn comes, and every line would be waited for by itself. Asked for together while
 another row runs, they come side by side. Nothing is changed by it, and nothing depends on it.
 """
 
 from __future__ import annotations
 
-from ai_factory_gym.engine.layout import DECODE, SERVICE_LINE, Array, Cell, ClassSpec, Params, PoolSpec, SiteInt, State
+from ai_factory_gym.engine.layout import (
+    DECODE,
+    HISTOGRAM_BINS,
+    SERVICE_LINE,
+    Array,
+    Cell,
+    ClassSpec,
+    Params,
+    PoolSpec,
+    SiteInt,
+    Span,
+    State,
+)
 from ai_factory_gym.engine.lowering import ask
 from ai_factory_gym.jit import inlined_kernel, kernel
 
@@ -39,8 +51,10 @@ def _ask_for(array: Array, begin: int, end: int) -> None:
 def ask_for_row(params: Params, state: State, row: int, minute: int) -> None:
     """Ask for what the next control step of a row, which begins in ``minute``, is going to read and write.
 
-    What is the same in every step, and the histograms, of which it is a part that is not known beforehand.
+    What is the same in every step, and of the histograms the bins that have been counted in before.
     """
+    # Read further below, when it will have come.
+    _ask_for(state.span[row], 0, state.span.shape[1])
     ints = state.site_int[row]
     used = min(ints[SiteInt.HIGH_WATER], _MOST_SLOTS)
     free = ints[SiteInt.FREE]
@@ -73,4 +87,7 @@ def ask_for_row(params: Params, state: State, row: int, minute: int) -> None:
             _ask_for(state.heap_slot[row, pool, line], 0, _DUE)
         if params.pool[pool, PoolSpec.PHASE] == DECODE:
             _ask_for(state.calendar[row, pool, SERVICE_LINE], 0, state.calendar.shape[3])
-    _ask_for(state.histogram[row], 0, state.histogram.shape[1])
+    for cls in range(params.cls.shape[0]):
+        for kind in range(2):
+            span = state.span[row, cls, kind]
+            _ask_for(state.histogram[row, cls, kind], HISTOGRAM_BINS - span[Span.BELOW_TOP], span[Span.END])

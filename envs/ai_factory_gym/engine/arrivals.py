@@ -14,7 +14,6 @@ from ai_factory_gym.engine.layout import (
     CHANCE,
     COHORT,
     DECODE,
-    DECODE_BYTES,
     PREFILL,
     READY_LINE,
     SHARED_GPUS,
@@ -37,10 +36,8 @@ from ai_factory_gym.engine.layout import (
     Stage,
     State,
 )
-from ai_factory_gym.engine.ledger import pass_gate, take_slot
+from ai_factory_gym.engine.ledger import ask_for_slot, pass_gate, take_slot
 from ai_factory_gym.engine.lists import append, insert
-from ai_factory_gym.engine.lowering import ask_to_write
-from ai_factory_gym.engine.prefill import server_seconds, uncached_work_s
 from ai_factory_gym.engine.rng import exponential, normal, poisson, uniform
 from ai_factory_gym.jit import inlined_kernel, kernel
 from ai_factory_gym.physics.performance import (
@@ -66,6 +63,9 @@ _USUAL_SHARE = 0.0625
 
 _BLOCK = 64
 """Requests that are drawn together."""
+
+_SLOTS_AHEAD = 3
+"""How many cohorts before its turn the record of one is asked for: about the time it takes to come."""
 
 
 FASTEST_RELEASE_PER_S = 6.0 / 3600.0
@@ -369,7 +369,7 @@ def _enter_cohort(
         state.cohort[row, slot, Cohort.VALUE] = value
     if has_cache(params):
         find_cohort(params, state, row, slot, cls, place)
-    _add_inflow(params, state, row, slot, flow_s)
+    _add_inflow(params, state, row, slot, prefill, decode, count, prompt, prompt_sq, output, flow_s)
 
 
 @inlined_kernel
@@ -571,22 +571,39 @@ def _trace_due_s(times: Array, requests: int, span_s: float, cursor: int, shift_
 
 
 @inlined_kernel
-def _add_inflow(params: Params, state: State, row: int, slot: int, flow_s: float) -> None:
-    """Add a cohort to what comes in ``flow_s``: its work flows into the prefill pool, its requests are bound for decode."""
-    pool = state.cohort_int[row, slot, CohortInt.PREFILL_POOL]
-    numbers = state.pool[row, pool]
-    cohort = state.cohort[row, slot]
-    perf = state.perf[row, pool]
-    rate = compute_rate(numbers[Pool.CLOCK])
-    numbers[Pool.INFLOW] += cohort[Cohort.COUNT] * server_seconds(perf, cohort, rate) / flow_s
+def _add_inflow(
+    params: Params,
+    state: State,
+    row: int,
+    slot: int,
+    prefill: int,
+    decode: int,
+    count: float,
+    prompt: float,
+    prompt_sq: float,
+    output: float,
+    flow_s: float,
+) -> None:
+    """Add a cohort to what comes in ``flow_s``: its work flows into the prefill pool, its requests are bound for decode.
+
+    What has just been written to its record is handed on, not read back.
+    """
+    if has_cache(params):
+        prompt_left = prompt - state.cohort[row, slot, Cohort.CACHED]
+        prompt_sq -= state.cohort[row, slot, Cohort.CACHED_SQ]
+    else:
+        prompt_left = prompt
+    numbers = state.pool[row, prefill]
+    perf = state.perf[row, prefill]
+    scaling, fixed = prefill_work_s(perf, prompt_left, prompt_sq)
+    numbers[Pool.INFLOW] += count * (scaling + fixed * compute_rate(numbers[Pool.CLOCK])) / flow_s
     # The brake must know beforehand how hard the tick's work can drive the pool.
-    scaling, fixed = uncached_work_s(perf, cohort)
-    streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * (cohort[Cohort.PROMPT] - cohort[Cohort.CACHED])
+    streaming = perf[PREFILL_STREAM_PER_TOKEN_S] * prompt_left
     numbers[Pool.INFLOW_COMPUTE] = max(numbers[Pool.INFLOW_COMPUTE], scaling / (scaling + fixed))
     numbers[Pool.INFLOW_MEMORY] = max(numbers[Pool.INFLOW_MEMORY], streaming / (scaling + fixed))
-    decode = state.pool[row, state.cohort_int[row, slot, CohortInt.DECODE_POOL]]
-    decode[Pool.COMING] += cohort[Cohort.COUNT] / flow_s
-    decode[Pool.COMING_TOKENS] += cohort[Cohort.COUNT] * (cohort[Cohort.PROMPT] + cohort[Cohort.OUTPUT]) / flow_s
+    bound = state.pool[row, decode]
+    bound[Pool.COMING] += count / flow_s
+    bound[Pool.COMING_TOKENS] += count * (prompt + output) / flow_s
 
 
 @inlined_kernel
@@ -639,6 +656,7 @@ def _enter_cells(params: Params, state: State, row: int, tick_begin_s: float, ti
         unit = first * CROWDED_PARTS + part
         place = start
         for index in range(cells):
+            ask_for_slot(state, row, _SLOTS_AHEAD)
             _enter_cohort(
                 params,
                 state,
@@ -704,11 +722,7 @@ def _synthetic_requests(params: Params, state: State, row: int, begin_s: float, 
             prompt, output = _draw_request(params, state, row, drawn_class[index])
             drawn[block + index] = prompt
             drawn[2 * block + index] = output
-            # Where it is going to be written down.
-            slot = int(state.free[row, state.site_int[row, SiteInt.FREE] - 1 - index])
-            ask_to_write(state.cohort[row, slot], 0)
-            ask_to_write(state.cohort[row, slot], DECODE_BYTES)
-            ask_to_write(state.cohort_int[row, slot], 0)
+            ask_for_slot(state, row, index)
         for index in range(found):
             prompt = drawn[block + index]
             output = drawn[2 * block + index]

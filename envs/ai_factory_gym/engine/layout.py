@@ -35,13 +35,16 @@ HISTOGRAM_LOW_S = 1e-3
 HISTOGRAM_BINS = 7 * HISTOGRAM_BINS_PER_DECADE
 """Log bins of TTFT and TPOT from 1 ms to 10,000 s; the first and last also hold what lies outside."""
 
+TTFT, TPOT = 0, 1
+"""Which of a class's two histograms."""
+
 SIZES = 21
 """Sizes of cohorts that are told apart in routing: powers of two, up to the largest context of a million tokens."""
 
 READY_LINE, SERVICE_LINE = 0, 1
 """Of a pool: cohorts that are handed to decode and not in its batch yet; cohorts in service."""
 
-COHORT_DAYS, REQUEST_DAYS = 1024, 8192
+COHORT_DAYS, REQUEST_DAYS = 512, 8192
 """Days of the calendar of a line at either resolution, powers of two; the ring is gone through again and again."""
 
 BACKLOG_BIN_S = 900.0
@@ -614,6 +617,13 @@ class Draw(IntEnum):
     DEADLINE_S = 6  # inf for classes with a TTFT and TPOT promise
 
 
+class Span(IntEnum):
+    """Columns of ``State.span``: which bins of a histogram have been counted in, so far."""
+
+    BELOW_TOP = 0  # HISTOGRAM_BINS less the lowest of them; 0 where there are none
+    END = 1  # one above the highest
+
+
 class Log(IntEnum):
     """Columns of ``State.log``, one line per finished or rejected cohort."""
 
@@ -806,6 +816,7 @@ class State(NamedTuple):
     transition: Array  # float64[rows, pools, 2 (wake, drain), slots, Transition]
     cls: Array  # float64[rows, classes, Class]
     histogram: Array  # int64[rows, classes, 2 (TTFT, TPOT), HISTOGRAM_BINS]
+    span: Array  # int64[rows, classes, 2 (TTFT, TPOT), Span]
     backlog: Array  # float64[rows, cells, bins] deferrable requests by arrival bin
     released: Array  # float64[rows, cells] released fractions of requests carried to the next tick
     cohort: Array  # float64[rows, slots, COHORT_COLUMNS]
@@ -878,6 +889,7 @@ def allocate(
         transition=np.full((rows, pools, 2, transitions, len(Transition)), np.inf),
         cls=np.zeros((rows, classes, len(Class))),
         histogram=np.zeros((rows, classes, 2, HISTOGRAM_BINS), dtype=np.int64),
+        span=np.zeros((rows, classes, 2, len(Span)), dtype=np.int64),
         backlog=np.zeros((rows, cells, backlog_bins)),
         released=np.zeros((rows, cells)),
         cohort=np.zeros((rows, slots, COHORT_COLUMNS)),

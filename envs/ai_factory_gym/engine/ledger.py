@@ -7,9 +7,12 @@ import math
 import numpy as np
 
 from ai_factory_gym.engine.layout import (
+    DECODE_BYTES,
     HISTOGRAM_BINS,
     HISTOGRAM_BINS_PER_DECADE,
     HISTOGRAM_LOW_S,
+    TPOT,
+    TTFT,
     Array,
     Class,
     ClassSpec,
@@ -22,9 +25,11 @@ from ai_factory_gym.engine.layout import (
     Site,
     SiteInt,
     SiteSpec,
+    Span,
     Stage,
     State,
 )
+from ai_factory_gym.engine.lowering import ask_to_write
 from ai_factory_gym.jit import inlined_kernel, kernel
 
 DAY_S = 86400.0
@@ -57,6 +62,25 @@ def histogram_bin(seconds: float) -> int:
         return HISTOGRAM_BINS - 1
     index = int(_FIRST_BIN[(np.float64(seconds).view(np.int64) >> _PREFIX_BITS) - _LOWEST_PREFIX])
     return index + 1 if seconds >= _UPPER_EDGE_S[index] else index
+
+
+@inlined_kernel
+def _count_latency(state: State, row: int, cls: int, kind: int, seconds: float, count: float) -> None:
+    """Count requests with a latency (TTFT or TPOT) in their class's histogram."""
+    index = histogram_bin(seconds)
+    state.histogram[row, cls, kind, index] += int(count)
+    span = state.span[row, cls, kind]
+    span[Span.BELOW_TOP] = max(span[Span.BELOW_TOP], HISTOGRAM_BINS - index)
+    span[Span.END] = max(span[Span.END], index + 1)
+
+
+@inlined_kernel
+def ask_for_slot(state: State, row: int, others: int) -> None:
+    """Ask for the record of the slot that will be taken after ``others`` others: it is going to be written to."""
+    slot = int(state.free[row, max(0, state.site_int[row, SiteInt.FREE] - 1 - others)])
+    ask_to_write(state.cohort[row, slot], 0)
+    ask_to_write(state.cohort[row, slot], DECODE_BYTES)
+    ask_to_write(state.cohort_int[row, slot], 0)
 
 
 @inlined_kernel
@@ -291,7 +315,7 @@ def first_token(params: Params, state: State, row: int, slot: int, time_s: float
     if ints[CohortInt.SCORED]:
         counters[Class.TTFT_SUM_S] += count * ttft_s
         counters[Class.TTFT_COUNT] += count
-        state.histogram[row, cls, 0, histogram_bin(ttft_s)] += int(count)
+        _count_latency(state, row, cls, TTFT, ttft_s, count)
     spec = params.cls[cls]
     deadline_s = cohort[Cohort.DEADLINE_S]
     promised = spec[ClassSpec.DEFERRABLE] == 0.0
@@ -324,7 +348,7 @@ def last_token(params: Params, state: State, row: int, slot: int, time_s: float,
             counters = state.cls[row, cls]
             counters[Class.TPOT_SUM_S] += count * tpot_s
             counters[Class.TPOT_COUNT] += count
-            state.histogram[row, cls, 1, histogram_bin(tpot_s)] += int(count)
+            _count_latency(state, row, cls, TPOT, tpot_s, count)
     # A promise broken earlier has decided the fate already.
     met = not ints[CohortInt.DECIDED] and time_s <= cohort[Cohort.DEADLINE_S]
     if met:
