@@ -200,7 +200,9 @@ def test_layouts_name_every_place_once():
     ):
         places = [place for name in layout.slices for place in range(size)[layout[name]]]
         assert places == list(range(size)) and layout.size == size
-        name = next(iter(layout.slices))
+        assert list(layout) == list(layout.slices) and len(layout) == len(layout.slices)
+        name = next(iter(layout))
+        assert name in layout and name + "s" not in layout
         with pytest.raises(ConfigError, match=f"Did you mean '{name}'"):
             layout[name + "s"]
     assert env.observation_layout["queue_wait"].stop - env.observation_layout["queue_wait"].start == len(env.classes)

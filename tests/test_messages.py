@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import ai_factory_agents
+import ai_factory_baselines
 from ai_factory_gym.errors import ConfigError, PolicyRefused, unknown
 from ai_factory_gym.evaluation import cli, evaluate
 from ai_factory_gym.grid.series import SeriesEventSpec, load_series
@@ -68,6 +70,9 @@ def test_a_rule_that_refuses_the_site_is_named_and_the_others_run(capsys: pytest
     assert "error: policy 'picky': rule: not possible" in capsys.readouterr().err
     with pytest.raises(PolicyRefused, match="policy 'refuses': rule: not possible"):
         evaluate(refuses, TASK, seeds=[1])
+    made = functools.partial(ai_factory_baselines.make, "reactve")
+    with pytest.raises(PolicyRefused, match=r"policy \"make\('reactve'\)\": .*Did you mean 'reactive'"):
+        evaluate(made, TASK, seeds=[1])
 
 
 @pytest.mark.parametrize(

@@ -210,13 +210,31 @@ def test_bad_rows_and_threads_are_refused(settings: dict[str, Any], words: list[
         assert word in str(error.value)
 
 
+def test_an_action_is_shown_with_the_digits_it_was_given() -> None:
+    envs = vector(**SHORT)
+    envs.reset(seed=0)
+    for kind in (np.float32, np.float64):
+        actions = np.zeros(envs.action_space.shape, kind)  # type: ignore[arg-type]
+        actions[1, 3] = 1.1
+        with pytest.raises(ConfigError, match=r"action: 1\.1 at row 1, index 3 is not allowed"):
+            envs.step(actions)
+
+
+def test_options_of_a_reset_that_are_unknown_are_shown_with_all_that_are_allowed() -> None:
+    envs = vector(**SHORT)
+    with pytest.raises(ConfigError, match=r"allowed: .*reset_mask.*Did you mean 'reset_mask'"):
+        envs.reset(options={"reset_masks": [True] * envs.num_envs})
+    with pytest.raises(ConfigError, match="reset_mask"):
+        envs.reset(options=["reset_mask"])  # type: ignore[arg-type]
+
+
 def test_an_action_that_is_out_of_range_steps_no_row() -> None:
     envs = vector(**SHORT)
     envs.reset(seed=0)
     before = envs.factory.engine.snapshot()
     bad = np.zeros(envs.action_space.shape)  # type: ignore[arg-type]
     bad[2, 1] = np.nan
-    with pytest.raises(ConfigError, match="nan at index"):
+    with pytest.raises(ConfigError, match="nan at row 2, index 1 is not allowed"):
         envs.step(bad)
     after = envs.factory.engine.snapshot()
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before.state, after.state, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -324,8 +325,9 @@ def compare_with_rules(
         f"Comparing {', '.join(policies)} on {settings.final_seeds} held-out seeds ({', '.join(settings.scenario)}) ..."
     )
     started_s = time.perf_counter()
-    results = [
-        evaluate(
+    results = []
+    for chosen, (name, candidate) in itertools.product(settings.scenario, policies.items()):
+        result = evaluate(
             candidate,
             settings.task,
             scenario=chosen,
@@ -336,9 +338,8 @@ def compare_with_rules(
             policy_name=name,
             progress=None if settings.progress else False,
         )
-        for chosen in settings.scenario
-        for name, candidate in policies.items()
-    ]
+        results.append(result)
+        report(f"  {len(results)} of {len(settings.scenario) * len(policies)}: {name}, {chosen}")
     table = comparison_table(results)
     stem = run.path / f"evaluation-{steps}"
     write_csv([row for result in results for row in result.episodes], f"{stem}.csv")

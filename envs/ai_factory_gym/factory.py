@@ -82,13 +82,11 @@ def may_fail_in_part(site: SiteConfig, chosen: Scenario) -> bool:
     return faults and chosen.faults.at(site.reliability).in_part
 
 
-def check_options(options: Any) -> None:
-    """Refuse reset options that are no mapping or hold a key that is none of RESET_OPTIONS (ConfigError)."""
+def check_options(options: Any, allowed: Sequence[str] = RESET_OPTIONS) -> None:
+    """Refuse reset options that are no mapping or hold a key that is not allowed (ConfigError)."""
     if options is not None and not isinstance(options, Mapping):
-        raise ConfigError(
-            f"options: {options!r} is not allowed; must be a dict with keys of {', '.join(RESET_OPTIONS)}."
-        )
-    check_keys("options", options or {}, required=(), optional=RESET_OPTIONS)
+        raise ConfigError(f"options: {options!r} is not allowed; must be a dict with keys of {', '.join(allowed)}.")
+    check_keys("options", options or {}, required=(), optional=allowed)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ least one. A rack that changes its role drains, then loads the model for ``switc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -432,6 +432,18 @@ class ActionLayout:
     pairs: Array = field(init=False, repr=False)
     arrays: tuple[Array, ...] = field(init=False, repr=False)
 
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names of the levers in use, in order."""
+        return iter(self.slices)
+
+    def __len__(self) -> int:
+        """Return how many levers are in use; ``size`` is the length of the action vector."""
+        return len(self.slices)
+
+    def __contains__(self, lever: object) -> bool:
+        """Tell whether a lever is in use."""
+        return lever in self.slices
+
     def __getitem__(self, lever: str) -> slice:
         """Return where a lever lies.
 
@@ -591,10 +603,11 @@ def as_actions(action: Any, shape: Sequence[int]) -> Array:
 
 def refuse_actions(actions: Array) -> None:
     """Raise for the first number that does not lie in [-1, 1], if there is one (ConfigError)."""
-    flat = actions.reshape(-1)
-    beyond = np.flatnonzero(~(np.abs(flat) <= 1.0))
+    beyond = np.argwhere(~(np.abs(actions) <= 1.0))
     if len(beyond):
-        index = int(beyond[0])
-        raise ConfigError(
-            f"action: {float(flat[index])!r} at index {index} is not allowed; every entry must be a number in [-1, 1]."
-        )
+        *row, index = beyond[0].tolist()
+        value = float(actions[(*row, index)])
+        # As it was given: a float32 has fewer digits than the number it is taken for.
+        shown = str(np.float32(value)) if np.float32(value) == value else repr(value)
+        where = f"index {index}" if not row else f"row {row[0]}, index {index}"
+        raise ConfigError(f"action: {shown} at {where} is not allowed; every entry must be a number in [-1, 1].")

@@ -7,7 +7,7 @@ operation. Nothing tells how long the episode still lasts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -262,6 +262,18 @@ class ObservationLayout:
     def constants(self) -> tuple[float, float]:
         """Base cap (W) and tightest TPOT (s)."""
         return self.base_cap_w, self.tpot_s
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names of the blocks, in order."""
+        return iter(self.slices)
+
+    def __len__(self) -> int:
+        """Return how many blocks there are; ``size`` is the length of the observation."""
+        return len(self.slices)
+
+    def __contains__(self, block: object) -> bool:
+        """Tell whether there is a block of that name."""
+        return block in self.slices
 
     def __getitem__(self, block: str) -> slice:
         """Return where a block lies.

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from ai_factory_gym.control_step import Outcome
 from ai_factory_gym.engine.layout import Array
 from ai_factory_gym.errors import ConfigError, check_count, unknown
-from ai_factory_gym.factory import Factory, check_options
+from ai_factory_gym.factory import RESET_OPTIONS, Factory, check_options
 from ai_factory_gym.fleet import Fleet
 from ai_factory_gym.levers import ActionLayout
 from ai_factory_gym.observation import LIMIT, ObservationLayout
@@ -128,11 +128,11 @@ class AIFactoryVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 raise ConfigError(
                     f"seed: {len(seeds)} given for {self.num_envs} rows; give one number, one per row, or None."
                 )
-        given = dict(options) if isinstance(options, Mapping) else {}
+        check_options(options, (*RESET_OPTIONS, "reset_mask"))
+        given = dict(options or {})
         mask = np.asarray(given.pop("reset_mask", np.ones(self.num_envs, dtype=np.bool_)), dtype=np.bool_)
         if mask.shape != (self.num_envs,) or not mask.any():
             raise ConfigError(f"options: reset_mask: must hold {self.num_envs} booleans, at least one of them true.")
-        check_options(given if isinstance(options, Mapping) else options)
         rows = np.flatnonzero(mask)
         self._begin(rows, seeds, [self._row_options(given, row) for row in range(self.num_envs)])
         self._done[rows] = False

@@ -183,6 +183,14 @@ class _Bench:
     hypothetical_racks: str
 
 
+def _called(policy: Any) -> str:
+    """Return what a policy, or what makes one, is called in the code of whoever gave it."""
+    if isinstance(policy, functools.partial):
+        given = [*map(repr, policy.args), *(f"{key}={value!r}" for key, value in policy.keywords.items())]
+        return f"{_called(policy.func)}({', '.join(given)})"
+    return str(getattr(policy, "__name__", type(policy).__name__))
+
+
 def _open_bench(job: _Job) -> _Bench:
     optional: dict[str, Any] = {"trace": job.trace, "horizon_s": job.horizon_s}
     given = {key: value for key, value in optional.items() if value is not None} | job.env_kwargs
@@ -191,8 +199,7 @@ def _open_bench(job: _Job) -> _Bench:
         try:
             policy = _build_policy(job.policy, env)
         except ConfigError as error:
-            name = job.policy_name or getattr(job.policy, "__name__", None) or type(job.policy).__name__
-            raise PolicyRefused(f"policy {name!r}: {error}") from error
+            raise PolicyRefused(f"policy {job.policy_name or _called(job.policy)!r}: {error}") from error
         name = job.policy_name or getattr(policy, "name", None) or type(policy).__name__
         targets = _attainment_targets(job.task, env)
     except BaseException:
