@@ -180,6 +180,7 @@ class Factory:
             self.site.training is not None,
             tuple(unit.name for unit in task.site.generation),
         )
+        self._no_info = dict.fromkeys(self.info_keys, math.nan)
         self._constants = Constants(
             clock_min=task.site.clock_min,
             scale_tokens=self._nominal_tokens(),
@@ -530,8 +531,8 @@ class Factory:
         """Take the actions with which ``run`` is to begin a control step of rows."""
         if self.rows == 1:
             # There is nothing to look up, which takes longer than to copy.
-            self._episodes.action[:] = actions
-            self._status.fill(FRESH)
+            self._episodes.action[0] = actions
+            self._status[0] = FRESH
         else:
             self._episodes.action[rows] = actions
             self._status[rows] = FRESH
@@ -570,7 +571,10 @@ class Factory:
 
     def info(self, outcome: Outcome, row: int) -> Info:
         """Return the info of one row: python scalars by key."""
-        return dict(zip(self.info_keys, outcome.info[row].tolist(), strict=True))
+        # To fill a copy with all keys in place takes less than to let a dictionary grow; ``new_outcome`` has a place for each of them.
+        info = self._no_info.copy()
+        info.update(zip(self.info_keys, outcome.info[row].tolist()))  # noqa: B905
+        return info
 
     # ------------------------------------------------------------------------------------------------ snapshots
 
