@@ -11,6 +11,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from ai_factory_gym import TASKS
+from ai_factory_gym.engine.ahead import FEW_ROWS
 from ai_factory_gym.errors import ConfigError
 from ai_factory_gym.vector_env import AIFactoryVectorEnv
 
@@ -88,6 +89,30 @@ def test_row_equals_single_environment(task: str, resolution: str, mode: Autores
         if mode is AutoresetMode.SAME_STEP:
             done = np.zeros(ROWS, dtype=bool)
     envs.close()
+
+
+@pytest.mark.parametrize("resolution", ["cohort", "coarse", "request"])
+def test_many_rows_are_single_environments(resolution: str) -> None:
+    # Of so many rows, the memory of each is asked for while the one before is simulated.
+    settings = dict(SHORT, resolution=resolution)
+    if resolution == "request":
+        settings["demand_scale"] = FEW_REQUESTS[EDGE]
+    envs = vector(FEW_ROWS + 4, autoreset_mode="SameStep", **settings)
+    observed = [envs.reset(seed=5)[0]]
+    actions = drawn(envs, steps=5)
+    rewarded = []
+    for action in actions:
+        observations, rewards, *_ = envs.step(action)
+        observed.append(observations)
+        rewarded.append(rewards)
+    for row in (0, 1, FEW_ROWS, FEW_ROWS + 3):
+        env = gymnasium.make(EDGE, **settings)
+        expected = [env.reset(seed=5 + row)[0]]
+        for step, action in enumerate(actions[:, row]):
+            observation, reward, terminated, truncated, _ = env.step(action)
+            assert reward == rewarded[step][row]
+            expected.append(env.reset()[0] if terminated or truncated else observation)
+        assert np.array_equal(expected, [seen[row] for seen in observed])
 
 
 def test_rows_end_one_by_one_when_their_horizons_differ() -> None:
